@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The environment is read once, strictly, and says what it does not know."""
+
+from pathlib import Path
+
+import pytest
+
+from xinference.errors import InvalidSetting
+from xinference.settings import OBSOLETE, VARIABLES, PortRange, Settings
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    settings, warnings = Settings.from_environ({})
+
+    assert settings == Settings()
+    assert warnings == []
+
+
+def test_every_variable_fills_its_setting() -> None:
+    environ = {
+        "XINFERENCE_HOME": "/some/where",
+        "XINFERENCE_ENDPOINT": "http://host:1",
+        "XINFERENCE_API_KEY": "sk-1",
+        "XINFERENCE_CLUSTER_KEY": "abc",
+        "XINFERENCE_LOG_LEVEL": "debug",
+        "XINFERENCE_DISABLE_METRICS": "1",
+        "XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT": "0",
+        "XINFERENCE_REPLICA_PORTS": "4000-4010",
+        "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": "2.5",
+    }
+    assert environ.keys() == VARIABLES.keys()
+
+    settings, warnings = Settings.from_environ(environ)
+
+    assert settings == Settings(
+        home=Path("/some/where"),
+        endpoint="http://host:1",
+        api_key="sk-1",
+        cluster_key="abc",
+        log_level="DEBUG",
+        disable_metrics=True,
+        restart_limit=0,
+        replica_ports=PortRange(4000, 4010),
+        http_keep_alive_seconds=2.5,
+    )
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("XINFERENCE_DISABLE_METRICS", "perhaps"),
+        ("XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT", "-1"),
+        ("XINFERENCE_REPLICA_PORTS", "10-5"),
+        ("XINFERENCE_REPLICA_PORTS", "1-99999"),
+        ("XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE", "nan"),
+        ("XINFERENCE_LOG_LEVEL", "LOUD"),
+        ("XINFERENCE_HOME", " "),
+    ],
+)
+def test_a_malformed_value_is_an_error_that_names_it(name: str, value: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        Settings.from_environ({name: value})
+
+    assert refused.value.name == name
+    assert refused.value.value == value
+
+
+def test_an_unknown_name_warns_with_the_nearest_known_one() -> None:
+    _, warnings = Settings.from_environ({"XINFERENCE_HOMES": "x", "OTHER": "y"})
+
+    assert len(warnings) == 1
+    assert "Did you mean XINFERENCE_HOME?" in warnings[0]
+
+
+@pytest.mark.parametrize("name", OBSOLETE)
+def test_an_obsolete_name_gets_one_line(name: str) -> None:
+    settings, warnings = Settings.from_environ({name: "1"})
+
+    assert settings == Settings()
+    assert len(warnings) == 1
+    assert "obsolete" in warnings[0]

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Cluster`: all that the HTTP layer may ask of a cluster.
+
+The gateway holds a `RemoteCluster` (`remote.py`), which asks the supervisor over the control
+plane and streams from replicas over the data plane; tests of the HTTP layer hold a fake. Both
+pass one contract suite. Every method raises errors of `xinference.errors` only, and every wait
+inside has a deadline.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from xinference.identifiers import ModelUid, RequestId
+from xinference.protocol.deployment import (
+    AbortOutcome,
+    LaunchProgress,
+    LaunchSpec,
+    ModelEvent,
+    ModelStatus,
+)
+from xinference.protocol.generation import Accepted, Finished, GenerationRequest, TextDelta
+from xinference.protocol.nodes import ClusterInfo
+
+
+class GenerationStream(Protocol):
+    """An accepted request: zero or more `TextDelta`, then one `Finished`, or it raises.
+
+    It belongs to one task. Whoever got it must iterate it to its end or call `aclose`.
+    """
+
+    @property
+    def accepted(self) -> Accepted:
+        """What the replica said when it took the request."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[TextDelta | Finished]:
+        """Iterate once.
+
+        Raises:
+            ReplicaLost: the connection ended before the stream did.
+            XinferenceError: the engine failed this request.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Abort the request unless it has ended. Returns at once; may be called again."""
+        ...
+
+
+class Cluster(Protocol):
+    """A cluster as the gateway sees it."""
+
+    async def launch(self, spec: LaunchSpec, *, wait_ready: bool) -> ModelUid:
+        """Write the wish down and start it; with `wait_ready`, return when it is READY.
+
+        If the caller is cancelled while waiting, the launch goes on.
+
+        Raises:
+            InvalidRequest, FamilyNotFound, UnsupportedVariant, ModelAlreadyExists,
+            DownloadUnavailable, InsufficientResources: nothing was started.
+            LoadFailed, LaunchCancelled: (only with `wait_ready`) nothing of it is left running.
+        """
+        ...
+
+    async def terminate(self, model: ModelUid) -> None:
+        """Stop the model and forget it; return when no process of it is left.
+
+        Raises:
+            ModelNotFound
+        """
+        ...
+
+    async def cancel_launch(self, model: ModelUid) -> None:
+        """End a launch that is under way; return when nothing of it is left.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            InvalidRequest: it is ready already; terminate it instead.
+        """
+        ...
+
+    async def models(self) -> list[ModelStatus]:
+        """Return every model that is wanted or failed, sorted by uid."""
+        ...
+
+    async def model(self, model: ModelUid) -> ModelStatus:
+        """Return one model.
+
+        Raises:
+            ModelNotFound
+        """
+        ...
+
+    async def launch_progress(self, model: ModelUid) -> LaunchProgress:
+        """Return how far a launch is; an unknown model is at 0, "pending"."""
+        ...
+
+    async def events(self, model: ModelUid) -> list[ModelEvent]:
+        """Return the last events of a model, oldest first; at most 100.
+
+        Raises:
+            ModelNotFound
+        """
+        ...
+
+    async def terminate_replica(self, model: ModelUid, index: int) -> int:
+        """Remove one replica; return how many remain. At 0 the model is gone.
+
+        Raises:
+            ModelNotFound, InvalidRequest
+        """
+        ...
+
+    async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
+        """Send the request to a replica; return when the replica has accepted it.
+
+        Raises:
+            ModelNotFound, ModelNotReady, ModelOverloaded, InvalidRequest,
+            ContextLengthExceeded, DuplicateRequest, AbilityMissing: nothing was started.
+            ReplicaLost: the replica died before it answered.
+        """
+        ...
+
+    async def abort_request(
+        self, model: ModelUid, request_id: RequestId, *, block_seconds: float
+    ) -> AbortOutcome:
+        """Abort a request on every replica; for `block_seconds` the id is refused afterwards.
+
+        Raises:
+            ModelNotFound
+        """
+        ...
+
+    async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
+        """Return the latest engine counters of each ready model, for `/metrics`."""
+        ...
+
+    async def info(self) -> ClusterInfo:
+        """Return the supervisor and the workers."""
+        ...
+
+    async def stop(self) -> None:
+        """Shut the whole cluster down, models first.
+
+        They stay wanted: the next start brings them back.
+        """
+        ...
+
+    async def registrations(self, model_type: str) -> list[dict[str, Any]]:
+        """Return every family of a type as its full JSON, with "is_builtin", sorted by name.
+
+        Raises:
+            InvalidRequest: the type is unknown.
+        """
+        ...
+
+    async def registration(self, model_type: str, model_name: str) -> dict[str, Any]:
+        """Return one family as its full JSON.
+
+        Raises:
+            InvalidRequest, FamilyNotFound
+        """
+        ...
+
+    async def register(self, model_type: str, family: str, *, persist: bool) -> None:
+        """Add a family given as JSON text.
+
+        Raises:
+            InvalidRequest: the JSON is not a family of this type.
+            ModelAlreadyExists: the name is taken.
+        """
+        ...
+
+    async def unregister(self, model_type: str, model_name: str) -> None:
+        """Remove a registered family; models that run of it go on.
+
+        Raises:
+            InvalidRequest: it is built in. FamilyNotFound: there is none.
+        """
+        ...
+
+    async def engines(self, model_type: str, model_name: str) -> dict[str, Any]:
+        """Return, per engine name, a list of parameter objects, or why it cannot be used.
+
+        Raises:
+            InvalidRequest, FamilyNotFound
+        """
+        ...

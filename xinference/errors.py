@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that is raised on purpose; decided by type, never by text.
+
+    XinferenceError
+    ├── RequestError              the caller can fix it                         400
+    │   ├── InvalidRequest          a field is wrong, missing or unsupported    400
+    │   ├── ContextLengthExceeded   prompt and answer do not fit                400
+    │   ├── AbilityMissing          this model cannot do that                   400
+    │   ├── UnsupportedVariant      no such format, size, engine of a family    400
+    │   ├── RequestAborted          stopped on somebody's order                 409
+    │   ├── DuplicateRequest        a live request has this id                  409
+    │   ├── ModelNotFound           no model has this uid                       404
+    │   ├── FamilyNotFound          no such model in the catalogue              404
+    │   └── ModelAlreadyExists      the uid or name is taken                    400
+    ├── CapacityError             the same request may succeed later            503
+    │   ├── ModelNotReady           it is still loading, or being restarted     503
+    │   ├── ModelOverloaded         its queue is full; nothing was enqueued     429
+    │   └── InsufficientResources   no node can hold it now                     503
+    ├── LaunchError               the model could not be brought up             503
+    │   ├── LoadFailed              its files do not load                       503
+    │   ├── DownloadUnavailable     its files are not on this machine           503
+    │   └── LaunchCancelled         somebody cancelled the launch               499
+    ├── ClusterError              part of the cluster is gone                   503
+    │   ├── PeerUnreachable         a control process does not answer           503
+    │   ├── NodeLost                the machine of a replica is gone            503
+    │   └── ReplicaLost             its process died; the machine lives         503
+    ├── InvalidSetting            a process cannot start as configured     exit 2
+    ├── ProtocolError             a peer broke the written protocol             500
+    └── InternalError             our bug; the message says what to report      500
+
+An error holds fields and writes its own message. It crosses a process boundary as
+`to_wire()`, a dictionary of builtins, and comes back by `from_wire()`; both planes use the
+same pair. HTTP statuses live in `api/errors.py`, not here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+
+def _rebuild(cls: "type[XinferenceError]", state: dict[str, object]) -> "XinferenceError":
+    error = cls.__new__(cls)
+    vars(error).update(state)
+    return error
+
+
+class XinferenceError(Exception):
+    """Base of every error raised on purpose. Subclasses are `@dataclass(eq=False)`."""
+
+    code: ClassVar[str] = "xinference_error"
+    """Stable and documented; API users and the wire see it."""
+
+    def __reduce__(
+        self,
+    ) -> "tuple[Callable[..., XinferenceError], tuple[type[XinferenceError], dict[str, object]]]":
+        # Why: the default replays `cls(*args)`, which loses keyword-only fields.
+        return _rebuild, (type(self), dict(vars(self)))
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the code and the fields as builtins; the inverse of `from_wire`."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # every concrete subclass is a dataclass
+        return {"code": self.code, "fields": named}
+
+
+class RequestError(XinferenceError):
+    """The caller can fix it. Nothing was started."""
+
+
+class CapacityError(XinferenceError):
+    """The same request may succeed later."""
+
+
+class LaunchError(XinferenceError):
+    """A model could not be brought up."""
+
+
+class ClusterError(XinferenceError):
+    """A part of the cluster is gone."""
+
+
+@dataclass(eq=False)
+class InvalidRequest(RequestError):
+    """A field is wrong, missing, or asks for something this version refuses."""
+
+    field: str
+    problem: str
+    code: ClassVar[str] = "invalid_request"
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}" if self.field else self.problem
+
+
+@dataclass(eq=False)
+class ContextLengthExceeded(RequestError):
+    """The prompt, or the prompt and the tokens asked for, do not fit the model's context."""
+
+    num_prompt_tokens: int
+    max_tokens: int
+    max_model_len: int
+    code: ClassVar[str] = "context_length_exceeded"
+
+    def __str__(self) -> str:
+        return (
+            f"The model's context is {self.max_model_len} tokens, but the prompt has "
+            f"{self.num_prompt_tokens} and {self.max_tokens} more were asked for. "
+            "Shorten the prompt or lower max_tokens."
+        )
+
+
+@dataclass(eq=False)
+class AbilityMissing(RequestError):
+    """The model runs, but cannot do this."""
+
+    model: str
+    ability: str
+    code: ClassVar[str] = "ability_missing"
+
+    def __str__(self) -> str:
+        return f"Model {self.model} cannot {self.ability}."
+
+
+@dataclass(eq=False)
+class UnsupportedVariant(RequestError):
+    """The family exists, but not in the format, size, quantization or engine asked for."""
+
+    family: str
+    problem: str
+    suggestions: list[str]
+    code: ClassVar[str] = "unsupported_variant"
+
+    def __str__(self) -> str:
+        hint = f" Available: {', '.join(self.suggestions)}." if self.suggestions else ""
+        return f"{self.family}: {self.problem}.{hint}"
+
+
+@dataclass(eq=False)
+class RequestAborted(RequestError):
+    """The request was stopped on somebody's order before it had ended."""
+
+    request_id: str
+    code: ClassVar[str] = "request_aborted"
+
+    def __str__(self) -> str:
+        return f"Request {self.request_id} was aborted."
+
+
+@dataclass(eq=False)
+class DuplicateRequest(RequestError):
+    """A live request already carries this id. Nothing was enqueued."""
+
+    request_id: str
+    code: ClassVar[str] = "duplicate_request"
+
+    def __str__(self) -> str:
+        return f"A request with the id {self.request_id} is already running; choose another."
+
+
+@dataclass(eq=False)
+class ModelNotFound(RequestError):
+    """No model is running, or is meant to run, under this uid."""
+
+    model: str
+    running: list[str]
+    code: ClassVar[str] = "model_not_found"
+
+    def __str__(self) -> str:
+        known = f" Running: {', '.join(self.running)}." if self.running else " No model is running."
+        return f"Model not found: {self.model}.{known}"
+
+
+@dataclass(eq=False)
+class FamilyNotFound(RequestError):
+    """The catalogue has no model of this name."""
+
+    family: str
+    suggestions: list[str]
+    code: ClassVar[str] = "family_not_found"
+
+    def __str__(self) -> str:
+        hint = f" Did you mean {', '.join(self.suggestions)}?" if self.suggestions else ""
+        return f"Unknown model name: {self.family}.{hint}"
+
+
+@dataclass(eq=False)
+class ModelAlreadyExists(RequestError):
+    """The uid of a launch, or the name of a registration, is taken."""
+
+    name: str
+    code: ClassVar[str] = "model_already_exists"
+
+    def __str__(self) -> str:
+        return f"{self.name} already exists. Choose another name, or remove that one first."
+
+
+@dataclass(eq=False)
+class ModelNotReady(CapacityError):
+    """The model is known, but cannot answer yet. The same request may succeed later."""
+
+    model: str
+    state: str
+    retry_after_seconds: int
+    code: ClassVar[str] = "model_not_ready"
+
+    def __str__(self) -> str:
+        return f"Model {self.model} is {self.state}; try again in {self.retry_after_seconds} s."
+
+
+@dataclass(eq=False)
+class ModelOverloaded(CapacityError):
+    """The model's queue is full. Nothing was enqueued; retrying is safe."""
+
+    model: str
+    num_waiting: int
+    retry_after_seconds: int
+    code: ClassVar[str] = "model_overloaded"
+
+    def __str__(self) -> str:
+        return (
+            f"Model {self.model} already has {self.num_waiting} requests waiting; try again later."
+        )
+
+
+@dataclass(eq=False)
+class InsufficientResources(CapacityError):
+    """No node of the cluster can hold the model now."""
+
+    problem: str
+    code: ClassVar[str] = "insufficient_resources"
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+@dataclass(eq=False)
+class LoadFailed(LaunchError):
+    """The model's files could not be loaded, or its process ended while loading."""
+
+    model: str
+    problem: str
+    code: ClassVar[str] = "load_failed"
+
+    def __str__(self) -> str:
+        return f"Model {self.model} could not be loaded: {self.problem}"
+
+
+@dataclass(eq=False)
+class DownloadUnavailable(LaunchError):
+    """The model's files are not on the machine and this version does not download them."""
+
+    family: str
+    model_id: str
+    code: ClassVar[str] = "download_unavailable"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.family} would have to be downloaded ({self.model_id}), which this version "
+            "does not do. Put its files on the worker and launch with model_path."
+        )
+
+
+@dataclass(eq=False)
+class LaunchCancelled(LaunchError):
+    """Somebody cancelled the launch; nothing of it is left."""
+
+    model: str
+    code: ClassVar[str] = "launch_cancelled"
+
+    def __str__(self) -> str:
+        return f"The launch of {self.model} was cancelled."
+
+
+@dataclass(eq=False)
+class PeerUnreachable(ClusterError):
+    """A control process does not answer. What it was asked may or may not have happened."""
+
+    peer: str
+    problem: str
+    code: ClassVar[str] = "peer_unreachable"
+
+    def __str__(self) -> str:
+        return f"The {self.peer} cannot be reached: {self.problem}"
+
+
+@dataclass(eq=False)
+class NodeLost(ClusterError):
+    """The machine of a replica is gone, and its processes with it."""
+
+    node: str
+    code: ClassVar[str] = "node_lost"
+
+    def __str__(self) -> str:
+        return f"Node {self.node} is lost."
+
+
+@dataclass(eq=False)
+class ReplicaLost(ClusterError):
+    """The process of a replica died, or hung, on a machine that lives."""
+
+    model: str
+    problem: str
+    code: ClassVar[str] = "replica_lost"
+
+    def __str__(self) -> str:
+        return f"The process of model {self.model} is gone: {self.problem}. It is being restarted."
+
+
+@dataclass(eq=False)
+class InvalidSetting(XinferenceError):
+    """A process cannot start as it is configured."""
+
+    name: str
+    value: str
+    expected: str
+    code: ClassVar[str] = "invalid_setting"
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value!r}: expected {self.expected}."
+
+
+@dataclass(eq=False)
+class ProtocolError(XinferenceError):
+    """A peer sent something the written protocol does not allow. The connection is closed."""
+
+    problem: str
+    code: ClassVar[str] = "protocol_error"
+
+    def __str__(self) -> str:
+        return f"Protocol error: {self.problem}"
+
+
+@dataclass(eq=False)
+class InternalError(XinferenceError):
+    """Our bug. `where` says which part to name in a report."""
+
+    where: str
+    problem: str
+    code: ClassVar[str] = "internal_error"
+
+    def __str__(self) -> str:
+        return f"Internal error in {self.where}: {self.problem}"
+
+
+def concrete_errors(
+    cls: type[XinferenceError] = XinferenceError,
+) -> Iterator[type[XinferenceError]]:
+    """Yield every error class that is raised: those with fields, not the bases for catching."""
+    for child in cls.__subclasses__():
+        if "code" in vars(child):
+            yield child
+        yield from concrete_errors(child)
+
+
+def from_wire(wire: Mapping[str, Any]) -> XinferenceError:
+    """Rebuild the error that `to_wire` described; an unknown one becomes an `InternalError`.
+
+    Raises:
+        KeyError: if `wire` has no "code".
+    """
+    named = dict(wire.get("fields") or {})
+    for cls in concrete_errors():
+        if cls.code == wire["code"] and {field.name for field in fields(cls)} == set(named):  # type: ignore[arg-type]  # every concrete subclass is a dataclass
+            return cls(**named)
+    return InternalError(where="a peer", problem=f"{wire['code']} {named}")

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What someone wants to run, what a replica is told to run, and how it goes.
+
+`LaunchSpec` is a caller's wish, built once at the edge. The catalogue turns it into a
+`ReplicaSpec`, which names exact files and options and is what a replica's process is started
+with. `ModelStatus` and its parts are snapshots of how it goes.
+"""
+
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Self
+
+from xinference.errors import InvalidRequest
+from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What a launch may set of the `transformers` engine. None lets the engine choose."""
+
+    max_num_seqs: int = 16
+    """Requests that run at once."""
+    max_model_len: int | None = None
+    """Prompt and answer, in tokens. None: what the model's config says."""
+    max_num_batched_tokens: int | None = None
+    """The most tokens of one step, prompt chunks and decoding together."""
+    max_queue_size: int = 1024
+    """Requests that wait; one more is refused with `ModelOverloaded`."""
+    dtype: str = "auto"
+    """One of `DTYPES`."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<index>."""
+    kv_cache_bytes: int | None = None
+    block_size: int | None = None
+    """Tokens in a block of the KV cache."""
+    num_threads: int | None = None
+    """Threads of the engine on CPU."""
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_num_seqs",
+            "max_model_len",
+            "max_num_batched_tokens",
+            "max_queue_size",
+            "kv_cache_bytes",
+            "block_size",
+            "num_threads",
+        ):
+            value = getattr(self, name)
+            if value is not None and (
+                not isinstance(value, int) or isinstance(value, bool) or value < 1
+            ):
+                raise InvalidRequest(
+                    field=name, problem=f"must be a whole number above 0, got {value!r}"
+                )
+        if self.dtype not in DTYPES:
+            raise InvalidRequest(
+                field="dtype", problem=f"must be one of {', '.join(DTYPES)}, got {self.dtype!r}"
+            )
+
+    @classmethod
+    def from_mapping(cls, given: dict[str, Any]) -> Self:
+        """Build from launch keys; `context_length` is another name of `max_model_len`.
+
+        Raises:
+            InvalidRequest: a key is unknown, given twice under both names, or has a bad value.
+        """
+        known = {option.name for option in fields(cls)}
+        options = dict(given)
+        if "context_length" in options:
+            if options.get("max_model_len") not in (None, options["context_length"]):
+                raise InvalidRequest(
+                    field="context_length", problem="differs from max_model_len; give one of them"
+                )
+            options["max_model_len"] = options.pop("context_length")
+        for name in options:
+            if name not in known:
+                raise InvalidRequest(
+                    field=name,
+                    problem="is not an option of the transformers engine; those are "
+                    + ", ".join(sorted(known | {"context_length"})),
+                )
+        return cls(**options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """What a caller wants to run. Written to the store before anything is done."""
+
+    model_uid: ModelUid | None = None
+    """None: the supervisor names it after the family."""
+    model_name: str
+    model_type: str = "LLM"
+    model_engine: str | None = None
+    model_size_in_billions: str | None = None
+    """As families spell it: "4", "0_5"."""
+    model_format: str | None = None
+    quantization: str | None = None
+    model_path: str | None = None
+    """Files on the worker, used instead of the family's source."""
+    replica: int = 1
+    worker_ip: str | None = None
+    envs: dict[str, str] = field(default_factory=dict)
+    engine_options: EngineOptions = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """What a model is: the fields that `GET /v1/models` shows of a language model."""
+
+    model_uid: ModelUid
+    model_type: str
+    model_name: str
+    model_engine: str
+    model_format: str
+    model_size_in_billions: str
+    quantization: str
+    model_family: str
+    model_lang: tuple[str, ...]
+    model_ability: tuple[str, ...]
+    model_description: str
+    model_hub: str
+    revision: str | None
+    context_length: int
+    replica: int
+    address: str | None = None
+    """Where its process listens; None until it is ready."""
+    accelerators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where the files are, and what the family says that the files do not."""
+
+    path: str
+    """A directory on the worker, or "package:guide" for the one inside this package."""
+    chat_template: str | None = None
+    """None: the tokenizer's own."""
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSpec:
+    """Everything a replica's process is told. A restart gets a new `instance`."""
+
+    replica: ReplicaUid
+    instance: InstanceId
+    source: ModelSource
+    abilities: tuple[str, ...]
+    engine_options: EngineOptions
+    python_executable: str
+    """The interpreter of the process, so that a model can have an environment of its own."""
+    envs: dict[str, str] = field(default_factory=dict)
+    """Set before torch is imported."""
+
+
+class ModelState(StrEnum):
+    """Of a model, as `GET /v1/models/instances` shows it."""
+
+    CREATING = "CREATING"
+    LOADING = "LOADING"
+    READY = "READY"
+    ERROR = "ERROR"
+    TERMINATING = "TERMINATING"
+    TERMINATED = "TERMINATED"
+
+
+class ReplicaState(StrEnum):
+    """Of one replica. The reconcile loop moves it; only the replica itself can say READY."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    BACKING_OFF = "backing off"
+    """It died; it is started again when the delay is over."""
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStatus:
+    """A snapshot of one replica."""
+
+    replica: ReplicaUid
+    state: ReplicaState
+    node: NodeId | None
+    address: str | None
+    """Of its data plane: "unix:<path>" or "tcp:host:port"; None until it is known."""
+    instance: InstanceId | None
+    created_ts: int
+    num_restarts: int
+    error_message: str
+    """Why it is FAILED or BACKING_OFF; empty otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """A snapshot of one model."""
+
+    model_uid: ModelUid
+    description: ModelDescription
+    state: ModelState
+    created_ts: int
+    replicas: tuple[ReplicaStatus, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchProgress:
+    """How far a launch is. An unknown model is at 0, "pending"."""
+
+    progress: float
+    """From 0 to 1."""
+    stage: str
+    """pending, launching, loading, completed, cancelled or error."""
+    info: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEvent:
+    """One line of a model's story."""
+
+    event_type: str
+    """INFO, WARNING or ERROR."""
+    event_ts: int
+    event_content: str
+
+
+class AbortOutcome(StrEnum):
+    """What an abort by request id did."""
+
+    DONE = "DONE"
+    NOT_FOUND = "NOT_FOUND"
+    NO_OP = "NO_OP"
+    """The request had already ended."""

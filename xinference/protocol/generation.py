@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request for text, and what comes back of it.
+
+In: a `GenerationRequest`. Out: any number of `TextDelta`, then exactly one `Finished` or
+`Failed`. The same events feed streaming and non-streaming answers of every HTTP protocol, so
+the two cannot differ.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from xinference.errors import InvalidRequest, XinferenceError
+from xinference.identifiers import RequestId
+
+MAX_STOP_STRINGS = 16
+MAX_SEED = 2**64
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    """The model ended its turn, or a stop string came up."""
+    LENGTH = "length"
+    """`max_tokens`, or the end of the context, was reached."""
+    ABORT = "abort"
+    """Somebody aborted it: by id, by disconnecting, or by stopping the replica."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens, and when to end. None leaves the choice to the model's defaults."""
+
+    max_tokens: int | None = None
+    """None: as many as the context holds."""
+    temperature: float | None = None
+    """0 is greedy and draws nothing."""
+    top_p: float | None = None
+    top_k: int | None = None
+    """0 or -1 keeps every token."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these; they are not part of the answer."""
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    """Draws are a function of (seed, position) alone. None takes a random one."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InvalidRequest(
+                field="max_tokens", problem=f"must be at least 1, got {self.max_tokens}"
+            )
+        if self.temperature is not None and not 0.0 <= self.temperature <= 2.0:
+            raise InvalidRequest(
+                field="temperature", problem=f"must be from 0 to 2, got {self.temperature}"
+            )
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise InvalidRequest(
+                field="top_p", problem=f"must be above 0 and at most 1, got {self.top_p}"
+            )
+        if self.top_k is not None and self.top_k < -1:
+            raise InvalidRequest(
+                field="top_k", problem=f"must be at least 1, or 0 or -1 for all, got {self.top_k}"
+            )
+        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
+            raise InvalidRequest(
+                field="stop", problem=f"takes up to {MAX_STOP_STRINGS} texts, none of them empty"
+            )
+        if self.seed is not None and not -(MAX_SEED // 2) <= self.seed < MAX_SEED:
+            raise InvalidRequest(field="seed", problem=f"must fit 64 bits, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a chat. Content is text; other parts come with the vision models."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation; the replica renders it with the model's chat template."""
+
+    messages: tuple[Message, ...]
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Passed to the template as variables (`chat_template_kwargs`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPrompt:
+    """A text to go on from, as it stands; no template."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPrompt:
+    """Token ids to go on from, as they stand."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What a caller wants a language model to do. Checked at the edge, never edited after."""
+
+    request_id: RequestId
+    prompt: Prompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a request cost, in tokens."""
+
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    """Every token the engine generated for it, an end-of-turn token included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The replica validated the request and took it into its bounded queue."""
+
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """The next piece of the answer. May be empty while a stop string is being ruled out."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    """The tokens this piece was decoded from, as they were generated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The answer is whole."""
+
+    reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The answer ends here without being whole."""
+
+    error: XinferenceError
+
+
+GenerationEvent = TextDelta | Finished | Failed
+"""A stream is any number of TextDelta, then exactly one Finished or Failed."""
