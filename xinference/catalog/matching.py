@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was asked for → one variant of a family and an engine that runs it, or why not.
+
+Pure: names, numbers and texts only. What is not asked for is chosen: the first variant, in the
+order of the data, that the engine can run. Every refusal says what would be accepted.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from xinference.errors import InvalidRequest, UnsupportedVariant
+
+from .family import ModelFamily, Variant, parse_size, size_text
+from .schema import did_you_mean
+
+TRANSFORMERS = "Transformers"
+MAX_SUGGESTIONS = 8
+
+_LATER = "is not served by this version yet; use Transformers"
+OTHER_ENGINES = {
+    "vLLM": _LATER,
+    "SGLang": _LATER,
+    "llama.cpp": _LATER,
+    "TRT-LLM": _LATER,
+    "MLX": "is for Apple silicon, which this version does not serve; use Transformers",
+    "LMDEPLOY": "is not served; use Transformers",
+}
+"""Engines that users know by name, and why this version does not offer them."""
+
+_NOT_BY_TRANSFORMERS = {
+    "gptq": "needs gptqmodel, which this version does not use",
+    "awq": "needs gptqmodel, which this version does not use",
+    "bnb": "needs bitsandbytes, which this version does not use",
+    "fp8": "needs fp8 kernels, which this version does not have",
+    "fp4": "needs fp4 kernels, which this version does not have",
+    "ggufv2": "is for llama.cpp, which is not served by this version yet",
+    "mlx": "is for MLX on Apple silicon, which this version does not serve",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a launch says of the variant it wants. None: whatever there is."""
+
+    size: Decimal | None = None
+    model_format: str | None = None
+    quantization: str | None = None
+
+    @classmethod
+    def of(cls, *, size: str | None, model_format: str | None, quantization: str | None) -> "Wish":
+        """Read the texts of a launch; letter case does not matter, "0.5" is "0_5", "" is None.
+
+        Raises:
+            InvalidRequest: the size is not a number.
+        """
+        billions = parse_size(size.strip()) if size else None
+        if size and billions is None:
+            raise InvalidRequest(
+                field="model_size_in_billions", problem=f"must be as 7, 0_5 or 0.5, got {size!r}"
+            )
+        return cls(
+            size=billions,
+            model_format=model_format.casefold() if model_format else None,
+            quantization=quantization.casefold() if quantization else None,
+        )
+
+    def parts(self, variant: Variant) -> list[tuple[str, bool]]:
+        """Return each thing that is asked for, in words, and whether the variant is that."""
+        parts = []
+        if self.size is not None:
+            billions = size_text(self.size).replace("_", ".")
+            parts.append((f"of {billions}B", self.size == variant.size))
+        if self.model_format is not None:
+            parts.append(
+                (f"in format {self.model_format}", self.model_format == variant.model_format)
+            )
+        if self.quantization is not None:
+            is_so = self.quantization == variant.quantization.casefold()
+            parts.append((f"with quantization {self.quantization}", is_so))
+        return parts
+
+    def num_misses(self, variant: Variant) -> int:
+        """Count what is asked for and the variant is not; 0 if it fits."""
+        return sum(not is_so for _, is_so in self.parts(variant))
+
+
+def engine_named(name: str | None) -> str:
+    """Return the engine's name as it is written; None asks for the default one.
+
+    Raises:
+        InvalidRequest: there is none of this name, or this version does not serve it.
+    """
+    if name is None or name.casefold() == TRANSFORMERS.casefold():
+        return TRANSFORMERS
+    for other, reason in OTHER_ENGINES.items():
+        if name.casefold() == other.casefold():
+            raise InvalidRequest(field="model_engine", problem=f"{other} {reason}")
+    raise InvalidRequest(
+        field="model_engine",
+        problem=f"{name!r} is not an engine" + did_you_mean(name, (TRANSFORMERS, *OTHER_ENGINES)),
+    )
+
+
+def refusal_of_transformers(variant: Variant) -> str | None:
+    """Say why the Transformers engine cannot run the variant; None if it can."""
+    reason = _NOT_BY_TRANSFORMERS.get(variant.model_format)
+    if reason is None and variant.quantization != "none":
+        reason = "needs bitsandbytes, which this version does not use"
+    return reason and f"{variant} {reason}"
+
+
+def match(family: ModelFamily, wish: Wish) -> Variant:
+    """Choose the variant to launch with the Transformers engine.
+
+    Raises:
+        UnsupportedVariant: none fits the wish, or none that fits can run.
+    """
+    fitting = [variant for variant in family.variants if wish.num_misses(variant) == 0]
+    if not fitting:
+        raise UnsupportedVariant(
+            family=family.model_name,
+            problem="there is no variant " + _what_is_missing(family, wish),
+            suggestions=_near(family, wish),
+        )
+    for variant in fitting:
+        if refusal_of_transformers(variant) is None:
+            return variant
+    raise UnsupportedVariant(
+        family=family.model_name,
+        problem=refusal_of_transformers(fitting[0]) or "",
+        suggestions=_near(family, wish),
+    )
+
+
+def parameter_objects(family: ModelFamily) -> list[dict[str, object]] | str:
+    """Return what `GET /v1/engines` shows of Transformers: one object for each format and size.
+
+    A text says why none of the variants can run.
+    """
+    runnable = [one for one in family.variants if refusal_of_transformers(one) is None]
+    if not runnable:
+        return refusal_of_transformers(family.variants[0]) or ""
+    grouped: dict[tuple[str, Decimal], list[str]] = {}
+    for variant in runnable:
+        quantizations = grouped.setdefault((variant.model_format, variant.size), [])
+        if variant.quantization not in quantizations:
+            quantizations.append(variant.quantization)
+    return [
+        {
+            "model_name": family.model_name,
+            "model_format": model_format,
+            "model_size_in_billions": size_text(size) if size % 1 else int(size),
+            "quantizations": quantizations,
+        }
+        for (model_format, size), quantizations in grouped.items()
+    ]
+
+
+def _what_is_missing(family: ModelFamily, wish: Wish) -> str:
+    by_variant = [wish.parts(variant) for variant in family.variants]
+    asked = [words for words, _ in by_variant[0]]
+    # Why: "no variant of 5B" is clearer than the whole wish where the size alone fails.
+    for index, words in enumerate(asked):
+        if not any(parts[index][1] for parts in by_variant):
+            return words
+    return " ".join(asked)
+
+
+def _near(family: ModelFamily, wish: Wish) -> list[str]:
+    def distance(variant: Variant) -> tuple[int, Decimal]:
+        size = wish.size if wish.size is not None else Decimal(0)
+        return wish.num_misses(variant), abs(variant.size - size)
+
+    runnable = [one for one in family.variants if refusal_of_transformers(one) is None]
+    nearest = sorted(runnable, key=distance)
+    return list(dict.fromkeys(str(variant) for variant in nearest))[:MAX_SUGGESTIONS]

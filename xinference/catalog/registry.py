@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Catalog`: every family this cluster knows, and what becomes of a launch that names one.
+
+Families come with the package (`builtin/*.json`) or are registered by users, and the kept ones
+are read again at the next start. `resolve` turns a caller's `LaunchSpec` into files, abilities
+and a description, or says why not. It downloads nothing and starts nothing.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from xinference.errors import (
+    DownloadUnavailable,
+    FamilyNotFound,
+    InternalError,
+    InvalidRequest,
+    ModelAlreadyExists,
+    XinferenceError,
+)
+from xinference.identifiers import new_model_uid
+from xinference.protocol.deployment import LaunchSpec, ModelDescription, ModelSource
+
+from .family import (
+    DEFAULT_CONTEXT_LENGTH,
+    GUIDE_URI,
+    ModelFamily,
+    Variant,
+    size_text,
+)
+from .matching import (
+    OTHER_ENGINES,
+    Wish,
+    engine_named,
+    match,
+    parameter_objects,
+)
+from .registrations import Registrations
+from .schema import did_you_mean, inherit, near_names, parse_family
+
+logger = logging.getLogger(__name__)
+
+LANGUAGE = "LLM"
+LATER_TYPES = ("embedding", "rerank", "image", "audio", "video", "flexible")
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""Where `config.json` says how many tokens a model takes; it depends on the architecture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What a launch comes to."""
+
+    description: ModelDescription
+    """`model_uid` is the caller's, or the family's name for the supervisor to make unique."""
+    source: ModelSource
+    abilities: tuple[str, ...]
+
+
+def directory_of(path: str) -> Path:
+    """Return the directory that `ModelSource.path` names on this machine; it may not exist."""
+    if path == GUIDE_URI:
+        return Path(__file__).with_name("guide")
+    return Path(path)
+
+
+class Catalog:
+    """The families of a cluster.
+
+    It belongs to one thread. Every method is plain and short; `register` and `unregister` write
+    one small file when they keep or forget, `resolve` reads one `config.json`.
+    """
+
+    def __init__(
+        self, builtin: dict[str, ModelFamily], registrations: Registrations | None = None
+    ) -> None:
+        self._builtin = builtin
+        self._registrations = registrations
+        self._registered: dict[str, ModelFamily] = {}
+        self._kept: set[str] = set()
+        # Invariant: `_kept` is the part of `_registered` that has files, each named after it.
+
+    @classmethod
+    def load(cls, home: Path) -> Self:
+        """Read the families of this package and the kept registrations under `home`.
+
+        A registration that is broken, or whose file is not named after it, is logged and skipped;
+        the file stays.
+        """
+        registrations = Registrations(home / "model" / "v2" / LANGUAGE.lower())
+        catalog = cls(builtin_families(), registrations)
+        for name, text in registrations.load():
+            catalog._restore(registrations.path_of(name), name, text)
+        return catalog
+
+    def families(self, model_type: str) -> list[dict[str, Any]]:
+        """Return every family of a type as its full JSON, sorted by name without letter case.
+
+        Raises:
+            InvalidRequest: the type is unknown.
+        """
+        if type_named(model_type) != LANGUAGE:
+            return []
+        known = self._known()
+        return [known[name].to_json() for name in sorted(known, key=str.casefold)]
+
+    def family(self, model_type: str, name: str) -> dict[str, Any]:
+        """Return one family as its full JSON.
+
+        Raises:
+            InvalidRequest: the type is unknown. FamilyNotFound: with near names.
+        """
+        return self._family(model_type, name).to_json()
+
+    def register(self, model_type: str, text: str, persist: bool) -> None:
+        """Add a family given as JSON text; with `persist` it is there after a restart too.
+
+        Raises:
+            InvalidRequest: the type is not served, or the text is not a family of it.
+            ModelAlreadyExists: a family has this name, whatever its letter case.
+            InsufficientResources: it cannot be written; nothing was registered.
+        """
+        _require_served(model_type)
+        family = inherit(parse_family(text, is_builtin=False), self._builtin)
+        name = family.model_name
+        taken = {one.casefold(): one for one in self._known()}
+        if name.casefold() in taken:
+            raise ModelAlreadyExists(name=taken[name.casefold()])
+        if family.carried.get("virtualenv"):
+            logger.warning("%s: virtualenv is kept, but this version makes no environments", name)
+        if persist:
+            if self._registrations is None:
+                raise InternalError(where="catalog", problem="there is nowhere to keep families")
+            self._registrations.save(name, text)
+            self._kept.add(name)
+        self._registered[name] = family
+
+    def unregister(self, model_type: str, name: str) -> None:
+        """Remove a registered family, and its file if it was kept.
+
+        Raises:
+            InvalidRequest: it is built in, or the type is unknown. FamilyNotFound: there is none.
+            InsufficientResources: its file cannot be removed; it stays registered.
+        """
+        if self._family(model_type, name).is_builtin:
+            raise InvalidRequest(
+                field="model_name", problem=f"{name} is built in and cannot be unregistered"
+            )
+        if self._registrations is not None and name in self._kept:
+            self._registrations.remove(name)
+            self._kept.remove(name)
+        del self._registered[name]
+
+    def engines(self, model_type: str, name: str) -> dict[str, list[dict[str, object]] | str]:
+        """Return, per engine name, what it can run of a family, or why it cannot be used.
+
+        Raises:
+            InvalidRequest: the type is unknown. FamilyNotFound: with near names.
+        """
+        family = self._family(model_type, name)
+        reasons = {engine: f"{engine} {reason}" for engine, reason in OTHER_ENGINES.items()}
+        return {"Transformers": parameter_objects(family), **reasons}
+
+    def resolve(self, spec: LaunchSpec) -> Resolved:
+        """Decide what a launch runs: files, abilities and description.
+
+        Where the files are visible from here, looks for their `config.json` and reads the context
+        length from it. Files that are not visible are the worker's to find, or to miss.
+
+        Raises:
+            InvalidRequest: the type or engine is not served, a field is malformed, or the files
+                are visible and no model.
+            FamilyNotFound: with near names.
+            UnsupportedVariant: no variant is as asked, or none such can run; with those that can.
+            DownloadUnavailable: the files are on a hub and no `model_path` was given.
+        """
+        _require_served(spec.model_type)
+        family = self._family(spec.model_type, spec.model_name)
+        engine = engine_named(spec.model_engine)
+        wish = Wish.of(
+            size=spec.model_size_in_billions,
+            model_format=spec.model_format,
+            quantization=spec.quantization,
+        )
+        variant = match(family, wish)
+        path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
+        if path is None:
+            raise DownloadUnavailable(family=family.model_name, model_id=variant.model_id or "")
+        _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
+        return Resolved(
+            description=_description(family, variant, spec, engine, path),
+            source=ModelSource(
+                path=path,
+                chat_template=family.chat_template,
+                stop=family.stop,
+                stop_token_ids=family.stop_token_ids,
+            ),
+            abilities=family.model_ability,
+        )
+
+    def _known(self) -> dict[str, ModelFamily]:
+        # Why registered last: a release that ships a family of a name that a user took must not
+        # change what that user's launches mean.
+        return self._builtin | self._registered
+
+    def _family(self, model_type: str, name: str) -> ModelFamily:
+        known = self._known() if type_named(model_type) == LANGUAGE else {}
+        if name not in known:
+            raise FamilyNotFound(family=name, suggestions=near_names(name, known))
+        return known[name]
+
+    def _restore(self, path: Path, name: str, text: str) -> None:
+        try:
+            family = inherit(parse_family(text, is_builtin=False), self._builtin)
+        except XinferenceError as error:
+            logger.error("Registration %s is skipped: %s", path, error)
+            return
+        if family.model_name != name:
+            logger.error("Registration %s is skipped: it is of %s", path, family.model_name)
+            return
+        if name.casefold() in map(str.casefold, self._registered):
+            logger.error("Registration %s is skipped: that name is taken", path)
+            return
+        if name in self._builtin:
+            logger.warning("Registration %s hides the built-in model %s", path, name)
+        self._registered[name] = family
+        self._kept.add(name)
+
+
+def builtin_families() -> dict[str, ModelFamily]:
+    """Read the families of this package."""
+    found: dict[str, ModelFamily] = {}
+    for file in sorted((Path(__file__).parent / "builtin").glob("*.json")):
+        try:
+            family = parse_family(file.read_text(encoding="utf-8"), is_builtin=True)
+        except InvalidRequest as error:
+            raise InternalError(where="catalog", problem=f"{file.name}: {error}") from error
+        found[family.model_name] = family
+    return found
+
+
+def type_named(text: str) -> str:
+    """Return a model type as it is written; letter case does not matter.
+
+    Raises:
+        InvalidRequest: there is none of this name.
+    """
+    for model_type in (LANGUAGE, *LATER_TYPES):
+        if text.casefold() == model_type.casefold():
+            return model_type
+    raise InvalidRequest(
+        field="model_type",
+        problem=f"{text!r} is not a type of model" + did_you_mean(text, (LANGUAGE, *LATER_TYPES)),
+    )
+
+
+def _require_served(model_type: str) -> None:
+    if (known := type_named(model_type)) != LANGUAGE:
+        raise InvalidRequest(
+            field="model_type", problem=f"{known} is not served by this version yet; {LANGUAGE} is"
+        )
+
+
+def _checked_path(text: str) -> str:
+    if not text.startswith("/") or "\0" in text:
+        raise InvalidRequest(
+            field="model_path", problem=f"must be an absolute path on the worker, got {text!r}"
+        )
+    return text
+
+
+def _check_visible(path: str, field: str) -> None:
+    """Refuse files that are plainly no model. What is not visible from here is not judged."""
+    directory = directory_of(path)
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise InvalidRequest(field=field, problem=f"{path} is not a directory")
+        # Why not where it is empty: that is how a mount point of another host looks here.
+        if any(directory.iterdir()) and not (directory / "config.json").exists():
+            raise InvalidRequest(field=field, problem=f"{path} has no config.json")
+    except OSError as error:
+        logger.info("The files in %s cannot be looked at from here: %s", path, error)
+
+
+def _description(
+    family: ModelFamily, variant: Variant, spec: LaunchSpec, engine: str, path: str
+) -> ModelDescription:
+    is_given = spec.model_path is not None
+    limits = (family.context_length, _context_of_files(path), spec.engine_options.max_model_len)
+    return ModelDescription(
+        model_uid=spec.model_uid or new_model_uid(family.model_name, taken=set()),
+        model_type=LANGUAGE,
+        model_name=family.model_name,
+        model_engine=engine,
+        model_format=variant.model_format,
+        model_size_in_billions=size_text(variant.size),
+        quantization=variant.quantization,
+        model_family=family.model_family,
+        model_lang=family.model_lang,
+        model_ability=family.model_ability,
+        model_description=family.model_description,
+        model_hub="local" if is_given else variant.model_hub,
+        revision=None if is_given else variant.model_revision,
+        context_length=min((one for one in limits if one), default=DEFAULT_CONTEXT_LENGTH),
+        replica=spec.replica,
+    )
+
+
+def _context_of_files(path: str) -> int | None:
+    """Return how many tokens the model's `config.json` says it takes; None if it is not here."""
+    try:
+        config = json.loads((directory_of(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
+        config = config["text_config"]
+    if not isinstance(config, dict):
+        return None
+    for key in _CONTEXT_KEYS:
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
