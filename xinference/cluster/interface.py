@@ -114,6 +114,8 @@ class Cluster(Protocol):
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
         """Send the request to a replica; return when the replica has accepted it.
 
+        If the caller is cancelled while waiting, the request is aborted.
+
         Raises:
             ModelNotFound, ModelNotReady, ModelOverloaded, InvalidRequest,
             ContextLengthExceeded, DuplicateRequest, AbilityMissing: nothing was started.

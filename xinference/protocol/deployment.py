@@ -6,6 +6,7 @@
 with. `ModelStatus` and its parts are snapshots of how it goes.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
@@ -14,6 +15,7 @@ from xinference.errors import InvalidRequest
 from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,16 @@ class EngineOptions:
         if self.dtype not in DTYPES:
             raise InvalidRequest(
                 field="dtype", problem=f"must be one of {', '.join(DTYPES)}, got {self.dtype!r}"
+            )
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise InvalidRequest(
+                field="device",
+                problem=f"must be auto, cpu, cuda or cuda:<index>, got {self.device!r}",
+            )
+        if not isinstance(self.trust_remote_code, bool):
+            raise InvalidRequest(
+                field="trust_remote_code",
+                problem=f"must be true or false, got {self.trust_remote_code!r}",
             )
 
     @classmethod

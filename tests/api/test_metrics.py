@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`GET /metrics`."""
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes.cluster import FakeCluster
+from xinference.api.app import create_app
+from xinference.errors import PeerUnreachable
+
+from .conftest import chat
+
+
+async def scrape(http: httpx.AsyncClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    answer = await http.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name.removeprefix("xinference:"), frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def labels(**given: str) -> frozenset[tuple[str, str]]:
+    return frozenset(given.items())
+
+
+async def test_requests_tokens_and_times_are_counted_per_model(http: httpx.AsyncClient) -> None:
+    await http.post("/v1/chat/completions", json=chat())
+    await http.post("/v1/chat/completions", json=chat(stream=True))
+
+    page = await scrape(http)
+
+    guide = labels(model_uid="guide")
+    assert page["model_request_total", labels(model_uid="guide", stream="true")] == 1
+    assert page["model_request_total", labels(model_uid="guide", stream="false")] == 1
+    assert page["input_tokens_total", guide] == 10
+    assert page["generate_tokens_total", guide] == 12
+    assert page["model_request_duration_seconds_count", guide] == 2
+    first = page["time_to_first_token_seconds_count", labels(model_uid="guide", stream="true")]
+    assert first == 1
+    assert page["model_serve_count", guide] == 0
+    served = labels(method="POST", route="/v1/chat/completions", status="200")
+    assert page["http_requests_total", served] == 2
+
+
+async def test_errors_are_counted_by_code_and_invented_names_make_no_labels(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    for n in range(3):
+        await http.post("/v1/chat/completions", json=chat(model=f"made-up-{n}"))
+    await http.request("BREW", "/made/up")
+    cluster.queue_is_full = True
+    await http.post("/v1/chat/completions", json=chat())
+
+    page = await scrape(http)
+
+    unknown = labels(model_uid="", code="model_not_found")
+    assert page["model_request_errors_total", unknown] == 3
+    full = labels(model_uid="guide", code="model_overloaded")
+    assert page["model_request_errors_total", full] == 1
+    assert "made" not in "".join(value for _, given in page for _, value in given)
+    assert "BREW" not in "".join(value for _, given in page for _, value in given)
+
+
+async def test_the_cluster_and_the_engines_are_on_the_page(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    await http.post("/v1/chat/completions", json=chat())
+    cluster.lose_replica("guide")
+    cluster.finish_launch("guide")
+
+    page = await scrape(http)
+
+    assert page["supervisor_up", labels()] == 1
+    assert page["workers_total", labels()] == 1
+    assert page["engine_steps_total", labels(model_uid="guide")] == 6
+    assert page["engine_num_running", labels(model_uid="guide")] == 0
+    status = labels(model_uid="guide", model_name="xinference-guide", status="READY")
+    assert page["model_status", status] == 1
+    assert page["replica_restarts_total", labels(model_uid="guide", replica_index="0")] == 1
+
+
+async def test_the_page_comes_without_the_supervisor_too(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    await http.post("/v1/chat/completions", json=chat())
+    cluster.failure = PeerUnreachable(peer="supervisor", problem="gone")
+
+    page = await scrape(http)
+
+    assert page["supervisor_up", labels()] == 0
+    assert page["model_request_total", labels(model_uid="guide", stream="false")] == 1
+
+
+async def test_there_is_no_page_when_it_is_switched_off(cluster: FakeCluster) -> None:
+    transport = httpx.ASGITransport(app=create_app(cluster, disable_metrics=True))
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        answer = await http.get("/metrics")
+
+    assert answer.status_code == 404

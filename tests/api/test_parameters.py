@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every parameter is honoured or refused by name; `doc/api.md` says which."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+
+from tests.fakes.cluster import FakeCluster
+from xinference.api.admin.schema import LaunchRequest
+from xinference.api.fields import Body, Only
+from xinference.api.openai.schema import ChatMessage, ChatRequest, CompletionRequest
+
+from .conftest import chat, completion
+
+PAGE = Path(__file__).parents[2] / "doc" / "api.md"
+
+LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
+
+CHANGED: dict[str, Any] = {
+    "model": "guide",
+    "messages": [{"role": "user", "content": "Hi"}],
+    "prompt": "Hi",
+    "max_tokens": 1,
+    "max_completion_tokens": 1,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 5,
+    "stop": ["replica"],
+    "stop_token_ids": [3],
+    "seed": 5,
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "request_id": "mine",
+    "chat_template_kwargs": {"a": 1},
+}
+"""A value of each honoured field that changes what the caller gets or the model is asked."""
+
+
+def refused(schema: type[Body]) -> dict[str, Only]:
+    """Return the fields that are marked, with their marks."""
+    return {
+        name: mark
+        for name, field in schema.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, Only)
+    }
+
+
+ROUTES = {
+    "/v1/chat/completions": (ChatRequest, chat),
+    "/v1/completions": (CompletionRequest, completion),
+}
+MARKED = [(route, name) for route, (schema, _) in ROUTES.items() for name in refused(schema)]
+HONOURED = [
+    (route, name)
+    for route, (schema, _) in ROUTES.items()
+    for name in schema.model_fields.keys() - refused(schema).keys() - LABELS
+]
+
+
+def test_every_parameter_of_openais_apis_is_known() -> None:
+    of_chat = chat_create_params.CompletionCreateParamsBase.__annotations__
+    of_completion = completion_create_params.CompletionCreateParamsBase.__annotations__
+
+    assert of_chat.keys() <= ChatRequest.model_fields.keys()
+    assert of_completion.keys() <= CompletionRequest.model_fields.keys()
+
+
+@pytest.mark.parametrize(("route", "name"), MARKED)
+@pytest.mark.parametrize("given", [7, "x", {"a": 1}, [1]])
+async def test_what_is_not_honoured_is_refused_by_name(
+    http: httpx.AsyncClient, cluster: FakeCluster, route: str, name: str, given: Any
+) -> None:
+    answer = await http.post(route, json=ROUTES[route][1](**{name: given}))
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == name
+    assert answer.json()["detail"].startswith(f"{name}: is not supported")
+    assert cluster.requests == []
+
+
+@pytest.mark.parametrize(("route", "name"), MARKED)
+async def test_the_values_that_ask_for_nothing_pass(
+    http: httpx.AsyncClient, route: str, name: str
+) -> None:
+    schema, body = ROUTES[route]
+
+    for neutral in (None, *refused(schema)[name].neutral):
+        answer = await http.post(route, json=body(**{name: neutral}))
+        assert answer.status_code == 200, (neutral, answer.text)
+
+
+@pytest.mark.parametrize(("route", "name"), sorted(HONOURED))
+async def test_what_is_honoured_changes_something(
+    http: httpx.AsyncClient, cluster: FakeCluster, route: str, name: str
+) -> None:
+    body = ROUTES[route][1]
+    around = {"stream": True} if name == "stream_options" else {}
+
+    plain = await http.post(
+        route, json=body(**around, **({} if name == "request_id" else {"request_id": "r"}))
+    )
+    changed = await http.post(
+        route, json=body(**({"request_id": "r"} | around | {name: CHANGED[name]}))
+    )
+
+    assert plain.status_code == changed.status_code == 200
+    first, second = cluster.requests
+    assert (first, plain.text) != (second, changed.text) or name == "model"
+
+
+@pytest.mark.parametrize("name", sorted(LABELS))
+async def test_a_label_is_taken_and_changes_nothing(
+    http: httpx.AsyncClient, cluster: FakeCluster, name: str
+) -> None:
+    label = {"k": "v"} if name == "metadata" else "someone"
+    await http.post("/v1/chat/completions", json=chat(request_id="r"))
+    await http.post("/v1/chat/completions", json=chat(request_id="r", **{name: label}))
+
+    assert cluster.requests[0] == cluster.requests[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"temprature": 1}, "temprature"),
+        ({"messages": [{"role": "user", "content": "x", "contents": 1}]}, "messages[0].contents"),
+        ({"stream_options": {"include_usages": True}}, "stream_options.include_usages"),
+    ],
+)
+async def test_an_unknown_field_is_named_with_the_nearest_one(
+    http: httpx.AsyncClient, given: dict[str, Any], named: str
+) -> None:
+    answer = await http.post("/v1/chat/completions", json=chat(**given))
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == named
+    assert "did you mean" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"stop_token_ids": [2**40]}, "stop_token_ids[0]"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": -(2**64)}, "seed"),
+        ({"seed": 0.5}, "seed"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"request_id": ""}, "request_id"),
+        ({"request_id": "a b"}, "request_id"),
+        ({"request_id": "a\n"}, "request_id"),
+        ({"request_id": "a" * 129}, "request_id"),
+        ({"model": ""}, "model"),
+        ({"model": None}, "model"),
+        ({"model": "m" * 300}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": {}}, "messages"),
+        ({"messages": [1]}, "messages[0]"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content[0].type",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+            "messages[0].tool_calls",
+        ),
+    ],
+)
+async def test_a_bad_value_is_refused_by_name(
+    http: httpx.AsyncClient, cluster: FakeCluster, given: dict[str, Any], named: str
+) -> None:
+    answer = await http.post("/v1/chat/completions", json=chat(**given))
+
+    body = answer.json()
+    assert answer.status_code == 400
+    assert body["error"]["param"] == named
+    assert body["error"]["type"] == "invalid_request_error"
+    assert body["detail"] == body["error"]["message"]
+    assert cluster.requests == []
+
+
+def section_of_page(heading: str) -> str:
+    """Return what stands under a heading of the page."""
+    sections = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)
+    (text,) = [part for part in sections if part.startswith(heading + "\n")]
+    return text
+
+
+def passing(text: str, where: str | None) -> dict[str, str]:
+    """Return, per field of the tables that have a column "passes", what stands in it."""
+    found: dict[str, str] = {}
+    for table in re.findall(r"^\| field \|.*passes \|\n((?:\|.*\n)+)", text, flags=re.MULTILINE):
+        for line in table.splitlines()[1:]:
+            names, *among, values = [cell.strip() for cell in line.strip("|").split("|")]
+            if among in ([[where], ["both"]] if where else [[]]):
+                found |= dict.fromkeys(re.findall(r"`(\w+)`", names), values.replace("`", ""))
+    return found
+
+
+def shown(marks: dict[str, Only]) -> dict[str, str]:
+    return {
+        name: " ".join(json.dumps(value) for value in mark.neutral) for name, mark in marks.items()
+    }
+
+
+def test_the_page_says_which_values_pass() -> None:
+    text = section_of_page("Chat completions and completions")
+    launch = section_of_page("Launching a model")
+    message = {name: value for name, value in passing(text, None).items() if value != "as above"}
+
+    assert passing(text, "chat") == shown(refused(ChatRequest))
+    assert passing(text, "completions") == shown(refused(CompletionRequest))
+    assert message == shown(refused(ChatMessage))
+    assert passing(launch, None) | {"n_gpu": '"auto" 0'} == shown(refused(LaunchRequest))
+
+
+def fields_of_page(heading: str) -> set[str]:
+    """Return the names in the first column of the tables under a heading of the page."""
+    text = section_of_page(heading)
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+
+
+def test_the_page_lists_every_parameter_and_no_other() -> None:
+    known = (
+        ChatRequest.model_fields.keys()
+        | CompletionRequest.model_fields.keys()
+        | ChatMessage.model_fields.keys()
+    )
+
+    assert fields_of_page("Chat completions and completions") == known
+    assert fields_of_page("Launching a model") == LaunchRequest.model_fields.keys()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The catalogue over HTTP."""
+
+import json
+
+import httpx
+import pytest
+
+FAMILY = {
+    "version": 2,
+    "model_name": "mine",
+    "model_lang": ["en"],
+    "model_ability": ["generate"],
+    "context_length": 256,
+    "model_specs": [
+        {"model_format": "pytorch", "model_size_in_billions": 1, "quantization": "none"}
+    ],
+}
+REGISTRATIONS = "/v1/model_registrations/LLM"
+
+
+async def register(http: httpx.AsyncClient, family: object = FAMILY) -> httpx.Response:
+    body = {"model": json.dumps(family), "worker_ip": None, "persist": False}
+    return await http.post(REGISTRATIONS, json=body)
+
+
+async def test_a_family_can_be_added_seen_and_removed(http: httpx.AsyncClient) -> None:
+    added = await register(http)
+    listed = (await http.get(REGISTRATIONS)).json()
+    one = (await http.get(f"{REGISTRATIONS}/mine")).json()
+    removed = await http.delete(f"{REGISTRATIONS}/mine")
+
+    assert (added.status_code, added.json()) == (200, None)
+    assert listed == [
+        {"model_name": "mine", "is_builtin": False},
+        {"model_name": "xinference-guide", "is_builtin": True},
+    ]
+    assert one == FAMILY | {"is_builtin": False}
+    assert (removed.status_code, removed.json()) == (200, None)
+    assert (await http.get(f"{REGISTRATIONS}/mine")).status_code == 404
+
+
+async def test_the_detailed_list_has_whole_families(http: httpx.AsyncClient) -> None:
+    (guide,) = (await http.get(REGISTRATIONS, params={"detailed": "true"})).json()
+
+    assert guide["model_specs"][0]["model_format"] == "pytorch"
+
+
+async def test_a_name_that_is_taken_and_a_family_that_is_none_are_refused(
+    http: httpx.AsyncClient,
+) -> None:
+    taken = await register(http, FAMILY | {"model_name": "xinference-guide"})
+    no_family = await register(http, {"model_name": "x"})
+    no_json = await http.post(REGISTRATIONS, json={"model": "{", "persist": True})
+    builtin = await http.delete(f"{REGISTRATIONS}/xinference-guide")
+    one_worker = await http.post(
+        REGISTRATIONS, json={"model": "{}", "persist": True, "worker_ip": "1.2.3.4"}
+    )
+
+    assert taken.json()["error"]["code"] == "model_already_exists"
+    assert {answer.status_code for answer in (taken, no_family, no_json, builtin, one_worker)} == {
+        400
+    }
+    assert one_worker.json()["error"]["param"] == "worker_ip"
+
+
+@pytest.mark.parametrize("path", ["/v1/model_registrations/audio", "/v1/engines/audio/x"])
+async def test_a_type_that_does_not_exist_yet_is_refused(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    answer = await http.get(path)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model_type")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/engines/xinference-guide", "/v1/engines/LLM/xinference-guide"]
+)
+async def test_engines_say_what_they_run_or_why_not(http: httpx.AsyncClient, path: str) -> None:
+    engines = (await http.get(path)).json()
+    virtual = await http.get(path, params={"enable_virtual_env": "true"})
+
+    assert engines["transformers"][0]["quantizations"] == ["none"]
+    assert isinstance(engines["vLLM"], str)
+    assert (virtual.status_code, virtual.json()["error"]["param"]) == (400, "enable_virtual_env")
+
+
+async def test_prompts_and_families_are_made_of_the_registrations(http: httpx.AsyncClient) -> None:
+    await register(http)
+
+    prompts = (await http.get("/v1/models/prompts")).json()
+    families = (await http.get("/v1/models/families")).json()
+
+    assert prompts.keys() == {"xinference-guide"}
+    assert prompts["xinference-guide"]["stop_token_ids"] == [2]
+    assert families["chat"] == ["xinference-guide"]
+    assert families["generate"] == ["mine", "xinference-guide"]
+    assert families["vision"] == []

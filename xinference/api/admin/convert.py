@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Xinference's bodies ⇄ protocol values. Pure; raises `InvalidRequest` alone.
+
+The names on the HTTP side are those that Xinference's users know.
+"""
+
+import re
+from dataclasses import asdict
+from typing import Any
+
+from xinference.errors import InvalidRequest
+from xinference.identifiers import Address, family_name, model_uid
+from xinference.protocol.deployment import (
+    EngineOptions,
+    LaunchProgress,
+    LaunchSpec,
+    ModelStatus,
+    ReplicaState,
+    ReplicaStatus,
+)
+from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
+
+from .schema import LaunchRequest
+
+MODEL_TYPE = "LLM"
+"""The one type that this version runs."""
+
+_SIZE = re.compile(r"(\d{1,6})(?:[._](\d{1,6}))?")
+_MIB = 2**20
+
+REPLICA_STATES = {
+    ReplicaState.PENDING: ("CREATING", "registering"),
+    ReplicaState.STARTING: ("CREATING", "registering"),
+    ReplicaState.LOADING: ("LOADING", "loading"),
+    ReplicaState.READY: ("READY", "ready"),
+    ReplicaState.BACKING_OFF: ("ERROR", "error"),
+    ReplicaState.STOPPING: ("TERMINATING", "stopping"),
+    ReplicaState.FAILED: ("ERROR", "error"),
+}
+"""The two words that Xinference's clients know for each."""
+
+
+def launch_spec(body: LaunchRequest) -> LaunchSpec:
+    """Return what a launch asks for."""
+    if body.model_type != MODEL_TYPE:
+        problem = f"must be {MODEL_TYPE!r} in this version, got {body.model_type[:60]!r}"
+        raise InvalidRequest(field="model_type", problem=problem)
+    if not body.model_engine:
+        raise InvalidRequest(field="model_engine", problem="is required for language models")
+    return LaunchSpec(
+        model_uid=None if body.model_uid is None else model_uid(body.model_uid),
+        model_name=family_name(body.model_name),
+        model_type=body.model_type,
+        model_engine=body.model_engine,
+        model_size_in_billions=_size(body),
+        model_format=body.model_format,
+        quantization=body.quantization,
+        model_path=body.model_path,
+        worker_ip=body.worker_ip,
+        envs=_envs(body.envs),
+        engine_options=_engine_options(body),
+    )
+
+
+def _size(body: LaunchRequest) -> str | None:
+    """Return the size as families spell it: 4 → "4"; 0.5, "0.5" and "0_5" → "0_5"."""
+    names = ("model_size_in_billions", "size_in_billions")
+    given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    sizes = {name: _normal_size(name, size) for name, size in given.items()}
+    if len(set(sizes.values())) > 1:
+        problem = "differs from model_size_in_billions; give one of them"
+        raise InvalidRequest(field="size_in_billions", problem=problem)
+    return next(iter(sizes.values()), None)
+
+
+def _normal_size(name: str, given: int | float | str) -> str:
+    found = _SIZE.fullmatch(str(given).strip())
+    if found is None:
+        problem = f"must be a number of billions, such as 4, 0.5 or '0_5', got {str(given)[:60]!r}"
+        raise InvalidRequest(field=name, problem=problem)
+    whole, part = found.groups()
+    part = (part or "").rstrip("0")
+    return f"{int(whole)}_{part}" if part else str(int(whole))
+
+
+def _envs(given: dict[str, Any] | None) -> dict[str, str]:
+    for name, value in (given or {}).items():
+        if not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
+            raise InvalidRequest(
+                field=f"envs.{name[:60]}", problem="must be a variable and a text for it"
+            )
+    return dict(given or {})
+
+
+def _engine_options(body: LaunchRequest) -> EngineOptions:
+    given = {name: value for name, value in (body.model_extra or {}).items() if value is not None}
+    if body.n_gpu != "auto":  # null and 0; the schema left nothing else
+        if given.get("device", "cpu") != "cpu":
+            problem = "null and 0 mean the CPU, but device says otherwise; give one of them"
+            raise InvalidRequest(field="n_gpu", problem=problem)
+        given["device"] = "cpu"
+    return EngineOptions.from_mapping(given)
+
+
+def model_item(model: ModelStatus) -> dict[str, Any]:
+    """Return a model as OpenAI lists it, with what its family says of it."""
+    return {
+        "id": model.model_uid,
+        "object": "model",
+        "created": model.created_ts,
+        "owned_by": "xinference",
+        "status": model.state,
+        **asdict(model.description),
+    }
+
+
+def instance_item(model: ModelStatus) -> dict[str, Any]:
+    """Return a model and how its replicas are."""
+    what = model.description
+    variant = (f"{what.model_size_in_billions}B", what.model_format, what.quantization)
+    return {
+        "model_name": what.model_name,
+        "model_uid": model.model_uid,
+        "model_version": "--".join((what.model_name, *variant)),
+        "model_ability": what.model_ability,
+        "replica": what.replica,
+        "status": model.state,
+        "instance_created_ts": model.created_ts,
+        "n_worker": 1,
+        "replica_statuses": [replica_item(model, replica) for replica in model.replicas],
+    }
+
+
+def replica_item(model: ModelStatus, replica: ReplicaStatus) -> dict[str, Any]:
+    """Return one copy of a model."""
+    status, model_state = REPLICA_STATES[replica.state]
+    return {
+        "replica_id": replica.replica.index,
+        "replica_model_uid": str(replica.replica),
+        "replica_uid": str(replica.replica),
+        "worker_address": replica.node,
+        "model_address": replica.address,
+        "accelerators": model.description.accelerators,
+        "gpu_idx": None,
+        "status": status,
+        "model_state": model_state,
+        "state": replica.state,
+        "instance": replica.instance,
+        "num_restarts": replica.num_restarts,
+        "created_ts": replica.created_ts,
+        "error_message": replica.error_message,
+    }
+
+
+def progress(launch: LaunchProgress) -> dict[str, Any]:
+    """Return how far a launch is. Nothing is downloaded in this version."""
+    return {**asdict(launch), "download_files": [], "replicas": []}
+
+
+def status_page(info: ClusterInfo, *, now: float) -> dict[str, Any]:
+    """Return `GET /status`.
+
+    Args:
+        now: seconds since the epoch.
+    """
+    return {
+        "uptime": info.uptime_seconds,
+        "workers": {
+            worker.node: {
+                "update_time": now - worker.seconds_since_report,
+                "status": _node_status(worker.resources),
+            }
+            for worker in info.workers
+        },
+    }
+
+
+def _node_status(node: NodeResources) -> dict[str, dict[str, Any]]:
+    cpu = {
+        "usage": node.cpu_utilization,
+        "total": node.cpu_count,
+        "memory_used": node.memory_used_bytes,
+        "memory_available": node.memory_available_bytes,
+        "memory_total": node.memory_total_bytes,
+    }
+    return {"cpu": cpu} | {str(device.index): _device(device) for device in node.devices}
+
+
+def _device(device: Device) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "mem_total": device.total_bytes,
+        "mem_free": device.total_bytes - device.used_bytes,
+        "mem_used": device.used_bytes,
+        "mem_usage": device.used_bytes / device.total_bytes if device.total_bytes else 0.0,
+        "gpu_util": device.utilization,
+    }
+
+
+def cluster_nodes(info: ClusterInfo, *, detailed: bool) -> list[dict[str, Any]]:
+    """Return the supervisor and every worker, with what they have."""
+    supervisor = _node("Supervisor", info.supervisor_address, info.supervisor_resources, detailed)
+    return [supervisor] + [
+        _node("Worker", worker.node, worker.resources, detailed) for worker in info.workers
+    ]
+
+
+def _node(kind: str, address: str, node: NodeResources, detailed: bool) -> dict[str, Any]:
+    total = sum(device.total_bytes for device in node.devices)
+    about: dict[str, Any] = {
+        "node_type": kind,
+        "ip_address": host_of(address),
+        "gpu_count": len(node.devices),
+        "gpu_vram_total": total if detailed else f"{total // _MIB}MiB",
+    }
+    if detailed:
+        used = sum(device.used_bytes for device in node.devices)
+        busy = sum(device.utilization for device in node.devices)
+        about |= {
+            "cpu_available": node.cpu_count * (1 - node.cpu_utilization),
+            "cpu_count": node.cpu_count,
+            "mem_used": node.memory_used_bytes,
+            "mem_available": node.memory_available_bytes,
+            "mem_total": node.memory_total_bytes,
+            "gpu_utilization": busy / len(node.devices) if node.devices else 0.0,
+            "gpu_vram_available": total - used,
+        }
+    return about
+
+
+def worker_item(worker: NodeStatus, models: list[ModelStatus]) -> dict[str, Any]:
+    """Return a worker and the replicas on it."""
+    return {
+        "work-ip": worker.node,
+        "models": {
+            str(replica.replica): asdict(model.description)
+            for model in models
+            for replica in model.replicas
+            if replica.node == worker.node
+        },
+    }
+
+
+def host_of(address: str) -> str:
+    """Return the host of "host:port"."""
+    return Address.parse(address).host
+
+
+def prompts_of(families: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return how each chat family is prompted and stopped."""
+    names = ("chat_template", "stop_token_ids", "stop", "reasoning_start_tag",
+             "reasoning_end_tag", "tool_parser")  # fmt: skip
+    return {
+        family["model_name"]: {name: family[name] for name in names if name in family}
+        for family in families
+        if family.get("chat_template")
+    }
+
+
+ABILITIES = ("chat", "generate", "tools", "vision", "reasoning", "audio", "omni", "hybrid")
+
+
+def families_by_ability(families: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the families that can chat, that can use tools, and so on."""
+    return {
+        ability: [
+            family["model_name"]
+            for family in families
+            if ability in family.get("model_ability", ())
+        ]
+        for ability in ABILITIES
+    }

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The catalogue: which families exist, adding one's own, and which engines run them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from xinference.api.answers import json_answer
+from xinference.api.body import read_body
+from xinference.api.gateway import gateway_of
+from xinference.api.openapi import body_of, refusals
+from xinference.errors import InvalidRequest
+
+from .schema import RegistrationRequest
+
+router = APIRouter(tags=["Catalogue"], default_response_class=Response)
+
+VirtualEnv = Annotated[bool, Query(description="Not supported by this version.")]
+
+
+@router.post(
+    "/v1/model_registrations/{model_type}",
+    openapi_extra=body_of(RegistrationRequest),
+    responses=refusals(400, 413, 503),
+)
+async def register_model(request: Request, model_type: str) -> Response:
+    """Add a family of one's own."""
+    body = await read_body(request, RegistrationRequest)
+    await gateway_of(request).cluster.register(model_type, body.model, persist=body.persist)
+    return json_answer(None)
+
+
+@router.get("/v1/model_registrations/{model_type}", responses=refusals(400, 503))
+async def list_registrations(request: Request, model_type: str, detailed: bool = False) -> Response:
+    """List the families of a type; `detailed` gives all that is known of each."""
+    families = await gateway_of(request).cluster.registrations(model_type)
+    if not detailed:
+        names = ("model_name", "is_builtin")
+        families = [{name: family[name] for name in names} for family in families]
+    return json_answer(families)
+
+
+@router.get("/v1/model_registrations/{model_type}/{model_name}", responses=refusals(400, 404, 503))
+async def describe_registration(request: Request, model_type: str, model_name: str) -> Response:
+    """Return one family."""
+    return json_answer(await gateway_of(request).cluster.registration(model_type, model_name))
+
+
+@router.delete(
+    "/v1/model_registrations/{model_type}/{model_name}", responses=refusals(400, 404, 503)
+)
+async def unregister_model(request: Request, model_type: str, model_name: str) -> Response:
+    """Remove a family that was added; models that run of it go on."""
+    await gateway_of(request).cluster.unregister(model_type, model_name)
+    return json_answer(None)
+
+
+@router.get("/v1/engines/{model_name}", responses=refusals(400, 404, 503))
+async def list_llm_engines(
+    request: Request, model_name: str, enable_virtual_env: VirtualEnv = False
+) -> Response:
+    """Return what each engine can run of a language model, or why it cannot."""
+    return await list_engines(request, "LLM", model_name, enable_virtual_env)
+
+
+@router.get("/v1/engines/{model_type}/{model_name}", responses=refusals(400, 404, 503))
+async def list_engines(
+    request: Request, model_type: str, model_name: str, enable_virtual_env: VirtualEnv = False
+) -> Response:
+    """Return what each engine can run of a model, or why it cannot."""
+    if enable_virtual_env:
+        raise InvalidRequest(field="enable_virtual_env", problem="is not supported by this version")
+    return json_answer(await gateway_of(request).cluster.engines(model_type, model_name))

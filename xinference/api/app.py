@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`create_app`: a cluster in, the HTTP application out. Wiring, readable in one minute.
+
+The caller makes the cluster and runs the server:
+
+    cluster = await connect(...)
+    app = create_app(cluster, on_shutdown=cluster.aclose)
+    await uvicorn.Server(uvicorn.Config(app, ...)).serve()
+
+`on_shutdown` is awaited by the application's lifespan, after the server has let the running
+requests end; without a lifespan (as in tests) the caller closes the cluster itself. The
+application keeps no other state than its counters, so any number of them may serve one cluster.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from starlette.responses import HTMLResponse, Response
+
+from xinference import __version__
+from xinference.cluster.interface import Cluster
+
+from .admin import cluster as cluster_routes
+from .admin import models as model_routes
+from .admin import registrations
+from .answers import json_answer
+from .edge import Edge
+from .errors import install_error_answers
+from .gateway import Gateway, gateway_of, install_gateway
+from .metrics import Metrics, metrics_page
+from .openai import chat, completions
+from .openapi import document_of, page_of
+
+ROUTES = (chat, completions, model_routes, registrations, cluster_routes)
+TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def create_app(
+    cluster: Cluster,
+    *,
+    disable_metrics: bool = False,
+    on_shutdown: Callable[[], Awaitable[None]] | None = None,
+) -> FastAPI:
+    """Return the application that serves `cluster` over HTTP.
+
+    Args:
+        disable_metrics: there is no `/metrics`.
+        on_shutdown: awaited once when the server ends.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if on_shutdown is not None:
+            await on_shutdown()
+
+    app = FastAPI(
+        routes=[route for routes in ROUTES for route in routes.router.routes],
+        title="Xinference",
+        version=__version__,
+        summary="Open models behind one OpenAI-compatible endpoint.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    metrics = Metrics()
+    install_gateway(app, Gateway(cluster=cluster, metrics=metrics))
+    install_error_answers(app)
+    app.add_middleware(Edge, metrics=metrics)
+    for path, page in PAGES.items():
+        app.add_api_route(path, page, include_in_schema=False)
+    if not disable_metrics:
+        app.add_api_route("/metrics", _metrics, include_in_schema=False)
+    return app
+
+
+async def _root(request: Request) -> Response:
+    links = {"docs": "/docs", "openapi": "/openapi.json", "models": "/v1/models"}
+    return json_answer({"name": "xinference", "version": __version__, **links})
+
+
+async def _docs(request: Request) -> Response:
+    return HTMLResponse(page_of(document_of(request.app), base_url=str(request.base_url)))
+
+
+async def _document(request: Request) -> Response:
+    return json_answer(document_of(request.app))
+
+
+async def _metrics(request: Request) -> Response:
+    gateway = gateway_of(request)
+    page = await metrics_page(gateway.metrics, gateway.cluster)
+    return Response(page, media_type=TEXT_OF_PROMETHEUS)
+
+
+PAGES = {"/": _root, "/docs": _docs, "/openapi.json": _document}

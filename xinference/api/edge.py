@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outermost layer of ours: every request gets an id, and no error leaves without our shape.
+
+It is plain ASGI and looks at the first message of an answer only, so a stream passes through it
+at no cost per token.
+"""
+
+import logging
+import re
+
+from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from xinference.errors import InternalError
+from xinference.identifiers import RequestId, new_request_id
+
+from .errors import error_response
+from .metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_FOREIGN_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+TRACE_ID = "xinference.trace_id"
+"""In an ASGI scope: the id that the log and the `X-Request-Id` header of the answer have."""
+
+
+def name_request(request: Request, given: str | None) -> RequestId:
+    """Return the id of a generation: the one given in its body, or a new one.
+
+    The answer's `X-Request-Id` is the same, unless the caller sent a header of that name: then
+    the caller finds it again.
+    """
+    request_id = RequestId(given) if given is not None else new_request_id()
+    if _given_id(request.scope) is None:
+        request.scope[TRACE_ID] = request_id
+    return request_id
+
+
+class Edge:
+    """Middleware; see the module."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; an unexpected error becomes a 500 that names the log line."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope[TRACE_ID] = _given_id(scope) or new_request_id()
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", scope[TRACE_ID].encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception:
+            if status:
+                # Why raise: a status cannot be taken back; the server logs this and cuts the
+                # connection, so that the client does not take the answer for whole.
+                raise
+            logger.exception("%s %s failed [%s]", scope["method"], scope["path"], scope[TRACE_ID])
+            problem = f"the log has more under the request id {scope[TRACE_ID]}"
+            error = InternalError(where="the gateway", problem=problem)
+            await error_response(error)(scope, receive, send_marked)
+        finally:
+            self._count(scope, status)
+
+    def _count(self, scope: Scope, status: int) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        # 499, as proxies write it: the client left before there was an answer.
+        self._metrics.http_requests.labels(method, route, status or 499).inc()
+
+
+def _given_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = str(value.decode("latin-1"))
+            return text if _FOREIGN_ID.fullmatch(text) else None
+    return None

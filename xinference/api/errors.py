@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors as HTTP answers: one table from type to status, one body for every route.
+
+The body is OpenAI's, with `detail` beside it for Xinference's published client:
+
+    {"error": {"message": "n: ...", "type": "invalid_request_error", "param": "n",
+               "code": "invalid_request"},
+     "detail": "n: ..."}
+
+`error_event` writes the same into a stream that has begun, where there is no status any more.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+
+from xinference.errors import (
+    CapacityError,
+    ClusterError,
+    ContextLengthExceeded,
+    DuplicateRequest,
+    FamilyNotFound,
+    InvalidRequest,
+    LaunchCancelled,
+    LaunchError,
+    ModelNotFound,
+    ModelOverloaded,
+    RequestAborted,
+    RequestError,
+    XinferenceError,
+)
+
+logger = logging.getLogger(__name__)
+
+STATUS: Mapping[type[XinferenceError], int] = {
+    RequestError: 400,
+    ModelNotFound: 404,
+    FamilyNotFound: 404,
+    RequestAborted: 409,
+    DuplicateRequest: 409,
+    CapacityError: 503,
+    ModelOverloaded: 429,
+    LaunchError: 503,
+    LaunchCancelled: 499,
+    ClusterError: 503,
+    XinferenceError: 500,
+}
+
+RETRY_AFTER_SECONDS = 5
+"""Said with a 503 that passes by itself, when the error does not know better."""
+
+MAX_MESSAGE_LEN = 2000
+MAX_SHOWN_LEN = 60
+MAX_SHOWN_ERRORS = 5
+
+
+def status_of(error: XinferenceError) -> int:
+    """Return the status of the nearest ancestor that has one."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+def _type_of(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _param_of(error: XinferenceError) -> str | None:
+    match error:
+        case InvalidRequest(field=field):
+            return field or None
+        case ModelNotFound():
+            return "model"
+        case FamilyNotFound():
+            return "model_name"
+        case ContextLengthExceeded():
+            return "max_tokens"
+        case DuplicateRequest() | RequestAborted():
+            return "request_id"
+    return None
+
+
+def _retry_headers(error: XinferenceError, status: int) -> dict[str, str]:
+    if isinstance(error, CapacityError | ClusterError):
+        return {"Retry-After": str(getattr(error, "retry_after_seconds", RETRY_AFTER_SECONDS))}
+    # Why: OpenAI's clients repeat a 409 by themselves, but what was aborted must stay aborted.
+    return {"X-Should-Retry": "false"} if status == 409 else {}
+
+
+def _body(message: str, *, status: int, param: str | None, code: str) -> dict[str, Any]:
+    message = message[:MAX_MESSAGE_LEN]
+    error = {"message": message, "type": _type_of(status), "param": param, "code": code}
+    return {"error": error, "detail": message}
+
+
+def error_body(error: XinferenceError) -> dict[str, Any]:
+    """Return the body that tells this error to a caller."""
+    return _body(str(error), status=status_of(error), param=_param_of(error), code=error.code)
+
+
+def error_event(error: XinferenceError) -> bytes:
+    """Return the server-sent event that ends a stream which has failed."""
+    return b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
+
+
+def error_response(error: XinferenceError) -> Response:
+    """Return the answer for an error that was known before the headers were sent."""
+    status = status_of(error)
+    return Response(
+        orjson.dumps(error_body(error)),
+        status,
+        _retry_headers(error, status),
+        media_type="application/json",
+    )
+
+
+def invalid_request(errors: Sequence[Mapping[str, Any]], *, given: object) -> InvalidRequest:
+    """Turn pydantic's findings into one error that names the first wrong field.
+
+    Args:
+        errors: `ValidationError.errors()`; at least one.
+        given: what was validated. A location's steps that do not lead through it (the name of a
+            union's branch) are not shown.
+    """
+    told = [(_path(error, given), _problem(error)) for error in errors[:MAX_SHOWN_ERRORS]]
+    (field, problem), *others = told
+    more = "".join(f"; {path}: {what}" for path, what in others if path != field)
+    return InvalidRequest(field=field, problem=problem + more)
+
+
+def _path(error: Mapping[str, Any], given: object) -> str:
+    steps = list(error["loc"])
+    named = error.get("ctx", {}).get("field") or (steps[-1] if error["type"] == "missing" else None)
+    path = ""
+    for step in steps:
+        if isinstance(given, dict) and step in given:
+            path += f".{step}" if path else str(step)
+        elif isinstance(given, list) and isinstance(step, int) and step < len(given):
+            path += f"[{step}]"
+        else:
+            continue
+        given = given[step]
+    if named is None:
+        return path
+    return f"{path}.{named}" if path else str(named)
+
+
+PROBLEMS = {
+    "missing": "is required",
+    "string_type": "must be a text",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "too_short": "must have more items",
+    "too_long": "must have fewer items",
+    "string_too_short": "must be longer",
+    "string_too_long": "must be shorter",
+}
+"""Pydantic's findings in JSON's words; the others are clear as they are."""
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    said = str(error["msg"])
+    problem = PROBLEMS.get(error["type"]) or said.replace("Input should be", "must be", 1)
+    if error["type"] in ("missing", "unknown_field"):
+        return problem
+    return f"{problem}, got {_shown(error['input'])}"
+
+
+def _shown(value: object) -> str:
+    """Return a value of JSON, shortened; a large one is not walked through."""
+    match value:
+        case list():
+            return f"a list of {len(value)}"
+        case dict():
+            return "an object"
+        case str() if len(value) > MAX_SHOWN_LEN:
+            return f'"{value[:MAX_SHOWN_LEN]}…"'
+    return orjson.dumps(value).decode()
+
+
+async def _on_xinference_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, XinferenceError)
+    if status_of(error) == 500:
+        logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+    return error_response(error)
+
+
+async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    given = {"path": dict(request.path_params), "query": dict(request.query_params)}
+    refused = invalid_request(error.errors(), given=given)
+    named = refused.field.removeprefix("query.").removeprefix("path.")
+    return error_response(InvalidRequest(field=named, problem=refused.problem))
+
+
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+"""What the HTTP layer itself refuses, before any of our types is involved."""
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = error.detail
+    if error.status_code in (404, 405):
+        message = f"{message}: {request.method} {request.url.path}. /docs lists what there is."
+    code = HTTP_CODES.get(error.status_code, InvalidRequest.code)
+    body = _body(message, status=error.status_code, param=None, code=code)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods_at(request))
+    return Response(orjson.dumps(body), error.status_code, headers, media_type="application/json")
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Return the methods of all routes with this path; the framework tells the first one's."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods
+    return sorted(methods)
+
+
+def install_error_answers(app: FastAPI) -> None:
+    """Make every error of every route an answer in the one shape."""
+    app.add_exception_handler(XinferenceError, _on_xinference_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
+    app.add_exception_handler(HTTPException, _on_http_error)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vocabulary of request schemas: a closed body, a refused field, a shape in words.
+
+A field is honoured or refused by name, never ignored. `Body` refuses what it does not know and
+says what is nearest; `Only` marks a field that is known but not honoured yet, so that the value
+that asks for nothing (`n: 1`, `tools: []`) still passes, as real clients send it.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic import ValidationError as PydanticError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+MAX_NAME_LEN = 60
+
+
+class Body(BaseModel):
+    """A JSON object whose fields are all known, with their own JSON types, not look-alikes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_fields(cls, given: Any) -> Any:
+        # Why not leave it to extra="forbid": that reports every unknown field of a hostile body,
+        # and does not know what was meant.
+        is_closed = cls.model_config.get("extra") == "forbid"
+        if is_closed and isinstance(given, dict) and not given.keys() <= cls.model_fields.keys():
+            name = next(key for key in given if key not in cls.model_fields)[:MAX_NAME_LEN]
+            near = difflib.get_close_matches(name, cls.model_fields, n=1)
+            raise PydanticCustomError(
+                "unknown_field",
+                "is not a field of this request{hint}",
+                {"field": name, "hint": f"; did you mean {near[0]}?" if near else ""},
+            )
+        return given
+
+
+class Answer(BaseModel):
+    """A JSON object that is sent; the schema is for readers, nothing is checked."""
+
+
+def _same(given: object, neutral: object) -> bool:
+    if isinstance(given, bool) or isinstance(neutral, bool):
+        return given is neutral
+    return given == neutral
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Only:
+    """Marks a field that this version refuses, except null and the values that ask for nothing.
+
+    Used as `n: Annotated[object, Only(1)] = None`.
+
+    Hazard: two marks must not be equal. `typing` keeps one of equal annotations, and to Python
+    Only(0) and Only(False) would be.
+    """
+
+    neutral: tuple[object, ...]
+
+    def __init__(self, *neutral: object) -> None:
+        object.__setattr__(self, "neutral", neutral)
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"enum": [*self.neutral, None]}
+
+    def _check(self, given: object) -> object:
+        if given is None or any(_same(given, neutral) for neutral in self.neutral):
+            return given
+        allowed = "".join(f" or give {orjson.dumps(value).decode()}" for value in self.neutral[:1])
+        raise PydanticCustomError(
+            "unsupported", "is not supported by this version; leave it out{hint}", {"hint": allowed}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """Replaces the findings of each branch of a union by one sentence."""
+
+    words: str
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._check, handler(source))
+
+    def _check(self, given: object, inner: core_schema.ValidatorFunctionWrapHandler) -> object:
+        try:
+            return inner(given)
+        except PydanticError as error:
+            raise PydanticCustomError("shape", "must be {words}", {"words": self.words}) from error

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the gateway counts, and the page that `GET /metrics` gives to Prometheus.
+
+The gateway's own numbers live in one registry per application. Everything about the cluster and
+the engines is asked for when the page is, so that it is as fresh as the page; when the supervisor
+does not answer, `xinference:supervisor_up` is 0 and the gateway's own numbers still come.
+The names are those that Xinference's dashboards know, where it has one for the thing.
+
+A label never takes a value that a caller made up: only models that took a request have one.
+"""
+
+import asyncio
+import platform
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from xinference import __version__
+from xinference.cluster.interface import Cluster
+from xinference.errors import (
+    CapacityError,
+    ContextLengthExceeded,
+    ReplicaLost,
+    XinferenceError,
+)
+from xinference.identifiers import ModelUid
+from xinference.protocol.deployment import ModelStatus
+from xinference.protocol.generation import Accepted, Failed, Finished, TextDelta, Usage
+from xinference.protocol.nodes import ClusterInfo
+
+from .inbox import AnswerEvent
+
+DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SCRAPE_SECONDS = 5.0
+
+ENGINE_COUNTERS = frozenset(
+    {
+        "num_steps",
+        "num_prefill_tokens",
+        "num_decode_tokens",
+        "num_generated_tokens",
+        "num_preemptions",
+        "num_aborts",
+        "num_failed_steps",
+    }
+)
+"""What an engine counts; its other numbers go up and down."""
+
+
+class Metrics:
+    """The counters of one gateway. Used from its event loop only."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        model, streamed = ("model_uid",), ("model_uid", "stream")
+        self.requests = Counter(
+            "xinference:model_request", "Requests to models.", streamed, registry=self.registry
+        )
+        self.errors = Counter(
+            "xinference:model_request_errors",
+            "Requests to models that failed or were refused, by error code.",
+            ("model_uid", "code"),
+            registry=self.registry,
+        )
+        self.disconnects = Counter(
+            "xinference:model_request_disconnects",
+            "Requests whose client left before the answer ended.",
+            model,
+            registry=self.registry,
+        )
+        self.serving = Gauge(
+            "xinference:model_serve_count", "Requests in flight.", model, registry=self.registry
+        )
+        self.duration = Histogram(
+            "xinference:model_request_duration_seconds",
+            "From the request to the end of its answer.",
+            model,
+            buckets=DURATION_BUCKETS,
+            registry=self.registry,
+        )
+        self.first_token = Histogram(
+            "xinference:time_to_first_token_seconds",
+            "From the request to its first text.",
+            streamed,
+            buckets=FIRST_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.input_tokens = Counter(
+            "xinference:input_tokens",
+            "Prompt tokens of ended answers.",
+            model,
+            registry=self.registry,
+        )
+        self.generate_tokens = Counter(
+            "xinference:generate_tokens",
+            "Tokens generated for ended answers.",
+            model,
+            registry=self.registry,
+        )
+        self.http_requests = Counter(
+            "xinference:http_requests",
+            "Answered HTTP requests, by route and status.",
+            ("method", "route", "status"),
+            registry=self.registry,
+        )
+
+    def observe(self, model: ModelUid, *, stream: bool) -> "Observation":
+        """Return what measures one request; enter it when the request starts."""
+        return Observation(self, model, stream=stream)
+
+
+class Observation:
+    """Measures one request, from entering to leaving it."""
+
+    def __init__(self, metrics: Metrics, model: ModelUid, *, stream: bool) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._stream = str(stream).lower()
+        self._started = 0.0
+        self._is_accepted = False
+        self._has_text = False
+        self._usage: Usage | None = None
+        self._code: str | None = None
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        return self
+
+    def note(self, batch: Sequence[AnswerEvent]) -> None:
+        """Look at events that are about to be written."""
+        for event in batch:
+            if not self._has_text and isinstance(event, TextDelta) and event.text:
+                self._has_text = True
+                seconds = time.perf_counter() - self._started
+                self._metrics.first_token.labels(self._model, self._stream).observe(seconds)
+            elif isinstance(event, Accepted):
+                self._is_accepted = True
+                self._metrics.serving.labels(self._model).inc()
+            elif isinstance(event, Finished):
+                self._usage = event.usage
+            elif isinstance(event, Failed):
+                self._code = event.error.code
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        metrics = self._metrics
+        if isinstance(error, XinferenceError):
+            self._code = error.code
+        # Invariant: only a model that exists gets a label, whatever a caller named.
+        is_known = self._is_accepted or isinstance(
+            error, CapacityError | ContextLengthExceeded | ReplicaLost
+        )
+        model = self._model if is_known else ModelUid("")
+        metrics.requests.labels(model, self._stream).inc()
+        if self._is_accepted:
+            metrics.serving.labels(model).dec()
+            metrics.duration.labels(model).observe(time.perf_counter() - self._started)
+        if self._code is not None:
+            metrics.errors.labels(model, self._code).inc()
+        elif self._usage is not None:
+            metrics.input_tokens.labels(model).inc(self._usage.num_prompt_tokens)
+            metrics.generate_tokens.labels(model).inc(self._usage.num_completion_tokens)
+        else:
+            metrics.disconnects.labels(model).inc()
+
+
+async def metrics_page(metrics: Metrics, cluster: Cluster) -> bytes:
+    """Return everything as Prometheus text."""
+    families = _cluster_families(*await _asked(cluster))
+    page = CollectorRegistry()
+    page.register(_Families([*metrics.registry.collect(), *families]))
+    return generate_latest(page)
+
+
+class _Families(Collector):
+    """Families that are at hand, without the library's second series per counter."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
+        for family in self._families:
+            family.samples = [
+                sample for sample in family.samples if not sample.name.endswith("_created")
+            ]
+
+    def collect(self) -> Iterable[Metric]:
+        """Return them."""
+        return self._families
+
+
+async def _asked(
+    cluster: Cluster,
+) -> tuple[ClusterInfo | None, list[ModelStatus], dict[ModelUid, dict[str, float]]]:
+    try:
+        async with asyncio.timeout(SCRAPE_SECONDS):
+            return await cluster.info(), await cluster.models(), await cluster.engine_stats()
+    except (XinferenceError, TimeoutError):
+        return None, [], {}
+
+
+def _cluster_families(
+    info: ClusterInfo | None,
+    models: Sequence[ModelStatus],
+    engine_stats: dict[ModelUid, dict[str, float]],
+) -> Iterator[Metric]:
+    build = GaugeMetricFamily(
+        "xinference:build_info", "Always 1.", labels=("version", "python_version", "role")
+    )
+    build.add_metric((__version__, platform.python_version(), "gateway"), 1)
+    yield build
+    up = "Whether the supervisor answered when this page was made."
+    yield GaugeMetricFamily("xinference:supervisor_up", up, value=float(info is not None))
+    if info is not None:
+        yield from _node_families(info)
+        yield from _model_families(models)
+        yield from _engine_families(engine_stats)
+
+
+def _node_families(info: ClusterInfo) -> Iterator[Metric]:
+    uptime = "Since the supervisor started."
+    yield GaugeMetricFamily(
+        "xinference:supervisor_uptime_seconds", uptime, value=info.uptime_seconds
+    )
+    count = len(info.workers)
+    yield GaugeMetricFamily("xinference:workers_total", "Workers of the cluster.", value=count)
+    readings = {
+        "xinference:worker_cpu_utilization": "cpu_utilization",
+        "xinference:worker_memory_used_bytes": "memory_used_bytes",
+        "xinference:worker_memory_total_bytes": "memory_total_bytes",
+    }
+    for name, reading in readings.items():
+        family = GaugeMetricFamily(name, "As the worker last reported.", labels=("worker_address",))
+        for worker in info.workers:
+            family.add_metric((worker.node,), getattr(worker.resources, reading))
+        yield family
+
+
+def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:
+    labels = ("model_uid", "model_name", "model_type", "model_engine", "replica_total")
+    about = GaugeMetricFamily("xinference:model_info", "Always 1.", labels=labels)
+    state = GaugeMetricFamily(
+        "xinference:model_status", "Always 1.", labels=("model_uid", "model_name", "status")
+    )
+    restarts = CounterMetricFamily(
+        "xinference:replica_restarts",
+        "Restarts of a replica's process.",
+        labels=("model_uid", "replica_index"),
+    )
+    for model in models:
+        what = model.description
+        about.add_metric(
+            (
+                model.model_uid,
+                what.model_name,
+                what.model_type,
+                what.model_engine,
+                str(len(model.replicas)),
+            ),
+            1,
+        )
+        state.add_metric((model.model_uid, what.model_name, model.state), 1)
+        for replica in model.replicas:
+            restarts.add_metric((model.model_uid, str(replica.replica.index)), replica.num_restarts)
+    yield from (about, state, restarts)
+
+
+def _engine_families(stats: dict[ModelUid, dict[str, float]]) -> Iterator[Metric]:
+    """Yield one family per number of any engine: num_steps → xinference:engine_steps_total."""
+    names = sorted({name for of_model in stats.values() for name in of_model})
+    for name in names:
+        grows = name in ENGINE_COUNTERS
+        kind = CounterMetricFamily if grows else GaugeMetricFamily
+        shown = name.removeprefix("num_") if grows else re.sub(r"[^a-zA-Z0-9_]", "_", name)
+        family = kind(
+            f"xinference:engine_{shown}",
+            "As the engine last reported.",
+            labels=("model_uid",),
+        )
+        for model, of_model in stats.items():
+            if name in of_model:
+                family.add_metric((model,), of_model[name])
+        yield family

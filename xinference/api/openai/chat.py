@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`POST /v1/chat/completions`: the route, and what is a chat's own in its answer."""
+
+from typing import Any, ClassVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from xinference.api.body import read_body
+from xinference.api.edge import name_request
+from xinference.api.openapi import body_of, refusals
+
+from .answer import GenerationAnswer
+from .convert import chat_request, wants_usage
+from .form import Form
+from .schema import ChatAnswer, ChatRequest
+
+router = APIRouter(tags=["OpenAI"])
+
+
+class ChatForm(Form):
+    """Writes a chat's answer."""
+
+    id_prefix: ClassVar[str] = "chatcmpl"
+    whole_object: ClassVar[str] = "chat.completion"
+    chunk_object: ClassVar[str] = "chat.completion.chunk"
+
+    def opening(self) -> bytes:
+        """Return the chunk that says who speaks."""
+        return self._chunk({"delta": {"role": "assistant", "content": ""}})
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Return the delta of a piece of text."""
+        return {"delta": {"content": text}}
+
+    def last_piece(self) -> dict[str, Any]:
+        """Return an empty delta."""
+        return {"delta": {}}
+
+    def answer(self, text: str) -> dict[str, Any]:
+        """Return the assistant's turn."""
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=None,
+    openapi_extra=body_of(ChatRequest),
+    responses={
+        200: {"model": ChatAnswer, "content": {"text/event-stream": {}}},
+        **refusals(400, 404, 409, 413, 429, 503),
+    },
+)
+async def create_chat_completion(request: Request) -> Response:
+    """Answer a conversation, in one piece or as a stream of server-sent events."""
+    body = await read_body(request, ChatRequest)
+    asked = chat_request(body, name_request(request, body.request_id))
+    form = ChatForm(asked.request_id, body.model, with_usage=wants_usage(body))
+    return GenerationAnswer(request, body, asked, form)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`POST /v1/completions`: the route, and what is a completion's own in its answer."""
+
+from typing import Any, ClassVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from xinference.api.body import read_body
+from xinference.api.edge import name_request
+from xinference.api.openapi import body_of, refusals
+
+from .answer import GenerationAnswer
+from .convert import completion_request, wants_usage
+from .form import Form
+from .schema import CompletionAnswer, CompletionRequest
+
+router = APIRouter(tags=["OpenAI"])
+
+
+class CompletionForm(Form):
+    """Writes a completion's answer."""
+
+    id_prefix: ClassVar[str] = "cmpl"
+    whole_object: ClassVar[str] = "text_completion"
+    chunk_object: ClassVar[str] = "text_completion"
+
+    def opening(self) -> bytes:
+        """Return nothing: a completion has no role to tell."""
+        return b""
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Return the text itself."""
+        return {"text": text}
+
+    def last_piece(self) -> dict[str, Any]:
+        """Return an empty text."""
+        return {"text": ""}
+
+    def answer(self, text: str) -> dict[str, Any]:
+        """Return the text itself."""
+        return {"text": text}
+
+
+@router.post(
+    "/v1/completions",
+    response_model=None,
+    openapi_extra=body_of(CompletionRequest),
+    responses={
+        200: {"model": CompletionAnswer, "content": {"text/event-stream": {}}},
+        **refusals(400, 404, 409, 413, 429, 503),
+    },
+)
+async def create_completion(request: Request) -> Response:
+    """Go on from a text or from token ids, in one piece or as a stream of server-sent events."""
+    body = await read_body(request, CompletionRequest)
+    asked = completion_request(body, name_request(request, body.request_id))
+    form = CompletionForm(asked.request_id, body.model, with_usage=wants_usage(body))
+    return GenerationAnswer(request, body, asked, form)

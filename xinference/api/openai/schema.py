@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bodies of the OpenAI routes, in and out.
+
+Every parameter of OpenAI's two text APIs is here, with Xinference's own and those that clients
+of other servers send. What is not honoured in this version is marked `Only(...)`: refused by
+name, but for the values that ask for nothing. `doc/api.md` has the same tables; a test compares.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from xinference.api.fields import Answer, Body, Only, Shaped
+from xinference.protocol.generation import MAX_STOP_STRINGS
+
+MAX_TOKEN_COUNT = 2**31 - 1
+MAX_TOKEN_ID = 2**31 - 1
+MAX_MODEL_LEN = 256
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
+StopString = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+
+
+class StreamOptions(Body):
+    """How to stream."""
+
+    include_usage: bool | None = None
+    """One more chunk before the end, without choices, with the usage."""
+    include_obfuscation: Annotated[object, Only(False)] = None
+
+
+class SharedParameters(Body):
+    """What chat completions and completions have in common."""
+
+    model: str = Field(min_length=1, max_length=MAX_MODEL_LEN)
+    """The uid of a running model."""
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKEN_COUNT)
+    """Null: as many as the context holds."""
+    temperature: float | None = Field(None, ge=0, le=2)
+    """0 is greedy. Null: the model's own default, as for the other sampling parameters."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_COUNT)
+    """0 or -1 keeps every token."""
+    stop: Annotated[
+        StopString
+        | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)]
+        | None,
+        Shaped(f"a text or a list of up to {MAX_STOP_STRINGS} texts, none empty"),
+    ] = None
+    """The answer ends before the first of these."""
+    stop_token_ids: Annotated[TokenIds, Field(max_length=1024)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    """The same seed draws the same tokens. Null: a random one."""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    """Only with `stream`."""
+    request_id: str | None = Field(None, pattern=r"^[!-~]{1,128}$")
+    """Names the request, so that it can be aborted: 1 to 128 visible ASCII characters, unique among
+    the live ones of the model."""
+    user: str | None = None
+    """A label; it changes nothing."""
+
+    n: Annotated[object, Only(1)] = None
+    best_of: Annotated[object, Only(1)] = None
+    presence_penalty: Annotated[object, Only(0)] = None
+    frequency_penalty: Annotated[object, Only(0)] = None
+    repetition_penalty: Annotated[object, Only(1)] = None
+    length_penalty: Annotated[object, Only(1)] = None
+    logit_bias: Annotated[object, Only({})] = None
+    min_p: Annotated[object, Only(0)] = None
+    typical_p: Annotated[object, Only(1)] = None
+    min_tokens: Annotated[object, Only(0)] = None
+    bad_words: Annotated[object, Only([])] = None
+    echo: Annotated[object, Only(False)] = None
+    ignore_eos: Annotated[object, Only(False)] = None
+    skip_special_tokens: Annotated[object, Only(True)] = None
+    include_stop_str_in_output: Annotated[object, Only(False)] = None
+    stream_interval: Annotated[object, Only(1)] = None
+    use_beam_search: Annotated[object, Only(False)] = None
+    priority: Annotated[object, Only(0)] = None
+    prompt_logprobs: Annotated[object, Only()] = None
+    truncate_prompt_tokens: Annotated[object, Only()] = None
+    cache_salt: Annotated[object, Only()] = None
+    lora_name: Annotated[object, Only()] = None
+    response_format: Annotated[object, Only({"type": "text"})] = None
+    guided_json: Annotated[object, Only()] = None
+    guided_json_object: Annotated[object, Only(False)] = None
+    guided_regex: Annotated[object, Only()] = None
+    guided_choice: Annotated[object, Only()] = None
+    guided_grammar: Annotated[object, Only()] = None
+    guided_decoding_backend: Annotated[object, Only()] = None
+    guided_whitespace_pattern: Annotated[object, Only()] = None
+    extra_body: Annotated[object, Only({})] = None
+
+
+class ContentPart(Body):
+    """A piece of a message. Text only; images and audio come with the models that take them."""
+
+    type: Literal["text"]
+    text: str
+
+    image_url: Annotated[object, Only()] = None
+    input_audio: Annotated[object, Only()] = None
+    video_url: Annotated[object, Only()] = None
+    file: Annotated[object, Only()] = None
+    refusal: Annotated[object, Only()] = None
+    cache_control: Annotated[object, Only()] = None
+
+
+def _kind_of_content(given: object) -> str:
+    return "parts" if isinstance(given, list) else "text"
+
+
+class ChatMessage(Body):
+    """One turn. An assistant's turn may be sent back as it was received."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    """A developer speaks as the system does. Tool messages come with the tools."""
+    content: Annotated[
+        Annotated[str, Tag("text")]
+        | Annotated[list[ContentPart], Field(fail_fast=True, min_length=1), Tag("parts")],
+        Discriminator(_kind_of_content),
+    ]
+    """A text, or parts of one, which are joined as they are."""
+
+    name: Annotated[object, Only()] = None
+    refusal: Annotated[object, Only("")] = None
+    annotations: Annotated[object, Only([])] = None
+    audio: Annotated[object, Only()] = None
+    function_call: Annotated[object, Only()] = None
+    tool_calls: Annotated[object, Only([])] = None
+    tool_call_id: Annotated[object, Only()] = None
+    reasoning_content: Annotated[object, Only("")] = None
+
+
+class ChatRequest(SharedParameters):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKEN_COUNT)
+    """Wins over `max_tokens`."""
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | str | None, Shaped("an object, or an object as JSON text")
+    ] = None
+    """Variables for the model's chat template."""
+    metadata: dict[str, Any] | None = None
+    """Labels; like the next two they change nothing."""
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    logprobs: Annotated[object, Only(False)] = None
+    top_logprobs: Annotated[object, Only(0)] = None
+    tools: Annotated[object, Only([])] = None
+    tool_choice: Annotated[object, Only("none", "auto")] = None
+    parallel_tool_calls: Annotated[object, Only(True, False)] = None
+    functions: Annotated[object, Only([])] = None
+    function_call: Annotated[object, Only("none", "auto")] = None
+    enable_thinking: Annotated[object, Only()] = None
+    reasoning_effort: Annotated[object, Only()] = None
+    verbosity: Annotated[object, Only("medium")] = None
+    modalities: Annotated[object, Only(["text"])] = None
+    audio: Annotated[object, Only()] = None
+    prediction: Annotated[object, Only()] = None
+    web_search_options: Annotated[object, Only()] = None
+    moderation: Annotated[object, Only()] = None
+    prompt_cache_options: Annotated[object, Only()] = None
+    prompt_cache_retention: Annotated[object, Only()] = None
+    service_tier: Annotated[object, Only("auto", "default")] = None
+    store: Annotated[object, Only(False)] = None
+    documents: Annotated[object, Only([])] = None
+    chat_template: Annotated[object, Only()] = None
+    add_generation_prompt: Annotated[object, Only(True)] = None
+    continue_final_message: Annotated[object, Only(False)] = None
+    mm_processor_kwargs: Annotated[object, Only({})] = None
+
+
+class CompletionRequest(SharedParameters):
+    """`POST /v1/completions`."""
+
+    prompt: Annotated[
+        str
+        | Annotated[TokenIds, Field(min_length=1)]
+        | Annotated[Texts, Field(min_length=1, max_length=1)]
+        | Annotated[
+            list[Annotated[TokenIds, Field(min_length=1)]],
+            Field(fail_fast=True, min_length=1, max_length=1),
+        ],
+        Shaped("one text or one list of token ids; several prompts are not supported yet"),
+    ]
+    """One text or one list of token ids, which may be the single item of a list."""
+
+    suffix: Annotated[object, Only("")] = None
+    logprobs: Annotated[object, Only()] = None
+
+
+class UsageAnswer(Answer):
+    """In tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AnswerMessage(Answer):
+    """The assistant's turn."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Answer):
+    """The one answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatAnswer(Answer):
+    """The answer of a chat, in one piece."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageAnswer
+
+
+class CompletionChoice(Answer):
+    """The one answer."""
+
+    index: int
+    text: str
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class CompletionAnswer(Answer):
+    """The answer of a completion, in one piece."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageAnswer
+
+
+class ErrorDetail(Answer):
+    """What went wrong, as OpenAI's clients read it."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    """The field that is wrong."""
+    code: str
+    """Stable; `doc/api.md` lists them."""
+
+
+class ErrorAnswer(Answer):
+    """The body of every error of every route."""
+
+    error: ErrorDetail
+    detail: str
+    """The message once more, where Xinference's clients look for it."""
