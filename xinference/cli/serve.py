@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xinference-local`, `xinference-supervisor`, `xinference-worker`, and `stop-cluster`.
+
+A server command checks its words, settles key and ports, and becomes the guardian of the
+processes of its host; `process.py` is what those run.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import click
+from click.core import ParameterSource
+
+from xinference.errors import InvalidSetting
+from xinference.identifiers import Address
+from xinference.settings import DEFAULT_ENDPOINT, DEFAULT_PORT, Settings
+
+from .addresses import advertised_host, is_loopback, port_to_listen_on, url_of
+from .connection import CONTEXT_SETTINGS, connected, endpoint_options, read_settings
+from .logs import set_up_logging
+from .output import say, show, show_json
+
+if TYPE_CHECKING:
+    from xinference.cluster.configuration import (
+        GatewayConfig,
+        RoleConfig,
+        SupervisorConfig,
+        WorkerConfig,
+    )
+    from xinference.cluster.guardian import OnReady
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+LOG_LEVEL_OPTION = click.option(
+    "--log-level",
+    type=click.Choice(LOG_LEVELS, case_sensitive=False),
+    help="[env: XINFERENCE_LOG_LEVEL; default: INFO]",
+)
+PORT_OPTION = click.option(
+    "--port",
+    "-p",
+    type=click.IntRange(1, 65535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="Of HTTP. If the default is busy, a free one is taken.",
+)
+PORTS = click.IntRange(0, 65535)
+
+
+def host_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make `--host`."""
+    return click.option(
+        "--host", "-H", default=default, show_default=True, help="The address to listen on."
+    )
+
+
+def metrics_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a metrics exporter of its own, which there is none of."""
+    command = click.option("--metrics-exporter-port", "-mp", type=PORTS, hidden=True)(command)
+    return click.option("--metrics-exporter-host", "-MH", hidden=True)(command)
+
+
+@click.command("xinference-local", context_settings=CONTEXT_SETTINGS)
+@host_option("127.0.0.1")
+@PORT_OPTION
+@LOG_LEVEL_OPTION
+@metrics_options
+def local_command(
+    host: str,
+    port: int,
+    log_level: str | None,
+    metrics_exporter_host: str | None,
+    metrics_exporter_port: int | None,
+) -> None:
+    """Run a whole cluster on this host: supervisor, worker and gateway. Ctrl-C stops it."""
+    _refuse_exporter(metrics_exporter_host, metrics_exporter_port, host=host, port=port)
+    settings = read_settings()
+    port = port_to_listen_on(host, port, is_chosen=is_chosen("port"))
+    warn_if_open(host)
+    code = guard(
+        *local_configs(settings, host=host, port=port, log_level=log_level),
+        on_ready=lambda: show(gateway_banner(url_of(host, port), settings.home)),
+    )
+    raise SystemExit(code)
+
+
+@click.command("xinference-supervisor", context_settings=CONTEXT_SETTINGS)
+@host_option("0.0.0.0")
+@PORT_OPTION
+@click.option("--supervisor-port", type=PORTS, default=0, help="Where workers reach it.")
+@LOG_LEVEL_OPTION
+def supervisor_command(host: str, port: int, supervisor_port: int, log_level: str | None) -> None:
+    """Run the supervisor and the gateway of a cluster. Ctrl-C stops them."""
+    settings = read_settings()
+    port = port_to_listen_on(host, port, is_chosen=is_chosen("port"))
+    told = advertised_host(host)
+    warn_if_open(host)
+    level = log_level or settings.log_level
+    key = _own_key(settings)
+    supervisor = _supervisor_config(
+        settings, key, level, listen_host=host, port=supervisor_port, advertised=told
+    )
+    gateway = _gateway_config(settings, key, level, host=host, port=port)
+
+    def ready() -> None:
+        show(gateway_banner(url_of(host, port), settings.home))
+        show(worker_hint(url_of(told, port), settings.home))
+
+    code = guard(supervisor, gateway, on_ready=ready)
+    raise SystemExit(code)
+
+
+@click.command("xinference-worker", context_settings=CONTEXT_SETTINGS)
+@click.option("--endpoint", "-e", metavar="URL", help="Of the cluster to join.")
+@host_option("0.0.0.0")
+@click.option("--worker-port", type=PORTS, default=0, help="Where the supervisor reaches it.")
+@LOG_LEVEL_OPTION
+@metrics_options
+def worker_command(
+    endpoint: str | None,
+    host: str,
+    worker_port: int,
+    log_level: str | None,
+    metrics_exporter_host: str | None,
+    metrics_exporter_port: int | None,
+) -> None:
+    """Run a worker that joins the cluster of a gateway. Ctrl-C stops it and its models.
+
+    It needs the cluster's key: the file cluster.key of the supervisor's XINFERENCE_HOME in its own,
+    or XINFERENCE_CLUSTER_KEY.
+    """
+    from xinference.cluster.cluster_key import check_cluster_key, key_refused, read_cluster_key
+    from xinference.cluster.configuration import WorkerConfig
+
+    _refuse_exporter(metrics_exporter_host, metrics_exporter_port)
+    settings = read_settings()
+    endpoint = (endpoint or settings.endpoint).rstrip("/")
+    gateway_host = urlsplit(endpoint).hostname
+    if gateway_host is None or urlsplit(endpoint).scheme not in {"http", "https"}:
+        raise click.UsageError(f"{endpoint!r} is not an http:// or https:// address.")
+    try:
+        key = (
+            check_cluster_key(settings.cluster_key)
+            if settings.cluster_key
+            else read_cluster_key(settings.home)
+        )
+        if key is None:
+            raise key_refused(endpoint, settings.home)
+    except InvalidSetting as error:
+        raise click.ClickException(str(error)) from error
+    ports = settings.replica_ports
+    config = WorkerConfig(
+        home=settings.home,
+        cluster_key=key,
+        log_level=log_level or settings.log_level,
+        listen=_listen(host, worker_port),
+        advertised_host=advertised_host(host, towards=gateway_host),
+        endpoint=endpoint,
+        replica_ports=None if ports is None else (ports.first, ports.last),
+    )
+    code = guard(config, on_ready=lambda: show(f"The worker has joined the cluster at {endpoint}."))
+    raise SystemExit(code)
+
+
+def local_configs(
+    settings: Settings, *, host: str, port: int, log_level: str | None
+) -> "tuple[SupervisorConfig, WorkerConfig, GatewayConfig]":
+    """Return what the processes of a cluster on this host are told.
+
+    Raises:
+        click.ClickException: the cluster key cannot be made or is none.
+    """
+    from xinference.cluster.configuration import WorkerConfig
+
+    level = log_level or settings.log_level
+    key = _own_key(settings)
+    worker = WorkerConfig(home=settings.home, cluster_key=key, log_level=level)
+    # Only HTTP listens on `host`; the actors of one host need no more than loopback.
+    return (
+        _supervisor_config(settings, key, level, expected_workers=1),
+        worker,
+        _gateway_config(settings, key, level, host=host, port=port),
+    )
+
+
+def _supervisor_config(
+    settings: Settings,
+    key: str,
+    log_level: str,
+    *,
+    listen_host: str = "127.0.0.1",
+    port: int = 0,
+    advertised: str | None = None,
+    expected_workers: int | None = None,
+) -> "SupervisorConfig":
+    from xinference.cluster.configuration import SupervisorConfig
+
+    return SupervisorConfig(
+        home=settings.home,
+        cluster_key=key,
+        log_level=log_level,
+        listen=_listen(listen_host, port),
+        advertised_host=advertised,
+        restart_limit=settings.restart_limit,
+        expected_workers=expected_workers,
+    )
+
+
+def _gateway_config(
+    settings: Settings, key: str, log_level: str, *, host: str, port: int
+) -> "GatewayConfig":
+    from xinference.cluster.configuration import GatewayConfig
+
+    return GatewayConfig(
+        home=settings.home,
+        cluster_key=key,
+        log_level=log_level,
+        host=host,
+        port=port,
+        disable_metrics=settings.disable_metrics,
+        http_keep_alive_seconds=settings.http_keep_alive_seconds,
+    )
+
+
+def _listen(host: str, port: int) -> str:
+    return str(Address(host, port))
+
+
+def _own_key(settings: Settings) -> str:
+    """Return the key of a cluster that this host founds; make it at the first start."""
+    from xinference.cluster.cluster_key import check_cluster_key, make_cluster_key
+
+    try:
+        if settings.cluster_key is not None:
+            return check_cluster_key(settings.cluster_key)
+        return make_cluster_key(settings.home)
+    except InvalidSetting as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{settings.home} cannot be used: {error}") from error
+
+
+def is_chosen(name: str) -> bool:
+    """Return whether the option was given, so that its value is no default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not ParameterSource.DEFAULT
+
+
+def _refuse_exporter(
+    exporter_host: str | None,
+    exporter_port: int | None,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+) -> None:
+    """Refuse an exporter elsewhere than at the endpoint."""
+    for option, given, here in (
+        ("--metrics-exporter-host", exporter_host, host),
+        ("--metrics-exporter-port", exporter_port, port),
+    ):
+        if given not in (None, here):
+            raise click.UsageError(
+                f"{option} is not supported: /metrics is on the port of HTTP, "
+                "for the whole cluster."
+            )
+
+
+def warn_if_open(host: str) -> None:
+    """Say loudly that others can reach what has no lock."""
+    if not is_loopback(host):
+        say(
+            f"Warning: listening on {host}. This version has no API keys: whoever reaches this "
+            "address can use and stop everything."
+        )
+
+
+def gateway_banner(endpoint: str, home: Path) -> str:
+    """Return what a person wants to know when a gateway is ready."""
+    there = "" if endpoint == DEFAULT_ENDPOINT else f" -e {endpoint}"
+    model = "xinference-guide"
+    return f"""
+Xinference is ready.
+
+  Endpoint   {endpoint}
+  API        {endpoint}/docs
+
+  Launch     xinference launch{there} --model-engine transformers -n {model}
+  Chat       xinference chat{there} --model-uid {model}
+  Python     from xinference.client import Client
+             model = Client("{endpoint}").get_model("{model}")
+             model.chat([{{"role": "user", "content": "Hello"}}])
+  OpenAI     OpenAI(base_url="{endpoint}/v1", api_key="not needed")
+  curl       curl {endpoint}/v1/chat/completions -H "Content-Type: application/json" \\
+                 -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+
+  Log        {home / "logs" / "xinference.log"}
+  Stop       Ctrl-C
+"""
+
+
+def worker_hint(endpoint: str, home: Path) -> str:
+    """Return how another host joins."""
+    return f"""  Workers    On each host, with {home / "cluster.key"} in its XINFERENCE_HOME:
+             xinference-worker -e {endpoint}
+"""
+
+
+def guard(*configs: "RoleConfig", on_ready: "OnReady") -> int:
+    """Run the processes until they are told to stop; return the exit status."""
+    from xinference.cluster import guardian
+
+    home = configs[0].home
+    try:
+        set_up_logging(home, role="guardian", level=configs[0].log_level)
+    except OSError as error:
+        raise click.ClickException(f"{home} cannot be used: {error}") from error
+    return guardian.run(configs, on_ready=on_ready)
+
+
+@click.command("stop-cluster", short_help="Stop a whole cluster.")
+@endpoint_options
+@click.option("--check", is_flag=True, help="Do not ask whether that is wanted.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reply as JSON.")
+def stop_cluster_command(
+    endpoint: str | None, api_key: str | None, check: bool, as_json: bool
+) -> None:
+    """Stop a whole cluster, models first; the next start brings its models back."""
+    with connected(endpoint, api_key) as client:
+        if not check:
+            models = sorted(client.list_models())
+            running = f", which runs {', '.join(models)}" if models else ""
+            click.confirm(f"Stop the cluster at {client.base_url}{running}?", abort=True, err=True)
+        reply = client.abort_cluster()
+    if as_json:
+        show_json(reply)
+    else:
+        show(f"Cluster stopped: {reply['result']}")
+    if not reply["result"]:
+        raise click.ClickException(f"the cluster at {client.base_url} did not stop")

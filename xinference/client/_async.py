@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`AsyncClient`: sends the operations of `Client`, awaited."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+
+from . import operations
+from .errors import error_of_reply
+from .models import AsyncChatModelHandle, AsyncGenerateModelHandle, AsyncStream, handle_class
+from .operations import Operation, StreamOperation, as_method
+from .transport import httpx_request, httpx_settings, parsed, translated
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _sends(
+    describe: Callable[Parameters, Operation[Result]],
+) -> "Callable[Concatenate[AsyncClient, Parameters], Coroutine[Any, Any, Result]]":
+    """Make the method that awaits the operation which `describe` returns for its arguments."""
+
+    async def method(
+        self: "AsyncClient", /, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> Result:
+        return await self.send(describe(*args, **kwargs))
+
+    return as_method(method, describe)
+
+
+class AsyncClient:
+    """The calls of one endpoint, awaited. Close it, or use it in `async with`.
+
+    Nothing is sent before the first call. It may be made anywhere, and belongs to the event loop
+    of that first call.
+
+    Args:
+        base_url: Such as "http://127.0.0.1:9997".
+        api_key: Sent as a bearer token.
+
+    Raises:
+        ValueError: `base_url` is not an http:// or https:// address.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None = None) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._http = httpx.AsyncClient(**httpx_settings(self.base_url, api_key))
+
+    list_models = _sends(operations.list_models)
+    launch_model = _sends(operations.launch_model)
+    terminate_model = _sends(operations.terminate_model)
+    describe_model = _sends(operations.describe_model)
+    get_launch_model_progress = _sends(operations.get_launch_model_progress)
+    cancel_launch_model = _sends(operations.cancel_launch_model)
+    get_instance_info = _sends(operations.get_instance_info)
+    terminate_model_replica = _sends(operations.terminate_model_replica)
+    abort_request = _sends(operations.abort_request)
+    register_model = _sends(operations.register_model)
+    unregister_model = _sends(operations.unregister_model)
+    list_model_registrations = _sends(operations.list_model_registrations)
+    get_model_registration = _sends(operations.get_model_registration)
+    query_engine_by_model_name = _sends(operations.query_engine_by_model_name)
+    get_supervisor_info = _sends(operations.get_supervisor_info)
+    get_workers_info = _sends(operations.get_workers_info)
+    abort_cluster = _sends(operations.abort_cluster)
+
+    async def get_model(self, model_uid: str) -> AsyncGenerateModelHandle:
+        """Return a handle of a running model: an `AsyncChatModelHandle` if it can chat.
+
+        Raises:
+            NotFound: no such model.
+        """
+        description = await self.describe_model(model_uid)
+        kind = handle_class(
+            description, chat=AsyncChatModelHandle, generate=AsyncGenerateModelHandle
+        )
+        return kind(model_uid, self)
+
+    async def send(self, operation: Operation[Result]) -> Result:
+        """Send one operation and return its result."""
+        request = operation.request
+        with translated(request.purpose, self._http.base_url):
+            response = await self._http.send(self._http.build_request(**httpx_request(request)))
+        return parsed(operation, response)
+
+    async def stream(self, operation: StreamOperation) -> AsyncStream:
+        """Send one operation; return its stream when the server has accepted the request."""
+        request = operation.request
+        with translated(request.purpose, self._http.base_url):
+            response = await self._http.send(
+                self._http.build_request(**httpx_request(request)), stream=True
+            )
+            if response.is_error:
+                try:
+                    content = await response.aread()
+                finally:
+                    await response.aclose()
+                raise error_of_reply(
+                    request.purpose, response.status_code, response.headers, content
+                )
+        return AsyncStream(request.purpose, response)
+
+    async def close(self) -> None:
+        """Close the connections; may be called again."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Client`: sends operations and waits for their replies."""
+
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+
+from . import operations
+from .errors import error_of_reply
+from .models import ChatModelHandle, GenerateModelHandle, Stream, handle_class
+from .operations import Operation, StreamOperation, as_method
+from .transport import httpx_request, httpx_settings, parsed, translated
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _sends(
+    describe: Callable[Parameters, Operation[Result]],
+) -> "Callable[Concatenate[Client, Parameters], Result]":
+    """Make the method that sends the operation which `describe` returns for its arguments."""
+
+    def method(self: "Client", /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return self.send(describe(*args, **kwargs))
+
+    return as_method(method, describe)
+
+
+class Client:
+    """The calls of one endpoint. Threads may share it; close it, or use it in `with`.
+
+    Nothing is sent before the first call.
+
+    Args:
+        base_url: Such as "http://127.0.0.1:9997".
+        api_key: Sent as a bearer token.
+
+    Raises:
+        ValueError: `base_url` is not an http:// or https:// address.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None = None) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._http = httpx.Client(**httpx_settings(self.base_url, api_key))
+
+    list_models = _sends(operations.list_models)
+    launch_model = _sends(operations.launch_model)
+    terminate_model = _sends(operations.terminate_model)
+    describe_model = _sends(operations.describe_model)
+    get_launch_model_progress = _sends(operations.get_launch_model_progress)
+    cancel_launch_model = _sends(operations.cancel_launch_model)
+    get_instance_info = _sends(operations.get_instance_info)
+    terminate_model_replica = _sends(operations.terminate_model_replica)
+    abort_request = _sends(operations.abort_request)
+    register_model = _sends(operations.register_model)
+    unregister_model = _sends(operations.unregister_model)
+    list_model_registrations = _sends(operations.list_model_registrations)
+    get_model_registration = _sends(operations.get_model_registration)
+    query_engine_by_model_name = _sends(operations.query_engine_by_model_name)
+    get_supervisor_info = _sends(operations.get_supervisor_info)
+    get_workers_info = _sends(operations.get_workers_info)
+    abort_cluster = _sends(operations.abort_cluster)
+
+    def get_model(self, model_uid: str) -> GenerateModelHandle:
+        """Return a handle of a running model: a `ChatModelHandle` if it can chat.
+
+        Raises:
+            NotFound: no such model.
+        """
+        description = self.describe_model(model_uid)
+        kind = handle_class(description, chat=ChatModelHandle, generate=GenerateModelHandle)
+        return kind(model_uid, self)
+
+    def send(self, operation: Operation[Result]) -> Result:
+        """Send one operation and return its result."""
+        request = operation.request
+        with translated(request.purpose, self._http.base_url):
+            response = self._http.send(self._http.build_request(**httpx_request(request)))
+        return parsed(operation, response)
+
+    def stream(self, operation: StreamOperation) -> Stream:
+        """Send one operation; return its stream when the server has accepted the request."""
+        request = operation.request
+        with translated(request.purpose, self._http.base_url):
+            response = self._http.send(
+                self._http.build_request(**httpx_request(request)), stream=True
+            )
+            if response.is_error:
+                try:
+                    content = response.read()
+                finally:
+                    response.close()
+                raise error_of_reply(
+                    request.purpose, response.status_code, response.headers, content
+                )
+        return Stream(request.purpose, response)
+
+    def close(self) -> None:
+        """Close the connections; may be called again."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

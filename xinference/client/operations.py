@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every call of the HTTP interface as a value: the request to send, and how to read its reply.
+
+A function here takes what a caller of `Client` gives and returns an `Operation`, or a
+`StreamOperation` whose reply arrives in pieces. Nothing is sent here: `Client` and `AsyncClient`
+send the same values, so a call is written once for both. Names and fields are those that users of
+Xinference know.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+Json = dict[str, Any]
+"""A JSON object of the HTTP interface."""
+Result = TypeVar("Result", covariant=True)
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+QUICK_SECONDS = 30.0
+"""For calls that only look something up or write something down."""
+STOP_SECONDS = 120.0
+"""For calls that return when processes are gone."""
+ANSWER_SECONDS = 1800.0
+"""For the answer of a model, and for the pause between two pieces of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to send."""
+
+    purpose: str
+    """What the caller wants, as an error says it: "Failed to <purpose>"."""
+    method: str
+    path: str
+    query: Mapping[str, str | int | bool] = field(default_factory=dict)
+    body: Json | None = None
+    timeout_seconds: float | None = QUICK_SECONDS
+    """The longest silence of the server. None: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[Result]):
+    """A request and how to read its JSON reply."""
+
+    request: Request
+    parse: Callable[[Any], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOperation:
+    """A request whose reply is a stream of completion chunks."""
+
+    request: Request
+
+
+def list_models() -> Operation[dict[str, Json]]:
+    """Return the running models: uid to description."""
+    return Operation(
+        Request(purpose="list the models", method="GET", path="/v1/models"),
+        lambda reply: {model["id"]: model for model in reply["data"]},
+    )
+
+
+def launch_model(
+    model_name: str,
+    model_type: str = "LLM",
+    model_engine: str | None = None,
+    model_uid: str | None = None,
+    model_size_in_billions: int | str | float | None = None,
+    model_format: str | None = None,
+    quantization: str | None = None,
+    replica: int = 1,
+    n_worker: int = 1,
+    n_gpu: int | str | None = "auto",
+    peft_model_config: Json | None = None,
+    request_limits: int | None = None,
+    worker_ip: str | None = None,
+    gpu_idx: int | list[int] | None = None,
+    replica_config: list[Json] | None = None,
+    model_path: str | None = None,
+    enable_thinking: bool | None = None,
+    enable_virtual_env: bool | None = None,
+    virtual_env_packages: list[str] | None = None,
+    envs: dict[str, str] | None = None,
+    virtual_env_find_links: list[str] | None = None,
+    *,
+    wait_ready: bool = True,
+    **engine_options: Any,
+) -> Operation[str]:
+    """Launch a model and return its uid.
+
+    What a server of this version cannot do it refuses by name; nothing is ignored.
+
+    Args:
+        model_uid: None: the server names it after the family.
+        model_size_in_billions: Such as 7, "0_5" or 1.8.
+        n_gpu: "auto" takes one if there is one; None keeps the model on the CPU.
+        envs: Set in the model's process before it loads anything.
+        wait_ready: Return when the model answers, however long that takes. Otherwise return at
+            once; `get_launch_model_progress` tells how far it is.
+        engine_options: Passed to the engine, such as `max_num_seqs` or `context_length`.
+
+    Raises:
+        BadRequest: a field is wrong or refused; nothing was started.
+        Unavailable: the files do not load, or no node can hold it; nothing is left running.
+        LaunchCancelled: somebody cancelled it.
+    """
+    body: Json = {
+        "model_name": model_name,
+        "model_type": model_type,
+        "model_engine": model_engine,
+        "model_uid": model_uid,
+        "model_size_in_billions": _size(model_size_in_billions),
+        "model_format": model_format,
+        "quantization": quantization,
+        "replica": replica,
+        "n_worker": n_worker,
+        "peft_model_config": peft_model_config,
+        "request_limits": request_limits,
+        "worker_ip": worker_ip,
+        "gpu_idx": gpu_idx,
+        "replica_config": replica_config,
+        "model_path": model_path,
+        "enable_thinking": enable_thinking,
+        "enable_virtual_env": enable_virtual_env,
+        "virtual_env_packages": virtual_env_packages,
+        "envs": envs,
+        "virtual_env_find_links": virtual_env_find_links,
+    }
+    # Why n_gpu apart: its None is a wish (the CPU), everywhere else None is no wish.
+    given = {name: value for name, value in body.items() if value is not None} | {"n_gpu": n_gpu}
+    return Operation(
+        Request(
+            purpose=f"launch {model_name}",
+            method="POST",
+            path="/v1/models",
+            query={"wait_ready": wait_ready},
+            body=given | engine_options,
+            timeout_seconds=None if wait_ready else QUICK_SECONDS,
+        ),
+        lambda reply: str(reply["model_uid"]),
+    )
+
+
+def _size(given: int | str | float | None) -> int | str | None:
+    """Spell a size as families do: 1.8 is "1_8", 7.0 is 7."""
+    if isinstance(given, float):
+        return int(given) if given.is_integer() else str(given).replace(".", "_")
+    return given
+
+
+def terminate_model(model_uid: str) -> Operation[None]:
+    """Stop a model; return when no process of it is left.
+
+    Raises:
+        NotFound: no such model.
+    """
+    return Operation(
+        Request(
+            purpose=f"terminate {model_uid}",
+            method="DELETE",
+            path=f"/v1/models/{_segment(model_uid)}",
+            timeout_seconds=STOP_SECONDS,
+        ),
+        _nothing,
+    )
+
+
+def describe_model(model_uid: str) -> Operation[Json]:
+    """Return the description of a running model.
+
+    Raises:
+        NotFound: no such model.
+    """
+    return Operation(
+        Request(
+            purpose=f"describe {model_uid}",
+            method="GET",
+            path=f"/v1/models/{_segment(model_uid)}",
+        ),
+        _as_it_is,
+    )
+
+
+def get_launch_model_progress(model_uid: str) -> Operation[Json]:
+    """Return how far a launch is: "progress" from 0 to 1, and "stage".
+
+    An unknown uid is at 0, "pending".
+    """
+    return Operation(
+        Request(
+            purpose=f"get the progress of {model_uid}",
+            method="GET",
+            path=f"/v1/models/{_segment(model_uid)}/progress",
+        ),
+        _as_it_is,
+    )
+
+
+def cancel_launch_model(model_uid: str) -> Operation[None]:
+    """Cancel a launch that is under way; return when nothing of it is left.
+
+    Raises:
+        NotFound: no such model. BadRequest: it is ready already.
+    """
+    return Operation(
+        Request(
+            purpose=f"cancel the launch of {model_uid}",
+            method="POST",
+            path=f"/v1/models/{_segment(model_uid)}/cancel",
+            timeout_seconds=STOP_SECONDS,
+        ),
+        _nothing,
+    )
+
+
+def get_instance_info(
+    model_name: str | None = None, model_uid: str | None = None
+) -> Operation[list[Json]]:
+    """Return the state of models and of their replicas, those that load or failed included.
+
+    Args:
+        model_name: Only models of this family; None: of any.
+        model_uid: Only this one; None: all.
+    """
+    query = {"model_name": model_name, "model_uid": model_uid}
+    return Operation(
+        Request(
+            purpose="get the state of the models",
+            method="GET",
+            path="/v1/models/instances",
+            query={name: value for name, value in query.items() if value is not None},
+        ),
+        _as_it_is,
+    )
+
+
+def terminate_model_replica(model_uid: str, replica_id: int) -> Operation[int]:
+    """Remove one replica; return how many remain. At 0 the model is gone.
+
+    Raises:
+        NotFound: no such model.
+    """
+    return Operation(
+        Request(
+            purpose=f"terminate replica {replica_id} of {model_uid}",
+            method="DELETE",
+            path=f"/v1/models/{_segment(model_uid)}/replicas/{replica_id}",
+            timeout_seconds=STOP_SECONDS,
+        ),
+        lambda reply: int(reply["remaining_replicas"]),
+    )
+
+
+def abort_request(model_uid: str, request_id: str, block_duration: int = 30) -> Operation[Json]:
+    """Abort a request by the id that its caller gave it; a request that has ended stays as it is.
+
+    Args:
+        block_duration: So many seconds the id is refused afterwards, so that an abort that
+            overtakes its request still works. 0: not at all.
+
+    Returns:
+        {"msg": "DONE" | "NOT_FOUND" | "NO_OP"}
+    """
+    return Operation(
+        Request(
+            purpose=f"abort request {request_id}",
+            method="POST",
+            path=f"/v1/models/{_segment(model_uid)}/requests/{_segment(request_id)}/abort",
+            body={"block_duration": block_duration},
+        ),
+        _as_it_is,
+    )
+
+
+def register_model(
+    model_type: str, model: str, persist: bool, worker_ip: str | None = None
+) -> Operation[None]:
+    """Add a model of your own to the catalogue.
+
+    Args:
+        model: The family as JSON text.
+        persist: Keep it over a restart.
+
+    Raises:
+        BadRequest: the JSON is not a family of this type, or its name is taken.
+    """
+    return Operation(
+        Request(
+            purpose="register the model",
+            method="POST",
+            path=f"/v1/model_registrations/{_segment(model_type)}",
+            body={"model": model, "persist": persist, "worker_ip": worker_ip},
+        ),
+        _nothing,
+    )
+
+
+def unregister_model(model_type: str, model_name: str) -> Operation[None]:
+    """Remove a registered model from the catalogue; what runs of it goes on."""
+    return Operation(
+        Request(
+            purpose=f"unregister {model_name}",
+            method="DELETE",
+            path=f"/v1/model_registrations/{_segment(model_type)}/{_segment(model_name)}",
+        ),
+        _nothing,
+    )
+
+
+def list_model_registrations(model_type: str, detailed: bool = False) -> Operation[list[Json]]:
+    """Return the families of a type: name and "is_builtin", or with `detailed` everything."""
+    return Operation(
+        Request(
+            purpose=f"list the {model_type} models of the catalogue",
+            method="GET",
+            path=f"/v1/model_registrations/{_segment(model_type)}",
+            query={"detailed": detailed},
+        ),
+        _as_it_is,
+    )
+
+
+def get_model_registration(model_type: str, model_name: str) -> Operation[Json]:
+    """Return a family of the catalogue."""
+    return Operation(
+        Request(
+            purpose=f"get {model_name} from the catalogue",
+            method="GET",
+            path=f"/v1/model_registrations/{_segment(model_type)}/{_segment(model_name)}",
+        ),
+        _as_it_is,
+    )
+
+
+def query_engine_by_model_name(
+    model_name: str, model_type: str = "LLM", enable_virtual_env: bool | None = None
+) -> Operation[Json]:
+    """Return, per engine, its parameter objects, or a text that says why it cannot be used."""
+    return Operation(
+        Request(
+            purpose=f"get the engines of {model_name}",
+            method="GET",
+            path=f"/v1/engines/{_segment(model_type)}/{_segment(model_name)}",
+            query={} if enable_virtual_env is None else {"enable_virtual_env": enable_virtual_env},
+        ),
+        _as_it_is,
+    )
+
+
+def get_supervisor_info() -> Operation[Json]:
+    """Return where the supervisor is."""
+    return Operation(
+        Request(purpose="get the supervisor", method="GET", path="/v1/supervisor"), _as_it_is
+    )
+
+
+def get_workers_info() -> Operation[list[Json]]:
+    """Return the workers, and the models that each runs."""
+    return Operation(
+        Request(purpose="get the workers", method="GET", path="/v1/workers"), _as_it_is
+    )
+
+
+def abort_cluster() -> Operation[Json]:
+    """Stop the whole cluster; return {"result": bool}. Its models come back at the next start."""
+    return Operation(
+        Request(
+            purpose="stop the cluster",
+            method="DELETE",
+            path="/v1/clusters",
+            timeout_seconds=STOP_SECONDS,
+        ),
+        _as_it_is,
+    )
+
+
+def generate(
+    model_uid: str, prompt: str, generate_config: Mapping[str, Any] | None = None
+) -> Operation[Json] | StreamOperation:
+    """Go on from a text.
+
+    Args:
+        generate_config: Fields of the request, such as `max_tokens`, `temperature`, `stop`,
+            `request_id` or `stream`.
+
+    Returns:
+        A completion; with `stream`, an iterator of its chunks.
+    """
+    return _answer(
+        "generate",
+        "/v1/completions",
+        {"model": model_uid, "prompt": prompt},
+        generate_config,
+    )
+
+
+def chat(
+    model_uid: str,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    enable_thinking: bool | None = None,
+    generate_config: Mapping[str, Any] | None = None,
+) -> Operation[Json] | StreamOperation:
+    """Answer a conversation.
+
+    Args:
+        messages: Objects with "role" and "content", oldest first.
+        generate_config: Fields of the request, such as `max_tokens`, `temperature`, `stop`,
+            `request_id` or `stream`.
+
+    Returns:
+        A chat completion; with `stream`, an iterator of its chunks.
+    """
+    body: Json = {"model": model_uid, "messages": list(messages)}
+    if tools is not None:
+        body["tools"] = list(tools)
+    if enable_thinking is not None:
+        body["enable_thinking"] = enable_thinking
+    return _answer("chat", "/v1/chat/completions", body, generate_config)
+
+
+def _answer(
+    purpose: str, path: str, body: Json, generate_config: Mapping[str, Any] | None
+) -> Operation[Json] | StreamOperation:
+    request = Request(
+        purpose=purpose,
+        method="POST",
+        path=path,
+        body=dict(generate_config or {}) | body,
+        timeout_seconds=ANSWER_SECONDS,
+    )
+    if request.body and request.body.get("stream"):
+        return StreamOperation(request)
+    return Operation(request, _as_it_is)
+
+
+def as_method(
+    method: Method, describe: Callable[..., Any], *, leave_out: str | None = None
+) -> Method:
+    """Give `method` the name, docstring and signature of `describe`, with a `self` before them.
+
+    Args:
+        leave_out: The parameter that the method's owner fills in.
+    """
+    signature = inspect.signature(describe)
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    given = [one for one in signature.parameters.values() if one.name != leave_out]
+    method.__name__ = describe.__name__
+    method.__qualname__ = describe.__name__
+    method.__doc__ = describe.__doc__
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]  # functions take it
+        parameters=[itself, *given],
+        return_annotation=inspect.Signature.empty,
+    )
+    return method
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _as_it_is(reply: Any) -> Any:
+    return reply
+
+
+def _nothing(_reply: Any) -> None:
+    return None
