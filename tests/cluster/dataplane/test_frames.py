@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames become bytes and come back; bytes that are no frames do no harm."""
+
+import contextlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.raw_data_plane import frame
+from xinference.cluster.dataplane import frames
+from xinference.errors import InvalidRequest, ProtocolError
+from xinference.identifiers import InstanceId, ModelUid, ReplicaUid, RequestId
+from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec
+from xinference.protocol.generation import (
+    ChatPrompt,
+    GenerationRequest,
+    Message,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+NUMBER = st.integers(0, 2**40)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBER | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+ERROR = st.fixed_dictionaries({"code": TEXT, "fields": st.dictionaries(TEXT, JSON, max_size=3)})
+DELTA = st.builds(frames.Delta, NUMBER, TEXT, st.lists(NUMBER, max_size=4).map(tuple))
+SERVER_FRAMES = st.one_of(
+    st.builds(frames.Challenge, NUMBER, st.binary(max_size=40)),
+    st.builds(frames.Welcome, st.binary(max_size=40), TEXT),
+    st.builds(frames.Close, ERROR),
+    st.builds(frames.Accept, NUMBER, NUMBER),
+    st.builds(frames.Reject, NUMBER, ERROR),
+    st.builds(frames.Chunk, st.lists(DELTA, max_size=5)),
+    st.builds(frames.End, NUMBER, TEXT, NUMBER, NUMBER),
+    st.builds(frames.Error, NUMBER, ERROR),
+    st.builds(frames.Aborted, NUMBER, TEXT),
+    st.builds(
+        frames.Pong, NUMBER, TEXT, st.dictionaries(TEXT, st.floats(allow_nan=False), max_size=4)
+    ),
+    st.builds(frames.Progress, st.floats(0, 1), TEXT, TEXT),
+    st.builds(frames.Loaded, NUMBER, NUMBER, st.dictionaries(TEXT, TEXT, max_size=3)),
+    st.builds(frames.LoadFailed, ERROR),
+)
+REQUESTS = st.builds(
+    GenerationRequest,
+    request_id=TEXT.map(RequestId),
+    prompt=st.builds(TextPrompt, text=TEXT)
+    | st.builds(TokenPrompt, token_ids=st.lists(NUMBER, max_size=5).map(tuple))
+    | st.builds(
+        ChatPrompt,
+        messages=st.lists(st.builds(Message, role=TEXT, content=TEXT), max_size=3).map(tuple),
+        template_options=st.dictionaries(TEXT, JSON, max_size=3),
+    ),
+    sampling=st.builds(
+        SamplingParams,
+        max_tokens=st.none() | st.integers(1, 2**40),
+        temperature=st.none() | st.floats(0, 2),
+        top_p=st.none() | st.floats(0.01, 1),
+        top_k=st.none() | st.integers(-1, 100),
+        stop=st.lists(TEXT.filter(bool), max_size=16).map(tuple),
+        stop_token_ids=st.lists(NUMBER, max_size=4).map(tuple),
+        seed=st.none() | st.integers(-(2**63), 2**64 - 1),
+    ),
+)
+
+
+def decoder_of_server_frames() -> frames.FrameDecoder:
+    decoder = frames.FrameDecoder.of_server_frames()
+    decoder.max_frame_bytes = frames.MAX_FRAME_BYTES
+    return decoder
+
+
+@given(st.lists(SERVER_FRAMES, max_size=6), st.data())
+def test_frames_come_back_however_the_bytes_are_cut(
+    sent: list[frames.Frame], data: st.DataObject
+) -> None:
+    encoded = b"".join(frames.encode(each) for each in sent)
+    cuts = data.draw(st.lists(st.integers(0, len(encoded)), max_size=8))
+    decoder = decoder_of_server_frames()
+
+    received = [
+        each
+        for start, end in pairwise([0, *sorted(cuts), len(encoded)])
+        for each in decoder.feed(encoded[start:end])
+    ]
+
+    assert received == sent
+    assert not decoder.is_mid_frame
+
+
+@given(REQUESTS)
+def test_a_request_comes_back_as_it_was(request: GenerationRequest) -> None:
+    decoder = frames.FrameDecoder.of_client_frames()
+
+    (received,) = decoder.feed(frames.encode_request(3, request))
+
+    assert received.stream == 3
+    assert frames.decode_request(received.request) == request
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_a_protocol_error_or_an_unfinished_frame(received: bytes) -> None:
+    for decoder in (frames.FrameDecoder.of_client_frames(), decoder_of_server_frames()):
+        with contextlib.suppress(ProtocolError):
+            list(decoder.feed(received))
+
+
+@given(st.binary(max_size=60))
+def test_an_arbitrary_body_is_a_frame_or_a_protocol_error(body: bytes) -> None:
+    decoder = frames.FrameDecoder.of_client_frames()
+    try:
+        received = list(decoder.feed(len(body).to_bytes(4, "big") + body))
+    except ProtocolError:
+        return
+
+    assert len(received) == 1
+
+
+def test_a_launch_specification_comes_back_as_it_was() -> None:
+    spec = ReplicaSpec(
+        replica=ReplicaUid(ModelUid("m"), 2),
+        instance=InstanceId("i"),
+        source=ModelSource(path="package:guide", stop=("<|im_end|>",), stop_token_ids=(2,)),
+        abilities=("chat",),
+        engine_options=EngineOptions(max_num_seqs=3, dtype="float32"),
+        python_executable="python",
+        envs={"A": "b"},
+    )
+
+    (received,) = frames.FrameDecoder.of_client_frames().feed(frames.encode_load(spec))
+
+    assert frames.decode_spec(received.spec) == spec
+
+
+def test_the_bytes_of_a_frame_are_those_of_the_written_protocol() -> None:
+    chunk = frames.Chunk([frames.Delta(1, "hi", (5, 6)), frames.Delta(2, "", ())])
+
+    assert frames.encode(chunk) == frame("CHUNK", [[1, "hi", [5, 6]], [2, "", []]])
+    assert frames.encode(frames.Drain()) == frame("DRAIN")
+
+
+def test_a_field_that_a_later_version_adds_is_ignored() -> None:
+    (received,) = frames.FrameDecoder.of_client_frames().feed(frame("PING", 7, "later"))
+
+    assert received == frames.Ping(7)
+
+
+def test_a_frame_above_the_bound_is_refused_by_its_length_alone() -> None:
+    decoder = frames.FrameDecoder.of_client_frames()
+
+    with pytest.raises(ProtocolError, match="at most 4096"):
+        list(decoder.feed((4097).to_bytes(4, "big")))
+
+
+def test_what_msgpack_cannot_hold_is_the_callers_mistake() -> None:
+    for options in ({"a": object()}, {"a": 2**70}, {"a": "\ud800"}):
+        prompt = ChatPrompt(
+            messages=(Message(role="user", content="hi"),), template_options=options
+        )
+        with pytest.raises(InvalidRequest):
+            frames.encode_request(0, GenerationRequest(request_id=RequestId("a"), prompt=prompt))
+
+
+@pytest.mark.parametrize("wire", [{}, {"code": 1}, {"fields": {}}, {"code": "x", "fields": 3}])
+def test_an_error_that_is_described_badly_is_an_error_still(wire: dict[str, object]) -> None:
+    assert isinstance(str(frames.error_of(wire)), str)

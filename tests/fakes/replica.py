@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A replica without a model: it counts. Passes `tests/contracts/test_data_plane.py`.
+
+The answer to any prompt is " 1", " 2", " 3", … up to `max_tokens`, one token a step, for at most
+`max_num_seqs` requests at once. In a test's own loop: `serve_fake_replica`. As a process that is
+started just like the real one: `python -m tests.fakes.replica`.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from xinference.cluster.dataplane.address import listening_socket
+from xinference.cluster.dataplane.server import DataPlaneServer
+from xinference.cluster.dataplane.service import Deliver, OnProgress, ReplicaReport, ServiceEvent
+from xinference.cluster.replica import main
+from xinference.errors import (
+    ContextLengthExceeded,
+    InternalError,
+    InvalidRequest,
+    LoadFailed,
+    ModelOverloaded,
+    XinferenceError,
+)
+from xinference.identifiers import InstanceId, ModelUid, RequestId
+from xinference.protocol.deployment import ReplicaSpec, ReplicaState
+from xinference.protocol.generation import (
+    Accepted,
+    ChatPrompt,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Prompt,
+    TextDelta,
+    TextPrompt,
+    Usage,
+)
+
+COUNTING = ModelUid("counting")
+FAILS = "fake:fails"
+"""As the path of a source: loading ends with LoadFailed."""
+HANGS = "fake:hangs"
+"""As the path of a source: loading never ends."""
+DIES = "fake:dies"
+"""As the path of a source: loading ends the process with exit code 1."""
+
+
+@dataclass(slots=True)
+class _Live:
+    request: GenerationRequest
+    num_prompt_tokens: int
+    max_tokens: int
+    num_completion_tokens: int = 0
+
+
+class FakeReplica:
+    """Implements `ProcessService`. All of it runs on one event loop."""
+
+    def __init__(
+        self,
+        model: ModelUid,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        context_length: int = 1_000_000,
+        max_num_seqs: int = 16,
+        max_queue_size: int = 64,
+        step_seconds: float = 0.002,
+        tokens_per_step: int = 1,
+    ) -> None:
+        self._model = model
+        self._loop = loop
+        self._state = ReplicaState.STARTING
+        self._context_length = context_length
+        self._max_num_seqs = max_num_seqs
+        self._max_queue_size = max_queue_size
+        self._step_seconds = step_seconds
+        self._tokens_per_step = tokens_per_step
+        self._live: dict[RequestId, _Live] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended: asyncio.Future[int] = loop.create_future()
+        self._num_steps = 0
+        self._num_generated_tokens = 0
+        self._num_aborts = 0
+        self.specs: list[ReplicaSpec] = []
+        """What it was told to load."""
+        self.address = ""
+        """Set by `serve_fake_replica`."""
+        self._deliver: Deliver = lambda events: None
+
+    @property
+    def model(self) -> ModelUid:
+        return self._model
+
+    @property
+    def state(self) -> ReplicaState:
+        return self._state
+
+    def counters(self) -> dict[str, float]:
+        if not self.specs:
+            return {}
+        num_running = min(len(self._live), self._max_num_seqs)
+        return {
+            "progress": float(self._num_steps),
+            "num_steps": float(self._num_steps),
+            "num_generated_tokens": float(self._num_generated_tokens),
+            "num_aborts": float(self._num_aborts),
+            "num_running": float(num_running),
+            "num_waiting": float(len(self._live) - num_running),
+            "num_blocks_used": float(num_running),
+            "num_blocks": float(self._max_num_seqs),
+        }
+
+    def start(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    async def load(self, spec: ReplicaSpec, on_progress: OnProgress) -> ReplicaReport:
+        self.specs.append(spec)
+        self._state = ReplicaState.LOADING
+        on_progress(0.5, "loading", "counting to one")
+        await asyncio.sleep(0)
+        match spec.source.path:
+            case path if path == FAILS:
+                self._state = ReplicaState.FAILED
+                raise LoadFailed(model=self._model, problem="it was told to fail")
+            case path if path == HANGS:
+                await self._loop.create_future()
+            case path if path == DIES:
+                os._exit(1)
+        self._state = ReplicaState.READY
+        return ReplicaReport(
+            context_length=self._context_length, max_num_seqs=self._max_num_seqs, config={}
+        )
+
+    def submit(self, request: GenerationRequest) -> None:
+        try:
+            live = self._validate(request)
+        except XinferenceError as error:
+            self._loop.call_soon(self._deliver, [(request.request_id, Failed(error=error))])
+            return
+        self._live[request.request_id] = live
+        accepted = Accepted(num_prompt_tokens=live.num_prompt_tokens)
+        self._deliver([(request.request_id, accepted)])
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._step_seconds, self._step)
+
+    def abort(self, request_id: RequestId) -> None:
+        live = self._live.pop(request_id, None)
+        if live is not None:
+            self._num_aborts += 1
+            finished = Finished(reason=FinishReason.ABORT, usage=_usage(live))
+            self._loop.call_soon(self._deliver, [(request_id, finished)])
+
+    def drain(self) -> None:
+        self._state = ReplicaState.STOPPING
+
+    def stop(self) -> None:
+        self._end(0)
+
+    async def wait_ended(self) -> int:
+        return await asyncio.shield(self._ended)
+
+    async def aclose(self, timeout_seconds: float) -> None:
+        self.drain()
+        for request_id in tuple(self._live):
+            self.abort(request_id)
+        await asyncio.sleep(0)
+
+    def fail_all(self) -> None:
+        """End every live request as an engine does that has lost its mind."""
+        error = InternalError(where="the fake", problem="it was told to fail")
+        ids, self._live = list(self._live), {}
+        self._deliver([(request_id, Failed(error=error)) for request_id in ids])
+
+    def _validate(self, request: GenerationRequest) -> _Live:
+        num_prompt_tokens = _num_tokens(request.prompt)
+        max_tokens = request.sampling.max_tokens or self._context_length - num_prompt_tokens
+        if num_prompt_tokens == 0:
+            raise InvalidRequest(field="prompt", problem="must not be empty")
+        if num_prompt_tokens + max_tokens > self._context_length or max_tokens < 1:
+            raise ContextLengthExceeded(
+                num_prompt_tokens=num_prompt_tokens,
+                max_tokens=max_tokens,
+                max_model_len=self._context_length,
+            )
+        if len(self._live) >= self._max_num_seqs + self._max_queue_size:
+            raise ModelOverloaded(
+                model=self._model, num_waiting=self._max_queue_size, retry_after_seconds=1
+            )
+        return _Live(request, num_prompt_tokens, max_tokens)
+
+    def _step(self) -> None:
+        self._timer = None
+        self._num_steps += 1
+        events: list[tuple[RequestId, ServiceEvent]] = []
+        for request_id, live in list(self._live.items())[: self._max_num_seqs]:
+            for _ in range(self._tokens_per_step):
+                live.num_completion_tokens += 1
+                self._num_generated_tokens += 1
+                number = live.num_completion_tokens
+                events.append((request_id, TextDelta(text=f" {number}", token_ids=(number,))))
+                if number == live.max_tokens:
+                    finished = Finished(reason=FinishReason.LENGTH, usage=_usage(live))
+                    events.append((request_id, finished))
+                    del self._live[request_id]
+                    break
+        self._deliver(events)
+        if self._live:
+            self._timer = self._loop.call_later(self._step_seconds, self._step)
+
+    def _end(self, exit_code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(exit_code)
+
+
+def _usage(live: _Live) -> Usage:
+    return Usage(
+        num_prompt_tokens=live.num_prompt_tokens,
+        num_completion_tokens=live.num_completion_tokens,
+    )
+
+
+def _num_tokens(prompt: Prompt) -> int:
+    if isinstance(prompt, ChatPrompt):
+        return sum(len(message.content.split()) + 1 for message in prompt.messages)
+    return len(prompt.text.split()) if isinstance(prompt, TextPrompt) else len(prompt.token_ids)
+
+
+@contextlib.asynccontextmanager
+async def serve_fake_replica(
+    listen: str,
+    *,
+    instance: InstanceId,
+    key: bytes,
+    model: ModelUid = COUNTING,
+    spec: ReplicaSpec | None = None,
+    silence_seconds: float = 60.0,
+    handshake_seconds: float = 5.0,
+    **options: float,
+) -> AsyncIterator[FakeReplica]:
+    """Run a fake replica in this loop; with a `spec` it is loaded already.
+
+    Args:
+        listen: "unix:<path>" or "tcp:host:first-last"; the fake's `address` is what came of it.
+        options: of `FakeReplica`.
+    """
+    fake = FakeReplica(model, asyncio.get_running_loop(), **options)  # type: ignore[arg-type]
+    listener, fake.address = listening_socket(listen)
+    server = DataPlaneServer(
+        fake,
+        instance=instance,
+        key=key,
+        silence_seconds=silence_seconds,
+        handshake_seconds=handshake_seconds,
+    )
+    await server.start(listener)
+    try:
+        if spec is not None:
+            await fake.load(replace(spec, instance=instance), lambda *_: None)
+        yield fake
+    finally:
+        await fake.aclose(1.0)
+        await server.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(FakeReplica))

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames: what travels on a data plane connection, and how it becomes bytes.
+
+A frame is a length, 4 bytes, big-endian, and that many bytes of msgpack: an array whose first
+element is the frame's name and whose others are its fields, in the order of the classes below.
+Values of `xinference.protocol` travel as maps, errors in the form of `to_wire`.
+
+Pure: bytes in, frames out, and back. `doc/data-plane.md` says who sends what, and when.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import msgspec
+
+from xinference.errors import InvalidRequest, ProtocolError, XinferenceError, from_wire
+from xinference.identifiers import RequestId
+from xinference.protocol.deployment import ReplicaSpec
+from xinference.protocol.generation import (
+    ChatPrompt,
+    GenerationRequest,
+    Message,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+
+VERSION = 1
+LENGTH_BYTES = 4
+MAX_FRAME_BYTES = 32 * 1024 * 1024
+MAX_HANDSHAKE_FRAME_BYTES = 4 * 1024
+"""Until a peer has proved that it knows the key."""
+CHUNK_BYTES = 64 * 1024
+"""A chunk is closed when it has reached about this size."""
+
+Wire = dict[str, Any]
+"""An error as `XinferenceError.to_wire` describes it."""
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all frames. `tag` is the name that travels."""
+
+    name: ClassVar[str]
+
+
+# --- handshake
+
+
+class Challenge(Frame, frozen=True, tag="CHALLENGE"):
+    """Server, first: its version, and bytes that nobody has seen before."""
+
+    version: int
+    nonce: bytes
+
+
+class Hello(Frame, frozen=True, tag="HELLO"):
+    """Client: whom it wants, as what, and the proof that it knows that instance's key."""
+
+    version: int
+    instance: str
+    role: str
+    nonce: bytes
+    proof: bytes
+
+
+class Welcome(Frame, frozen=True, tag="WELCOME"):
+    """Server: its own proof; the connection is open."""
+
+    proof: bytes
+    model: str
+
+
+class Close(Frame, frozen=True, tag="CLOSE"):
+    """Server: the last frame of a connection that it refuses or ends, and why."""
+
+    error: Wire
+
+
+# --- streams
+
+
+class Req(Frame, frozen=True, tag="REQ"):
+    """Client: a request; `stream` is new on this connection."""
+
+    stream: int
+    request: msgspec.Raw
+    """A `WireRequest`. Raw, so that a bad one costs its stream and not the connection."""
+
+
+class Accept(Frame, frozen=True, tag="ACCEPT"):
+    """Server: the request is in the bounded queue."""
+
+    stream: int
+    num_prompt_tokens: int
+
+
+class Reject(Frame, frozen=True, tag="REJECT"):
+    """Server: nothing was started; the stream is over."""
+
+    stream: int
+    error: Wire
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """One piece of one stream's answer. Not a frame: an element of `Chunk`."""
+
+    stream: int
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class Chunk(Frame, frozen=True, tag="CHUNK"):
+    """Server: what one step of the engine gave to all streams of this connection."""
+
+    deltas: list[Delta]
+
+
+class End(Frame, frozen=True, tag="END"):
+    """Server: the answer is whole; the stream is over."""
+
+    stream: int
+    reason: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+
+
+class Error(Frame, frozen=True, tag="ERROR"):
+    """Server: the answer ends here without being whole; the stream is over."""
+
+    stream: int
+    error: Wire
+
+
+class Abort(Frame, frozen=True, tag="ABORT"):
+    """Client: stop this stream; nothing more of it is wanted."""
+
+    stream: int
+
+
+# --- questions
+
+
+class AbortRequest(Frame, frozen=True, tag="ABORT_REQUEST"):
+    """Client: stop a request by its id, and refuse that id for a while."""
+
+    seq: int
+    request_id: str
+    block_seconds: float
+
+
+class Aborted(Frame, frozen=True, tag="ABORTED"):
+    """Server: the answer to `AbortRequest`: an `AbortOutcome`."""
+
+    seq: int
+    outcome: str
+
+
+class Ping(Frame, frozen=True, tag="PING"):
+    """Client: are you there, and how is it going?"""
+
+    seq: int
+
+
+class Pong(Frame, frozen=True, tag="PONG"):
+    """Server: the answer to `Ping`: a `ReplicaState` and the engine's counters."""
+
+    seq: int
+    state: str
+    counters: dict[str, float]
+
+
+# --- control, role "actor" only
+
+
+class Load(Frame, frozen=True, tag="LOAD"):
+    """Client: become this model. The same again joins the first."""
+
+    spec: msgspec.Raw
+    """A `ReplicaSpec`."""
+
+
+class Progress(Frame, frozen=True, tag="PROGRESS"):
+    """Server: how far loading is, from 0 to 1."""
+
+    progress: float
+    stage: str
+    info: str
+
+
+class Loaded(Frame, frozen=True, tag="LOADED"):
+    """Server: the replica answers requests from now on."""
+
+    context_length: int
+    max_num_seqs: int
+    config: dict[str, str | int | float | bool | None]
+
+
+class LoadFailed(Frame, frozen=True, tag="LOAD_FAILED"):
+    """Server: it does not load, and will not."""
+
+    error: Wire
+
+
+class Drain(Frame, frozen=True, tag="DRAIN"):
+    """Client: take no new requests; finish those you have."""
+
+
+class Stop(Frame, frozen=True, tag="STOP"):
+    """Client: fail what runs, then end the process."""
+
+
+ClientFrame = Hello | Req | Abort | AbortRequest | Ping | Load | Drain | Stop
+ServerFrame = (
+    Challenge
+    | Welcome
+    | Close
+    | Accept
+    | Reject
+    | Chunk
+    | End
+    | Error
+    | Aborted
+    | Pong
+    | Progress
+    | Loaded
+    | LoadFailed
+)
+
+
+# --- requests on the wire
+
+
+class WireChat(msgspec.Struct, frozen=True, tag_field="kind", tag="chat"):
+    """A `ChatPrompt`."""
+
+    messages: list[Message]
+    template_options: dict[str, Any]
+
+
+class WireText(msgspec.Struct, frozen=True, tag_field="kind", tag="text"):
+    """A `TextPrompt`."""
+
+    text: str
+
+
+class WireTokens(msgspec.Struct, frozen=True, tag_field="kind", tag="tokens"):
+    """A `TokenPrompt`."""
+
+    token_ids: tuple[int, ...]
+
+
+class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A `GenerationRequest`, its prompt tagged with its kind."""
+
+    request_id: str
+    prompt: WireChat | WireText | WireTokens
+    sampling: SamplingParams
+
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder = msgspec.msgpack.Decoder(WireRequest)
+_spec_decoder = msgspec.msgpack.Decoder(ReplicaSpec)
+_client_frames = msgspec.msgpack.Decoder(ClientFrame)
+_server_frames = msgspec.msgpack.Decoder(ServerFrame)
+
+
+def encode(frame: Frame) -> bytes:
+    """Return the frame as it travels, its length in front.
+
+    Raises:
+        InvalidRequest: it would be larger than a frame may be, or holds what msgpack cannot.
+    """
+    try:
+        body = _encoder.encode(frame)
+    except (TypeError, OverflowError, ValueError, RecursionError) as error:
+        raise InvalidRequest(field="", problem=f"cannot be sent: {error}") from error
+    if len(body) > MAX_FRAME_BYTES:
+        raise InvalidRequest(
+            field="", problem=f"is {len(body)} bytes, more than the {MAX_FRAME_BYTES} of a frame"
+        )
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def encode_request(stream: int, request: GenerationRequest) -> bytes:
+    """Return the REQ frame of a request.
+
+    Raises:
+        InvalidRequest: it is larger than a frame may be, or holds what msgpack cannot.
+    """
+    prompt = request.prompt
+    match prompt:
+        case ChatPrompt():
+            wire: WireChat | WireText | WireTokens = WireChat(
+                list(prompt.messages), prompt.template_options
+            )
+        case TextPrompt():
+            wire = WireText(prompt.text)
+        case TokenPrompt():
+            wire = WireTokens(prompt.token_ids)
+    return encode(Req(stream, _raw(WireRequest(request.request_id, wire, request.sampling))))
+
+
+def decode_request(raw: msgspec.Raw) -> GenerationRequest:
+    """Read what a REQ frame carries.
+
+    Raises:
+        InvalidRequest: a field is missing, unknown or has a bad value.
+    """
+    wire: WireRequest = _read(_request_decoder, raw)
+    prompt: Prompt
+    match wire.prompt:
+        case WireChat():
+            prompt = ChatPrompt(
+                messages=tuple(wire.prompt.messages), template_options=wire.prompt.template_options
+            )
+        case WireText():
+            prompt = TextPrompt(text=wire.prompt.text)
+        case WireTokens():
+            prompt = TokenPrompt(token_ids=wire.prompt.token_ids)
+    return GenerationRequest(
+        request_id=RequestId(wire.request_id), prompt=prompt, sampling=wire.sampling
+    )
+
+
+def encode_load(spec: ReplicaSpec) -> bytes:
+    """Return the LOAD frame of a specification.
+
+    Raises:
+        InvalidRequest: it is larger than a frame may be.
+    """
+    return encode(Load(_raw(spec)))
+
+
+def decode_spec(raw: msgspec.Raw) -> ReplicaSpec:
+    """Read what a LOAD frame carries.
+
+    Raises:
+        InvalidRequest: a field is missing or has a bad value.
+    """
+    spec: ReplicaSpec = _read(_spec_decoder, raw)
+    return spec
+
+
+def _raw(value: object) -> msgspec.Raw:
+    try:
+        return msgspec.Raw(_encoder.encode(value))
+    except (TypeError, OverflowError, ValueError, RecursionError) as error:
+        raise InvalidRequest(field="", problem=f"cannot be sent: {error}") from error
+
+
+def _read(decoder: msgspec.msgpack.Decoder[Any], raw: msgspec.Raw) -> Any:
+    try:
+        return decoder.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidRequest(field="", problem=str(error)) from error
+
+
+def error_of(wire: Wire) -> XinferenceError:
+    """Rebuild an error that a peer described; a description that is none is a `ProtocolError`."""
+    try:
+        return from_wire(wire)
+    except (KeyError, TypeError, ValueError) as error:
+        return ProtocolError(problem=f"a malformed error: {error!r}")
+
+
+class FrameDecoder:
+    """Bytes in, in pieces of any size; whole frames out, in order.
+
+    Once it has raised, it must not be fed again: the peer is out of step.
+    """
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[Any], *, max_frame_bytes: int) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+        self.max_frame_bytes = max_frame_bytes
+
+    @classmethod
+    def of_client_frames(cls) -> "FrameDecoder":
+        """Return the one that a server reads with; small frames only until it is told more."""
+        return cls(_client_frames, max_frame_bytes=MAX_HANDSHAKE_FRAME_BYTES)
+
+    @classmethod
+    def of_server_frames(cls) -> "FrameDecoder":
+        """Return the one that a client reads with; small frames only until it is told more."""
+        return cls(_server_frames, max_frame_bytes=MAX_HANDSHAKE_FRAME_BYTES)
+
+    @property
+    def is_mid_frame(self) -> bool:
+        """Whether the bytes so far end inside a frame."""
+        return bool(self._buffer)
+
+    def feed(self, received: bytes) -> Iterator[Any]:
+        """Yield the frames that these bytes complete.
+
+        Raises:
+            ProtocolError: a declared length is above the bound, or the bytes are no frame.
+        """
+        self._buffer += received
+        start = 0
+        try:
+            while len(self._buffer) - start >= LENGTH_BYTES:
+                body = start + LENGTH_BYTES
+                length = int.from_bytes(self._buffer[start:body], "big")
+                if length > self.max_frame_bytes:
+                    raise ProtocolError(
+                        problem=f"a frame of {length} bytes; at most {self.max_frame_bytes} here"
+                    )
+                if len(self._buffer) - body < length:
+                    break
+                # Why bytes(): a Raw field is a view of what was decoded, and the buffer moves.
+                frame = self._decode(bytes(self._buffer[body : body + length]))
+                start = body + length
+                yield frame
+        finally:
+            del self._buffer[:start]
+
+    def _decode(self, body: bytes) -> Any:
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise ProtocolError(problem=f"not a frame: {error}") from error

@@ -1,0 +1,453 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replica's end of the data plane: a `ReplicaService` on a listening socket.
+
+In: connections, each proved by the handshake. Out: for every request ACCEPT or REJECT, then
+CHUNKs, then END or ERROR. It owns which stream of which connection a request belongs to;
+losing a connection aborts its requests. It knows no engine, and never computes.
+
+Everything here runs on the event loop's thread. A peer that breaks the protocol loses its
+connection, and nobody else notices.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xinference.errors import (
+    InvalidRequest,
+    LoadFailed,
+    ModelNotReady,
+    ModelOverloaded,
+    PeerUnreachable,
+    ProtocolError,
+    ReplicaLost,
+    XinferenceError,
+)
+from xinference.identifiers import InstanceId, RequestId
+from xinference.protocol.deployment import AbortOutcome, ReplicaSpec, ReplicaState
+from xinference.protocol.generation import Accepted, Failed, Finished, TextDelta
+
+from . import frames
+from .handshake import HANDSHAKE_SECONDS, ROLES, Transcript, is_same, new_nonce
+from .requests import RequestTable
+from .service import ReplicaReport, ReplicaService, ServiceEvent
+
+logger = logging.getLogger(__name__)
+
+READ_BYTES = 256 * 1024
+MAX_CONNECTIONS = 64
+MAX_STREAMS = 4096
+"""Live streams of one connection."""
+MAX_UNSENT_BYTES = 8 * 1024 * 1024
+"""A peer that lets this much pile up is not reading; its connection is closed."""
+SILENCE_SECONDS = 60.0
+"""A peer that sends nothing for so long is gone. Clients ping far more often."""
+RETRY_AFTER_SECONDS = 5
+CLOSE_SECONDS = 1.0
+"""How long last frames may take to leave when a connection is closed."""
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A live request: whom its events go to. No peer: it is ending, and nobody listens."""
+
+    peer: "_Peer | None"
+    stream: int
+    is_accepted: bool = False
+
+
+class _Peer:
+    """One welcomed connection."""
+
+    def __init__(self, writer: asyncio.StreamWriter, role: str) -> None:
+        self.writer = writer
+        self.role = role
+        self.requests: dict[int, RequestId] = {}
+        self.last_stream = -1
+
+    def send(self, *encoded: bytes) -> None:
+        """Queue frames; never waits. A peer that does not read is cut off."""
+        transport = self.writer.transport
+        if transport.is_closing():
+            return
+        transport.write(b"".join(encoded))
+        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            logger.warning("a %s connection does not read what it asked for; closed", self.role)
+            transport.abort()
+
+
+class DataPlaneServer:
+    """Serves one replica until `close`.
+
+    Invariant: a request is in the table from its REQ until the service has delivered its last
+    event, also when its stream has long been forgotten, so an id is never live twice.
+    """
+
+    def __init__(
+        self,
+        service: ReplicaService,
+        *,
+        instance: InstanceId,
+        key: bytes,
+        clock: Callable[[], float] = time.monotonic,
+        handshake_seconds: float = HANDSHAKE_SECONDS,
+        silence_seconds: float = SILENCE_SECONDS,
+    ) -> None:
+        self._service = service
+        self._instance = instance
+        self._key = key
+        self._clock = clock
+        self._handshake_seconds = handshake_seconds
+        self._silence_seconds = silence_seconds
+        self._table: RequestTable[_Entry] = RequestTable()
+        self._connections: set[asyncio.Task[None]] = set()
+        self._peers: set[_Peer] = set()
+        self._server: asyncio.Server | None = None
+        self._spec: ReplicaSpec | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._loaders: set[_Peer] = set()
+        self._progress: frames.Progress | None = None
+        self._outcome: frames.Loaded | frames.LoadFailed | None = None
+        service.start(self._deliver)
+
+    async def start(self, listener: socket.socket) -> None:
+        """Accept connections on a socket that listens already."""
+        # Why not start_unix_server: it takes either kind of socket, and so does this.
+        if listener.family == socket.AF_UNIX:
+            self._server = await asyncio.start_unix_server(self._on_connection, sock=listener)
+        else:
+            self._server = await asyncio.start_server(self._on_connection, sock=listener)
+
+    @property
+    def num_live(self) -> int:
+        """How many requests have not had their last event."""
+        return len(self._table)
+
+    async def close(self) -> None:
+        """Stop listening, tell every peer, and end their connections.
+
+        The service should have ended its requests before; what is left is failed here.
+        """
+        if self._server is not None:
+            self._server.close()
+        gone = ReplicaLost(model=self._service.model, problem="it was stopped")
+        for request_id in self._table.live_ids():
+            self._deliver([(request_id, Failed(error=gone))])
+        if self._loading is not None:
+            self._loading.cancel()
+        goodbye = frames.encode(frames.Close(gone.to_wire()))
+        for peer in tuple(self._peers):
+            peer.send(goodbye)
+        tasks = [*self._connections, *([self._loading] if self._loading else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- one connection
+
+    async def _on_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "asyncio runs every connection in a task"
+        self._connections.add(task)
+        try:
+            await self._serve(reader, writer)
+        except ProtocolError as error:
+            logger.warning("closed a connection: %s", error)
+            self._last_word(writer, error)
+        except PeerUnreachable as error:
+            self._last_word(writer, error)
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            # Why not raised on: a connection's task is cancelled by `close` alone, and asyncio
+            # would log a cancelled connection as an error of ours.
+            pass
+        except Exception:
+            logger.exception("a connection failed; its requests are aborted")
+        finally:
+            self._connections.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await writer.wait_closed()
+            writer.transport.abort()
+
+    def _last_word(self, writer: asyncio.StreamWriter, error: XinferenceError) -> None:
+        if not writer.transport.is_closing():
+            writer.write(frames.encode(frames.Close(error.to_wire())))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        decoder = frames.FrameDecoder.of_client_frames()
+        async with asyncio.timeout(self._handshake_seconds):
+            role = await self._handshake(reader, writer, decoder)
+        peer = _Peer(writer, role)
+        self._peers.add(peer)
+        try:
+            while True:
+                async with asyncio.timeout(self._silence_seconds):
+                    received = await reader.read(READ_BYTES)
+                if not received:
+                    if decoder.is_mid_frame:
+                        raise ProtocolError(problem="the connection ended inside a frame")
+                    return
+                for frame in decoder.feed(received):
+                    self._on_frame(peer, frame)
+        finally:
+            self._peers.discard(peer)
+            self._loaders.discard(peer)
+            for stream in tuple(peer.requests):
+                self._abort_stream(peer, stream)
+
+    async def _handshake(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        decoder: frames.FrameDecoder,
+    ) -> str:
+        """Return the role of a peer that has proved itself."""
+        if len(self._connections) > MAX_CONNECTIONS:
+            raise ProtocolError(problem=f"more than {MAX_CONNECTIONS} connections")
+        challenge = new_nonce()
+        writer.write(frames.encode(frames.Challenge(frames.VERSION, challenge)))
+        said: list[Any] = []
+        while not said:
+            received = await reader.read(frames.MAX_HANDSHAKE_FRAME_BYTES)
+            if not received:
+                raise ConnectionResetError("closed during the handshake")
+            said.extend(decoder.feed(received))
+        if len(said) > 1 or decoder.is_mid_frame:
+            raise ProtocolError(problem="frames before WELCOME")
+        hello = said[0]
+        if not isinstance(hello, frames.Hello):
+            raise ProtocolError(problem="the first frame must be HELLO")
+        proof = self._proof_for(hello, challenge)
+        decoder.max_frame_bytes = frames.MAX_FRAME_BYTES
+        writer.write(frames.encode(frames.Welcome(proof, self._service.model)))
+        return hello.role
+
+    def _proof_for(self, hello: frames.Hello, challenge: bytes) -> bytes:
+        """Check what a client says of itself; return what this end shows in turn."""
+        if hello.version != frames.VERSION:
+            raise ProtocolError(
+                problem=f"this end speaks version {frames.VERSION}, the other {hello.version}"
+            )
+        if hello.instance != self._instance:
+            raise PeerUnreachable(
+                peer=f"replica instance {hello.instance}",
+                problem="another instance listens at its address now",
+            )
+        if hello.role not in ROLES:
+            raise ProtocolError(problem=f"unknown role {hello.role!r}")
+        transcript = Transcript(
+            version=hello.version,
+            instance=hello.instance,
+            role=hello.role,
+            challenge=challenge,
+            nonce=hello.nonce,
+        )
+        if not is_same(hello.proof, transcript.client_proof(self._key)):
+            raise ProtocolError(problem="the proof is wrong: the two ends have different keys")
+        return transcript.server_proof(self._key)
+
+    # --- frames
+
+    def _on_frame(self, peer: _Peer, frame: frames.ClientFrame) -> None:
+        match frame:
+            case frames.Req():
+                self._on_request(peer, frame)
+            case frames.Abort(stream):
+                self._abort_stream(peer, stream)
+            case frames.AbortRequest():
+                peer.send(frames.encode(self._on_abort_request(frame)))
+            case frames.Ping(seq):
+                state, counters = self._service.state, self._service.counters()
+                peer.send(frames.encode(frames.Pong(seq, state, counters)))
+            case frames.Hello():
+                raise ProtocolError(problem="a second HELLO")
+            case _ if peer.role != "actor":
+                raise ProtocolError(problem=f"a {peer.role} may not send {type(frame).__name__}")
+            case frames.Load():
+                self._on_load(peer, frame)
+            case frames.Drain():
+                self._service.drain()
+            case frames.Stop():
+                self._service.stop()
+
+    def _on_request(self, peer: _Peer, frame: frames.Req) -> None:
+        stream = frame.stream
+        if stream <= peer.last_stream:
+            raise ProtocolError(problem=f"stream {stream} after stream {peer.last_stream}")
+        peer.last_stream = stream
+        try:
+            self._admit(peer, frame)
+        except XinferenceError as error:
+            peer.send(frames.encode(frames.Reject(stream, error.to_wire())))
+
+    def _admit(self, peer: _Peer, frame: frames.Req) -> None:
+        request = frames.decode_request(frame.request)
+        if self._service.state is not ReplicaState.READY:
+            raise ModelNotReady(
+                model=self._service.model,
+                state=self._service.state,
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        if len(peer.requests) >= MAX_STREAMS:
+            raise ModelOverloaded(
+                model=self._service.model,
+                num_waiting=len(self._table),
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        request_id = request.request_id
+        self._table.admit(request_id, _Entry(peer, frame.stream), now=self._clock())
+        peer.requests[frame.stream] = request_id
+        try:
+            self._service.submit(request)
+        except XinferenceError as error:
+            self._deliver([(request_id, Failed(error=error))])
+
+    def _abort_stream(self, peer: _Peer, stream: int) -> None:
+        request_id = peer.requests.pop(stream, None)
+        if request_id is None:
+            return  # it ended while the ABORT was on its way
+        entry = self._table.owner(request_id)
+        assert entry is not None, f"{request_id} has a stream, so it is live"
+        entry.peer = None
+        self._service.abort(request_id)
+
+    def _on_abort_request(self, frame: frames.AbortRequest) -> frames.Aborted:
+        request_id = RequestId(frame.request_id)
+        outcome = self._table.abort(
+            request_id, block_seconds=frame.block_seconds, now=self._clock()
+        )
+        if outcome is AbortOutcome.DONE:
+            self._service.abort(request_id)
+        return frames.Aborted(frame.seq, outcome)
+
+    # --- loading
+
+    def _on_load(self, peer: _Peer, frame: frames.Load) -> None:
+        try:
+            spec = frames.decode_spec(frame.spec)
+            if self._spec is not None and spec != self._spec:
+                raise LoadFailed(
+                    model=self._service.model, problem="this process was told to load another one"
+                )
+        except (InvalidRequest, LoadFailed) as error:
+            peer.send(frames.encode(frames.LoadFailed(error.to_wire())))
+            return
+        if self._outcome is not None:
+            peer.send(frames.encode(self._outcome))
+            return
+        self._loaders.add(peer)
+        if self._progress is not None:
+            peer.send(frames.encode(self._progress))
+        if self._loading is None:
+            self._spec = spec
+            self._loading = asyncio.create_task(self._load(spec), name="load")
+
+    async def _load(self, spec: ReplicaSpec) -> None:
+        try:
+            report = await self._service.load(spec, self._on_progress)
+            self._outcome = _loaded(report)
+        except XinferenceError as error:
+            logger.error("loading failed: %s", error)
+            self._outcome = frames.LoadFailed(error.to_wire())
+        except Exception as error:
+            logger.exception("loading failed")
+            problem = f"{type(error).__name__}: {error}"
+            failed = LoadFailed(model=self._service.model, problem=problem)
+            self._outcome = frames.LoadFailed(failed.to_wire())
+        self._tell_loaders(self._outcome)
+
+    def _on_progress(self, progress: float, stage: str, info: str) -> None:
+        self._progress = frames.Progress(progress, stage, info)
+        self._tell_loaders(self._progress)
+
+    def _tell_loaders(self, frame: frames.Frame) -> None:
+        encoded = frames.encode(frame)
+        for peer in tuple(self._loaders):
+            peer.send(encoded)
+
+    # --- events
+
+    def _deliver(self, events: Sequence[tuple[RequestId, ServiceEvent]]) -> None:
+        """Send the events of one step: one write for each connection that they concern."""
+        outboxes: dict[_Peer, _Outbox] = {}
+        for request_id, event in events:
+            entry = self._table.owner(request_id)
+            if entry is None:
+                logger.error("an event for request %s, which is not live", request_id)
+                continue
+            peer = entry.peer
+            if isinstance(event, (Finished, Failed)):
+                self._table.end(request_id)
+                if peer is not None:
+                    peer.requests.pop(entry.stream, None)
+            if peer is not None:
+                outbox = outboxes.get(peer)
+                if outbox is None:
+                    outbox = outboxes[peer] = _Outbox()
+                outbox.add(entry, event)
+        for peer, outbox in outboxes.items():
+            try:
+                peer.send(*outbox.encoded())
+            except XinferenceError:
+                # Why not go on: these streams would wait for ever for what could not be said.
+                logger.exception("the events of a step cannot be sent; the connection is closed")
+                peer.writer.transport.abort()
+
+
+class _Outbox:
+    """What one step has for one connection, in an order that is right for every stream.
+
+    Invariant: of one stream ACCEPT comes before its deltas and END after them, so all answers
+    first, then the chunks, then all ends keeps each stream in order.
+    """
+
+    def __init__(self) -> None:
+        self._answers: list[frames.Frame] = []
+        self._chunks: list[frames.Frame] = []
+        self._ends: list[frames.Frame] = []
+        self._deltas: list[frames.Delta] = []
+        self._num_bytes = 0
+
+    def add(self, entry: _Entry, event: ServiceEvent) -> None:
+        stream = entry.stream
+        match event:
+            case TextDelta(text=text, token_ids=token_ids):
+                self._deltas.append(frames.Delta(stream, text, token_ids))
+                # Why an estimate: four bytes a character and five a token are the most.
+                self._num_bytes += 16 + 4 * len(text) + 5 * len(token_ids)
+                if self._num_bytes >= frames.CHUNK_BYTES:
+                    self._cut()
+            case Finished(reason=reason, usage=usage):
+                self._ends.append(
+                    frames.End(stream, reason, usage.num_prompt_tokens, usage.num_completion_tokens)
+                )
+            case Accepted(num_prompt_tokens=num_prompt_tokens):
+                entry.is_accepted = True
+                self._answers.append(frames.Accept(stream, num_prompt_tokens))
+            case Failed(error=error) if entry.is_accepted:
+                self._ends.append(frames.Error(stream, error.to_wire()))
+            case Failed(error=error):
+                self._answers.append(frames.Reject(stream, error.to_wire()))
+
+    def encoded(self) -> list[bytes]:
+        """Return the frames as they travel."""
+        self._cut()
+        return [frames.encode(frame) for frame in (*self._answers, *self._chunks, *self._ends)]
+
+    def _cut(self) -> None:
+        if self._deltas:
+            self._chunks.append(frames.Chunk(self._deltas))
+            self._deltas = []
+            self._num_bytes = 0
+
+
+def _loaded(report: ReplicaReport) -> frames.Loaded:
+    return frames.Loaded(report.context_length, report.max_num_seqs, report.config)

@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of one replica: `python -m xinference.cluster.replica`.
+
+In: one line of JSON on stdin, {"instance", "key", "listen", "model_uid"}; then LOAD and requests
+over the data plane. Out: one line of JSON on stdout, {"address", "pid"}, as soon as it listens,
+which is before torch is imported; logs on stderr. It ends when it is told to stop, on SIGTERM,
+when its engine dies, and when stdin does: then whoever started it is gone.
+
+Four threads: the event loop, which only carries; the engine's, inside `xinference.models`; one
+that imports, loads and then turns prompts into tokens; and one that does so with long prompts,
+which take seconds and would keep the others waiting. It knows no actors and no cluster key.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, Self
+
+import uvloop
+
+from xinference.errors import (
+    InternalError,
+    InvalidSetting,
+    ModelOverloaded,
+    RequestAborted,
+    XinferenceError,
+)
+from xinference.identifiers import InstanceId, ModelUid, RequestId, model_uid
+from xinference.protocol.deployment import ReplicaSpec, ReplicaState
+from xinference.protocol.generation import (
+    Accepted,
+    ChatPrompt,
+    Failed,
+    Finished,
+    GenerationEvent,
+    GenerationRequest,
+    TextPrompt,
+)
+
+from .dataplane.address import UnixAddress, listening_socket, parse_address
+from .dataplane.server import DataPlaneServer
+from .dataplane.service import Deliver, OnProgress, ReplicaReport, ReplicaService, ServiceEvent
+
+if TYPE_CHECKING:
+    from xinference.models.base import Generates
+
+logger = logging.getLogger(__name__)
+
+EXIT_ENGINE_DIED = 70
+EXIT_BAD_START = 78
+BOOTSTRAP_SECONDS = 30.0
+STOP_SECONDS = 2.0
+"""How long a step that is under way may take to end when the process is to end."""
+WATCH_SECONDS = 0.5
+MAX_PREPARING = 256
+"""Requests whose prompts are not tokens yet."""
+MAX_PREPARING_CHARS = 64 * 1024 * 1024
+LONG_PROMPT_CHARS = 64 * 1024
+"""From here on a prompt becomes tokens in the thread for long ones."""
+RETRY_AFTER_SECONDS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """What whoever starts the process writes to its stdin."""
+
+    instance: InstanceId
+    key: bytes = field(repr=False)
+    """Of this instance, by `instance_key`."""
+    listen: str
+    """unix:<path> or tcp:host:first-last."""
+    model_uid: ModelUid
+
+    def to_line(self) -> bytes:
+        """Return it as the line that `from_line` reads."""
+        named = {
+            "instance": self.instance,
+            "key": self.key.hex(),
+            "listen": self.listen,
+            "model_uid": self.model_uid,
+        }
+        return json.dumps(named).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Self:
+        """Read a line of JSON.
+
+        Raises:
+            InvalidSetting: it is not one, or lacks a field. Its message does not show the key.
+        """
+        try:
+            named = json.loads(line)
+            return cls(
+                instance=InstanceId(named["instance"]),
+                key=bytes.fromhex(named["key"]),
+                listen=str(named["listen"]),
+                model_uid=model_uid(named["model_uid"]),
+            )
+        except (ValueError, KeyError, TypeError, XinferenceError) as error:
+            raise InvalidSetting(
+                name="stdin",
+                value=f"{len(line)} bytes",
+                expected="one line of JSON with instance, key (hex), listen and model_uid "
+                f"({type(error).__name__})",
+            ) from error
+
+
+class ProcessService(ReplicaService, Protocol):
+    """A replica that is a process's only purpose."""
+
+    async def wait_ended(self) -> int:
+        """Return the exit code once the process is to end."""
+        ...
+
+    async def aclose(self, timeout_seconds: float) -> None:
+        """End all requests with their last events and the engine with them."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class _Record:
+    """A submitted request until its last event.
+
+    `early` holds events that came before the thread that submitted it had told of its success;
+    None once it has been told.
+    """
+
+    num_chars: int
+    future: "Future[Accepted] | None" = None
+    early: list[ServiceEvent] | None = field(default_factory=list)
+    is_aborted: bool = False
+
+
+class Replica:
+    """A `ProcessService` around a loaded model. Its methods belong to the event loop's thread.
+
+    Invariant: every record gets exactly one Finished or Failed: by the engine if it was submitted
+    there, else by `_on_submitted`.
+    """
+
+    def __init__(self, model: ModelUid, loop: asyncio.AbstractEventLoop) -> None:
+        self._model_uid = model
+        self._loop = loop
+        self._state = ReplicaState.STARTING
+        self._model: Generates | None = None
+        self._deliver: Deliver = _nobody_listens
+        self._records: dict[RequestId, _Record] = {}
+        self._num_preparing = 0
+        self._num_preparing_chars = 0
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._long_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare-long")
+        self._ended: asyncio.Future[int] = loop.create_future()
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def model(self) -> ModelUid:
+        """The model it is a copy of."""
+        return self._model_uid
+
+    @property
+    def state(self) -> ReplicaState:
+        """STARTING, LOADING, READY or FAILED; STOPPING once it is drained or ends."""
+        return self._state
+
+    def counters(self) -> dict[str, float]:
+        """Return the fields of the engine's statistics; empty before it is loaded."""
+        return {} if self._model is None else self._model.counters()
+
+    def start(self, deliver: Deliver) -> None:
+        """Take the function that every event goes to."""
+        self._deliver = deliver
+
+    async def load(self, spec: ReplicaSpec, on_progress: OnProgress) -> ReplicaReport:
+        """Import what the model needs and load it, in a thread.
+
+        Raises:
+            XinferenceError: it does not load; the state is FAILED.
+        """
+        self._state = ReplicaState.LOADING
+
+        def tell(progress: float, stage: str, info: str) -> None:
+            self._post(on_progress, progress, stage, info)
+
+        def load_in_thread() -> "Generates":
+            tell(0.02, "loading", "importing torch and transformers")
+            with _quick_imports():
+                # Why here: the socket must answer while these imports take their seconds.
+                from xinference.models.loading import load_model
+
+                return load_model(spec, on_progress=tell)
+
+        try:
+            model = await self._loop.run_in_executor(self._worker, load_in_thread)
+        except BaseException:
+            self._state = ReplicaState.FAILED
+            raise
+        model.start(self._on_step_in_engine_thread)
+        self._model = model
+        self._watching = asyncio.create_task(self._watch(model), name="watch the engine")
+        if self._state is ReplicaState.LOADING:  # and not drained meanwhile
+            self._state = ReplicaState.READY
+        return ReplicaReport(
+            context_length=model.context_length,
+            max_num_seqs=model.max_num_seqs,
+            config=dict(model.description()),
+        )
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Turn the prompt into tokens in another thread, and enqueue it from there.
+
+        Raises:
+            ModelOverloaded: too many prompts wait for that.
+        """
+        model = self._model
+        assert model is not None, "the server submits to a READY replica only"
+        num_chars = _num_chars(request)
+        if (
+            self._num_preparing >= MAX_PREPARING
+            or self._num_preparing_chars + num_chars > MAX_PREPARING_CHARS
+        ):
+            raise ModelOverloaded(
+                model=self._model_uid,
+                num_waiting=self._num_preparing,
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        record = _Record(num_chars)
+        self._records[request.request_id] = record
+        self._num_preparing += 1
+        self._num_preparing_chars += num_chars
+        worker = self._worker if num_chars < LONG_PROMPT_CHARS else self._long_worker
+        record.future = worker.submit(model.submit, request)
+        record.future.add_done_callback(
+            lambda future: self._post(self._on_submitted, request.request_id, future)
+        )
+
+    def abort(self, request_id: RequestId) -> None:
+        """End a submitted request within one step, or before it gets to the engine."""
+        record = self._records.get(request_id)
+        if record is None:
+            return
+        record.is_aborted = True
+        if record.early is None:
+            assert self._model is not None, "it accepted this request"
+            self._model.abort(request_id)
+        elif record.future is not None:
+            record.future.cancel()  # if it has begun, `_on_submitted` sees to it
+
+    def drain(self) -> None:
+        """Take no new requests."""
+        if self._state is not ReplicaState.FAILED:
+            self._state = ReplicaState.STOPPING
+
+    def stop(self) -> None:
+        """End the process soon, with exit code 0."""
+        self._end(0)
+
+    async def wait_ended(self) -> int:
+        """Return the exit code once the process is to end."""
+        return await asyncio.shield(self._ended)
+
+    async def aclose(self, timeout_seconds: float) -> None:
+        """End all requests with their last events and the engine with them."""
+        self.drain()
+        if self._watching is not None:
+            self._watching.cancel()
+        for request_id in tuple(self._records):
+            self.abort(request_id)
+        if self._model is not None:
+            stopping = asyncio.to_thread(self._model.stop, timeout_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping, timeout_seconds + 1.0)
+        for worker in (self._worker, self._long_worker):
+            worker.shutdown(wait=False, cancel_futures=True)
+        # Invariant: what the engine's thread posted is ahead of this in the loop's queue.
+        await asyncio.sleep(0)
+
+    # --- from the other threads
+
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call a function in the event loop's thread. Any thread may call this."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _on_step_in_engine_thread(
+        self, events: Sequence[tuple[RequestId, GenerationEvent]]
+    ) -> None:
+        self._post(self._on_step, events)
+
+    def _on_step(self, events: Sequence[tuple[RequestId, GenerationEvent]]) -> None:
+        """Pass on the events of one step, but those of requests that are not yet told of."""
+        told: list[tuple[RequestId, ServiceEvent]] = []
+        for request_id, event in events:
+            record = self._records.get(request_id)
+            if record is None:
+                logger.error("an event for request %s, which has ended", request_id)
+                continue
+            if record.early is not None:
+                record.early.append(event)
+                continue
+            if isinstance(event, Finished | Failed):
+                del self._records[request_id]
+            told.append((request_id, event))
+        if told:
+            self._deliver(told)
+
+    def _on_submitted(self, request_id: RequestId, future: "Future[Accepted]") -> None:
+        record = self._records[request_id]
+        self._num_preparing -= 1
+        self._num_preparing_chars -= record.num_chars
+        error = RequestAborted(request_id=request_id) if future.cancelled() else future.exception()
+        if error is not None:
+            del self._records[request_id]
+            self._deliver([(request_id, Failed(error=_refusal(error)))])
+            return
+        early, record.early = record.early or [], None
+        self._deliver([(request_id, future.result())])
+        self._on_step([(request_id, event) for event in early])  # type: ignore[misc]  # from a step
+        if record.is_aborted:
+            self.abort(request_id)
+
+    # --- the end
+
+    async def _watch(self, model: "Generates") -> None:
+        """End the process when the engine has died. Its requests were failed by then."""
+        while model.is_alive:  # noqa: ASYNC110  # a thread that dies sets no event
+            await asyncio.sleep(WATCH_SECONDS)
+        logger.critical("the engine of model %s died; this process ends", self._model_uid)
+        self._state = ReplicaState.FAILED
+        self._end(EXIT_ENGINE_DIED)
+
+    def _end(self, exit_code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(exit_code)
+
+
+@contextlib.contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Spare the imports and the load of a model what it will not need.
+
+    Measured on the imports, of 3.5 s and 369 MB: without collections, which find nothing there,
+    0.65 s less; without scipy, of which `transformers` wants losses for object detection, 0.2 s
+    and 36 MB. What is there in the end stays: collections need not look at it ever again.
+    """
+    gc.disable()
+    has_scipy = "scipy" in sys.modules
+    if not has_scipy:
+        sys.modules["scipy"] = None  # type: ignore[assignment]  # "not installed", to importers
+    try:
+        yield
+    finally:
+        if not has_scipy:
+            del sys.modules["scipy"]
+        gc.freeze()
+        gc.enable()
+
+
+def _nobody_listens(events: Sequence[tuple[RequestId, ServiceEvent]]) -> None:
+    raise AssertionError(f"{len(events)} events before start()")
+
+
+def _refusal(error: BaseException) -> XinferenceError:
+    if isinstance(error, XinferenceError):
+        return error
+    logger.error("a request could not be submitted", exc_info=error)
+    return InternalError(where="the replica", problem=f"{type(error).__name__}: {error}")
+
+
+def _num_chars(request: GenerationRequest) -> int:
+    prompt = request.prompt
+    if isinstance(prompt, ChatPrompt):
+        return sum(len(message.content) for message in prompt.messages)
+    return len(prompt.text) if isinstance(prompt, TextPrompt) else len(prompt.token_ids)
+
+
+async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.StreamReader) -> int:
+    """Listen, say so on stdout, and serve until the end; return the exit code.
+
+    Args:
+        service: not yet started.
+        bootstrap: whom to be and where to listen.
+        parent: ends when whoever started this process does.
+
+    Raises:
+        InvalidSetting, InsufficientResources, OSError: it cannot listen there.
+    """
+    loop = asyncio.get_running_loop()
+    listener, address = listening_socket(bootstrap.listen)
+    try:
+        server = DataPlaneServer(service, instance=bootstrap.instance, key=bootstrap.key)
+        await server.start(listener)
+        loop.add_signal_handler(signal.SIGTERM, service.stop)
+        # Why: Ctrl-C in a terminal reaches every process of it; who started this one decides.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print(json.dumps({"address": address, "pid": os.getpid()}), flush=True)  # noqa: T201  # the protocol of this process
+        ended = asyncio.create_task(service.wait_ended(), name="wait for the end")
+        orphaned = asyncio.create_task(parent.read(), name="wait for the end of stdin")
+        await asyncio.wait({ended, orphaned}, return_when=asyncio.FIRST_COMPLETED)
+        exit_code = ended.result() if ended.done() else 0
+        logger.info("model %s: ending with exit code %d", bootstrap.model_uid, exit_code)
+        for task in (ended, orphaned):
+            task.cancel()
+        await service.aclose(STOP_SECONDS)
+        await server.close()
+        return exit_code
+    finally:
+        _forget_socket(listener, address)
+
+
+def _forget_socket(listener: socket.socket, address: str) -> None:
+    listener.close()
+    where = parse_address(address)
+    if isinstance(where, UnixAddress):
+        with contextlib.suppress(OSError):
+            where.path.unlink()
+
+
+MakeService = Callable[[ModelUid, asyncio.AbstractEventLoop], ProcessService]
+
+
+async def _main(make_service: MakeService) -> int:
+    loop = asyncio.get_running_loop()
+    parent = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
+    async with asyncio.timeout(BOOTSTRAP_SECONDS):
+        bootstrap = Bootstrap.from_line(await parent.readline())
+    return await serve(make_service(bootstrap.model_uid, loop), bootstrap, parent)
+
+
+def main(make_service: MakeService = Replica) -> int:
+    """Run the process; return its exit code."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return uvloop.run(_main(make_service))
+    except (XinferenceError, OSError, TimeoutError) as error:
+        logger.error("the replica cannot start: %s", error)
+        return EXIT_BAD_START
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    logging.shutdown()
+    # Why not sys.exit: it waits for threads, and one of them may be loading a model or stuck in
+    # a step. Everything that needs an orderly end has had it.
+    os._exit(exit_code)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A language model that is ready to answer: prompts become token ids, the engine does the rest.
+
+In: `GenerationRequest`. Out: the engine's events, unchanged. It owns the chat template, what the
+family adds to every request (stop texts and tokens), and the engine's thread; it knows no
+sockets and no event loop.
+"""
+
+import importlib.resources
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from xinference.engine import Engine, EngineLoop, EngineRequest, load_engine
+from xinference.errors import AbilityMissing, InvalidRequest, LoadFailed
+from xinference.identifiers import RequestId
+from xinference.protocol.deployment import EngineOptions, ReplicaSpec
+from xinference.protocol.generation import (
+    MAX_STOP_STRINGS,
+    Accepted,
+    ChatPrompt,
+    GenerationRequest,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+)
+
+from .base import OnProgress, Sink
+from .chat_template import ChatTemplate
+
+logger = logging.getLogger(__name__)
+
+PACKAGED = "package:"
+IMPORTS_SHARE = 0.3
+"""Of the time that loading takes, what the imports before it take."""
+
+
+class LanguageModel:
+    """A loaded language model. Implements `Generates`; any thread may call any method."""
+
+    def __init__(self, engine: Engine, spec: ReplicaSpec) -> None:
+        self._engine = engine
+        self._tokenizer: PreTrainedTokenizerBase = engine.tokenizer
+        self._abilities = frozenset(spec.abilities)
+        self._name = str(spec.replica.model)
+        self._stop = spec.source.stop
+        self._stop_token_ids = self._known_tokens(spec.source.stop_token_ids)
+        self._template = ChatTemplate(
+            self._tokenizer, template=spec.source.chat_template, model_name=self._name
+        )
+        self._max_prompt_chars = _max_chars(self._tokenizer, engine.config.max_model_len)
+        self._loop: EngineLoop | None = None
+
+    @property
+    def context_length(self) -> int:
+        """Prompt and answer, in tokens."""
+        return self._engine.config.max_model_len
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Requests that run at once."""
+        return self._engine.config.max_num_seqs
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._loop is not None and self._loop.alive
+
+    def description(self) -> Mapping[str, str | int | float | bool | None]:
+        """Return the engine's config, by name."""
+        return asdict(self._engine.config)
+
+    def counters(self) -> dict[str, float]:
+        """Return the fields of the engine's statistics."""
+        if self._loop is None:
+            return {}
+        return {name: float(value) for name, value in asdict(self._loop.stats()).items()}
+
+    def start(self, sink: Sink) -> None:
+        """Start the engine's thread; events go to `sink`, in that thread."""
+        assert self._loop is None, "start() was called before"
+        self._loop = EngineLoop(self._engine, sink)
+        self._loop.start()
+
+    def submit(self, request: GenerationRequest) -> Accepted:
+        """Turn the prompt into tokens and enqueue it. Takes time that grows with the prompt.
+
+        Raises:
+            AbilityMissing: the model cannot chat, or cannot complete.
+            InvalidRequest, ContextLengthExceeded, ModelOverloaded, DuplicateRequest
+            In every case nothing was enqueued.
+        """
+        assert self._loop is not None, "start() comes first"
+        return self._loop.submit(self.prepare(request))
+
+    def abort(self, request_id: RequestId) -> bool:
+        """Ask for the end of a request, within one step; return whether it was live."""
+        return self._loop is not None and self._loop.abort(request_id)
+
+    def stop(self, timeout_seconds: float) -> None:
+        """End every request and the engine's thread.
+
+        Raises:
+            TimeoutError: a step did not end in time.
+        """
+        if self._loop is not None:
+            self._loop.stop(timeout_seconds)
+
+    def prepare(self, request: GenerationRequest) -> EngineRequest:
+        """Return what the engine is to be asked. Changes nothing.
+
+        Raises:
+            AbilityMissing, InvalidRequest
+        """
+        prompt = request.prompt
+        match prompt:
+            case ChatPrompt():
+                if "chat" not in self._abilities:
+                    raise AbilityMissing(model=self._name, ability="chat")
+                # Why no special tokens: the template has written those that it wants.
+                token_ids = self._encode(
+                    self._template.render(prompt), field="messages", special_tokens=False
+                )
+            case TextPrompt(text=text):
+                if not text:
+                    raise InvalidRequest(field="prompt", problem="must not be empty")
+                token_ids = self._encode(text, field="prompt", special_tokens=True)
+            case TokenPrompt():
+                token_ids = list(prompt.token_ids)  # the engine checks them
+        return EngineRequest(
+            request_id=request.request_id,
+            prompt_token_ids=token_ids,
+            sampling=self._with_own_stops(request.sampling),
+        )
+
+    def _encode(self, text: str, *, field: str, special_tokens: bool) -> list[int]:
+        if self._max_prompt_chars is not None and len(text) > self._max_prompt_chars:
+            raise InvalidRequest(
+                field=field,
+                problem=f"{len(text)} characters cannot fit a context of "
+                f"{self.context_length} tokens",
+            )
+        # Why a list of one: for a batch the tokenizer lets go of the interpreter's lock, so a long
+        # prompt keeps neither the engine's thread nor the event loop from running.
+        encoded = self._tokenizer(
+            [text],
+            add_special_tokens=special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        token_ids: list[int] = encoded["input_ids"][0]
+        return token_ids
+
+    def _known_tokens(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Leave out what is not a token of the files.
+
+        A registered model takes its family's stop tokens over, but may have a smaller vocabulary.
+        """
+        known = tuple(one for one in token_ids if 0 <= one < self._engine.vocab_size)
+        if known != token_ids:
+            logger.warning(
+                "%s: of the family's stop tokens %s only %s are tokens of these files",
+                self._name,
+                list(token_ids),
+                list(known),
+            )
+        return known
+
+    def _with_own_stops(self, sampling: SamplingParams) -> SamplingParams:
+        """Add what the family stops at to what the request does."""
+        stop = tuple(dict.fromkeys((*sampling.stop, *self._stop)))
+        stop_token_ids = tuple(dict.fromkeys((*sampling.stop_token_ids, *self._stop_token_ids)))
+        if len(stop) > MAX_STOP_STRINGS:
+            raise InvalidRequest(
+                field="stop",
+                problem=f"with the {len(self._stop)} of the model itself these are more "
+                f"than {MAX_STOP_STRINGS}",
+            )
+        return replace(sampling, stop=stop, stop_token_ids=stop_token_ids)
+
+
+def _max_chars(tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> int | None:
+    """Return how many characters so many tokens can be at most; None if there is no telling.
+
+    A prompt beyond that need not be counted, which for tens of megabytes would take a minute.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.normalizer is not None:
+        return None  # a normalizer may shorten the text before it is cut
+    return max_model_len * max(map(len, tokenizer.get_vocab()))
+
+
+def load_language_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> LanguageModel:
+    """Load tokenizer and weights.
+
+    Raises:
+        LoadFailed: the files are not there or do not load.
+        InvalidRequest: an option asks for what this model or machine cannot do.
+    """
+    name = str(spec.replica.model)
+    path = model_directory(spec.source.path, model_name=name)
+    on_progress(IMPORTS_SHARE, "loading", "reading the weights")
+    engine = load_engine(
+        path,
+        engine_options(spec),
+        on_progress=lambda done: on_progress(
+            IMPORTS_SHARE + (1.0 - IMPORTS_SHARE) * done, "loading", "loading the model"
+        ),
+        model_name=name,
+    )
+    return LanguageModel(engine, spec)
+
+
+def model_directory(path: str, *, model_name: str) -> Path:
+    """Return the directory that a source names; "package:guide" is one inside this package.
+
+    Raises:
+        LoadFailed: it is not there.
+    """
+    if path.startswith(PACKAGED):
+        found = importlib.resources.files("xinference.catalog") / path.removeprefix(PACKAGED)
+        directory = Path(str(found))
+    else:
+        directory = Path(path).expanduser()
+    if not directory.is_dir():
+        raise LoadFailed(model=model_name, problem=f"{directory} is not a directory on this node")
+    return directory
+
+
+def engine_options(spec: ReplicaSpec) -> EngineOptions:
+    """Return the launch's options, with what the packaged model wants where they are silent."""
+    options = spec.engine_options
+    if spec.source.path.startswith(PACKAGED) and options.dtype == "auto":
+        # Why: it is small enough for the caches, where float32 is the faster type on CPU, and its
+        # answers are then the same on every machine.
+        return replace(options, dtype="float32")
+    return options
