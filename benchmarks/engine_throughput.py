@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens per second of the engine beside transformers' own two ways, in one process.
+
+A Qwen2-0.5B with random weights, bfloat16, 16 prompts of 128 tokens, 64 new tokens each, greedy,
+two threads, on CPU:
+
+    OMP_NUM_THREADS=2 python benchmarks/engine_throughput.py
+
+`static` is `generate` on one batch, all prompts of one length, so that nothing is padded.
+`continuous` is `generate_batch` as it configures itself, but for its memory: it would take 60 % of
+the machine's, here 10 %, which is still many times what the load needs. `tuned` is `generate_batch`
+with a cache of just the size of this load and our own token budget. Each round runs all of them
+after one another; the table shows medians over the rounds and the ratio of medians. `--json`
+prints the same as one line.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from xinference.engine import Engine, EngineLoop, EngineRequest, EngineStats
+from xinference.engine.config import Placement
+from xinference.engine.loading import make_engine
+from xinference.identifiers import RequestId
+from xinference.protocol.deployment import EngineOptions
+from xinference.protocol.generation import Failed, Finished, GenerationEvent, SamplingParams
+
+PAGE_SIZE = 256
+"""Of `generate_batch`: its default."""
+WAYS = ("xinference", "static", "continuous", "tuned")
+
+
+def main() -> None:
+    """Read the flags, run the rounds, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--prompt-len", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=24, help="fewer for a quick look")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--only", choices=WAYS, action="append", help="default: all")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+
+    stock = make_stock_model(args.layers, dtype)
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(
+        1000, 100_000, (args.requests, args.prompt_len), generator=generator
+    ).tolist()
+    wanted = args.only or WAYS
+    runs: dict[str, Callable[[], int]] = {}
+    engine_loop: BenchmarkLoop | None = None
+    if "xinference" in wanted:
+        engine_loop = BenchmarkLoop(make_our_engine(stock, args))
+        loop = engine_loop
+        runs["xinference"] = lambda: loop.run(prompts, args.new_tokens)
+    if "static" in wanted:
+        runs["static"] = lambda: run_static(stock, prompts, args.new_tokens)
+    if "continuous" in wanted:
+        spacious = ContinuousBatchingConfig(max_memory_percent=0.1)
+        runs["continuous"] = lambda: run_continuous(stock, prompts, args.new_tokens, spacious)
+    if "tuned" in wanted:
+        fitted = ContinuousBatchingConfig(
+            num_blocks=args.requests * -(-(args.prompt_len + args.new_tokens) // PAGE_SIZE) + 8,
+            page_size=PAGE_SIZE,
+            max_batch_tokens=512,
+            max_requests_per_batch=args.requests,
+        )
+        runs["tuned"] = lambda: run_continuous(stock, prompts, args.new_tokens, fitted)
+
+    for run in runs.values():
+        run()  # warm: allocator, thread pool, packed weights
+    rates: dict[str, list[float]] = {way: [] for way in runs}
+    for _ in range(args.rounds):
+        for way, run in runs.items():
+            started = time.perf_counter()
+            num_tokens = run()
+            if num_tokens != args.requests * args.new_tokens:
+                raise RuntimeError(f"{way} generated {num_tokens} tokens")
+            rates[way].append(num_tokens / (time.perf_counter() - started))
+    medians = {way: statistics.median(rates[way]) for way in rates}
+    if engine_loop is not None:
+        engine_loop.loop.stop(60)
+    report(args, medians, rates)
+
+
+def report(
+    args: argparse.Namespace, medians: dict[str, float], rates: dict[str, list[float]]
+) -> None:
+    """Print the table, or one line of JSON."""
+    ours = medians.get("xinference")
+    ratios = {way: ours / rate for way, rate in medians.items() if ours and way != "xinference"}
+    if args.json:
+        line = {"tokens_per_second": medians, "rounds": rates, "xinference_over": ratios}
+        sys.stdout.write(json.dumps({**vars(args), **line}) + "\n")
+        return
+    lines = [
+        f"Qwen2-0.5B shape ({args.layers} layers), {args.dtype}, {args.threads} threads: "
+        f"{args.requests} requests, {args.prompt_len} in / {args.new_tokens} out, "
+        f"{args.rounds} rounds",
+        f"{'way':<12}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'ours is':>10}",
+    ]
+    for way, rate in medians.items():
+        ratio = f"{ratios[way]:.2f}x" if way in ratios else ""
+        lines.append(
+            f"{way:<12}{rate:>10.1f}{min(rates[way]):>10.1f}{max(rates[way]):>10.1f}{ratio:>10}"
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def make_stock_model(num_layers: int, dtype: torch.dtype) -> Qwen2ForCausalLM:
+    """Return Qwen2-0.5B's shape with random weights."""
+    config = Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=num_layers,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    # Hazard: weights without gradients make `generate` six times slower: PyTorch then multiplies
+    # the last positions as a batch and copies the head once for each. Users have them with.
+    return model.eval()
+
+
+def make_our_engine(stock: Qwen2ForCausalLM, args: argparse.Namespace) -> Engine:
+    """Return an engine over a copy of the model; loading packs the weights of the copy."""
+    vocabulary = {f"t{token_id}": token_id for token_id in range(151_646)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    return make_engine(
+        copy.deepcopy(stock),
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer),
+        EngineOptions(
+            max_num_seqs=args.requests,
+            max_model_len=max(1024, args.prompt_len + args.new_tokens),
+        ),
+        placement=Placement(device=torch.device("cpu"), dtype=stock.dtype),
+        name="qwen2-0.5b-random",
+        report=lambda _: None,
+    )
+
+
+class BenchmarkLoop:
+    """An engine loop, and a way to run some requests through it to their ends."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.loop = EngineLoop(engine, self._take)
+        self._num_tokens = 0
+        self._num_open = 0
+        self._is_done = threading.Event()
+        self.loop.start()
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> int:
+        """Generate and return how many tokens there were."""
+        self._num_tokens, self._num_open = 0, len(prompts)
+        self._is_done.clear()
+        for index, prompt in enumerate(prompts):
+            self.loop.submit(
+                EngineRequest(
+                    request_id=RequestId(str(index)),
+                    prompt_token_ids=prompt,
+                    sampling=SamplingParams(temperature=0.0, max_tokens=new_tokens),
+                )
+            )
+        if not self._is_done.wait(600):
+            raise TimeoutError(f"not done within 600 s: {self.loop.stats()}")
+        return self._num_tokens
+
+    def stats(self) -> EngineStats:
+        """Return the loop's counters."""
+        return self.loop.stats()
+
+    def _take(self, events: list[tuple[RequestId, GenerationEvent]]) -> None:
+        for _, event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                self._num_tokens += event.usage.num_completion_tokens
+                self._num_open -= 1
+                if self._num_open == 0:
+                    self._is_done.set()
+
+
+def run_static(model: Qwen2ForCausalLM, prompts: list[list[int]], new_tokens: int) -> int:
+    """Run `generate` on one batch and return how many tokens there were."""
+    model.set_attn_implementation("sdpa")
+    inputs = torch.tensor(prompts)
+    with torch.inference_mode():
+        output = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=greedy(new_tokens),
+        )
+    return int((output.shape[1] - inputs.shape[1]) * len(prompts))
+
+
+def run_continuous(
+    model: Qwen2ForCausalLM,
+    prompts: list[list[int]],
+    new_tokens: int,
+    config: ContinuousBatchingConfig,
+) -> int:
+    """Run `generate_batch` and return how many tokens there were."""
+    model.set_attn_implementation("sdpa")
+    outputs = model.generate_batch(
+        prompts,
+        generation_config=greedy(new_tokens),
+        # Why a copy: it writes what it resolves into the one it is given.
+        continuous_batching_config=copy.deepcopy(config),
+    )
+    return sum(len(output.generated_tokens) for output in outputs.values())
+
+
+def greedy(new_tokens: int) -> GenerationConfig:
+    """Return settings that generate exactly this many tokens."""
+    return GenerationConfig(
+        do_sample=False, max_new_tokens=new_tokens, min_new_tokens=None, pad_token_id=0
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From files to an engine, and everything that must be refused on the way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, Phi3Config, Qwen2Config
+from transformers.models.bloom import BloomConfig
+from transformers.models.deepseek_v3 import DeepseekV3Config
+
+from tests.engine.tiny_engines import add, run_to_end
+from tests.models_tiny import MAX_POSITIONS, VOCAB_SIZE, make_model, make_tokenizer, save_model
+from xinference.engine import Engine, load_engine
+from xinference.engine.attention.cpu import CpuAttention
+from xinference.engine.attention.interface import Pages, Scoring
+from xinference.engine.config import Placement
+from xinference.engine.loading import make_engine, rope_limit
+from xinference.engine.packing import PackedLinear, pack_linears
+from xinference.errors import InvalidRequest, LoadFailed
+from xinference.protocol.deployment import EngineOptions
+from xinference.protocol.generation import SamplingParams
+
+CPU = Placement(device=torch.device("cpu"), dtype=torch.float32)
+
+
+def load(path: Path, **options: Any) -> Engine:
+    given = {"device": "cpu", "max_model_len": 64, "max_num_seqs": 4, **options}
+    return load_engine(path, EngineOptions(**given), model_name="tiny")
+
+
+def test_a_directory_becomes_an_engine_that_answers(tmp_path: Path) -> None:
+    save_model(tmp_path, ends=True, do_sample=True, top_k=20)
+    progress: list[float] = []
+    engine = load_engine(
+        tmp_path, EngineOptions(device="cpu", max_model_len=64), on_progress=progress.append
+    )
+
+    add(engine, "r", engine.tokenizer.encode("hello"), max_tokens=5)
+
+    assert run_to_end(engine).texts["r"]
+    assert progress == sorted(progress)
+    assert (progress[0], progress[-1]) == (0.0, 1.0)
+    assert engine.config.model_name == tmp_path.name
+    assert engine.config.dtype == "float32", "stored so"
+    assert engine.generation_defaults == SamplingParams(temperature=1.0, top_p=1.0, top_k=20)
+    assert engine.eos_token_ids == {engine.tokenizer.eos_token_id}
+    assert engine.model_config.model_type == "llama"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_type_of_weights_passes_the_self_test(tmp_path: Path, dtype: str) -> None:
+    engine = load(save_model(tmp_path, "qwen2"), dtype=dtype)
+
+    add(engine, "r", [1, 2, 3], max_tokens=5)
+
+    assert engine.config.dtype == dtype
+    assert len(run_to_end(engine).token_ids["r"]) == 5
+
+
+def test_the_kv_cache_is_as_large_as_all_contexts_need_and_no_larger(tmp_path: Path) -> None:
+    config = load(save_model(tmp_path), block_size=16, max_num_seqs=3).config
+
+    assert config.num_blocks == 3 * 64 // 16
+    # Two layers, keys and values, two heads of 8 numbers of 4 bytes.
+    assert config.kv_cache_bytes == config.num_blocks * 16 * 2 * 2 * 2 * 8 * 4
+
+
+def test_a_kv_cache_that_does_not_hold_the_context_asked_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        load(save_model(tmp_path), kv_cache_bytes=20_000)
+
+    assert refused.value.field == "kv_cache_bytes"
+
+
+def test_a_context_longer_than_the_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        load(save_model(tmp_path), max_model_len=MAX_POSITIONS + 1)
+
+    assert refused.value.field == "max_model_len"
+
+
+def test_a_directory_without_a_model_fails_to_load(tmp_path: Path) -> None:
+    with pytest.raises(LoadFailed, match=r"config\.json"):
+        load(tmp_path)
+
+
+def test_damaged_weights_fail_to_load(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+    with pytest.raises(LoadFailed, match="tiny"):
+        load(tmp_path)
+
+
+def test_missing_weights_fail_to_load(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_model(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(LoadFailed, match="up_proj"):
+        load(tmp_path)
+
+
+def test_an_unknown_architecture_fails_to_load(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "no-such-thing"}))
+
+    with pytest.raises(LoadFailed):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+
+    with pytest.raises(LoadFailed, match=device):
+        load(save_model(tmp_path), device=device)
+
+
+def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="device"):
+        load(save_model(tmp_path), device="toaster")
+
+
+def engine_of(model: Any, **options: Any) -> Engine:
+    return make_engine(
+        model,
+        make_tokenizer(),
+        EngineOptions(**{"max_model_len": 64, **options}),
+        placement=CPU,
+        name="tiny",
+        report=lambda _: None,
+    )
+
+
+def test_a_model_that_does_not_use_the_attention_interface_is_refused() -> None:
+    config = BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=1, n_head=2)
+
+    with pytest.raises(LoadFailed, match="AttentionInterface"):
+        engine_of(make_model(config=config))
+
+
+def test_a_model_that_stores_other_keys_than_it_reads_is_refused() -> None:
+    config = DeepseekV3Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        q_lora_rank=8,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        first_k_dense_replace=1,
+    )
+
+    with pytest.raises(LoadFailed, match="stores"):
+        engine_of(make_model(config=config))
+
+
+class Forgetful(CpuAttention):
+    """A backend with a bug: it looks at one token less."""
+
+    def attend(
+        self, pages: Pages, plan: Any, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring
+    ) -> Tensor:
+        wrong = Scoring(scaling=scoring.scaling, window=5)
+        return super().attend(pages, plan, query, key, value, wrong)
+
+
+def test_the_self_test_refuses_what_computes_something_else() -> None:
+    with pytest.raises(LoadFailed, match="differs from the stock one"):
+        make_engine(
+            make_model("llama"),
+            make_tokenizer(),
+            EngineOptions(max_model_len=64),
+            placement=CPU,
+            name="tiny",
+            report=lambda _: None,
+            backend=Forgetful(),
+        )
+
+
+def test_frequencies_that_depend_on_the_batch_limit_the_context() -> None:
+    shape: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    }
+    factors = [1.0 + index for index in range(4)]
+    longrope = Phi3Config(
+        **shape,
+        max_position_embeddings=128,
+        original_max_position_embeddings=48,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": factors,
+            "long_factor": factors[::-1],
+        },
+    )
+    dynamic = LlamaConfig(
+        **shape,
+        max_position_embeddings=96,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    )
+
+    assert rope_limit(Qwen2Config(**shape)) is None
+    assert rope_limit(dynamic) == 96
+    assert engine_of(make_model(config=longrope), max_model_len=None).config.max_model_len == 48
+    with pytest.raises(InvalidRequest, match="rotary"):
+        engine_of(make_model(config=longrope), max_model_len=64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_layer_computes_what_the_plain_one_did(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 8, bias=False)).to(dtype)
+        hidden = torch.randn(2, 5, 24).to(dtype)
+        expected = model(hidden)
+        weight = model[0].weight.clone()
+
+        num_packed = pack_linears(model)
+
+        assert num_packed == 2
+        assert isinstance(model[0], PackedLinear)
+        torch.testing.assert_close(model(hidden), expected, atol=2e-2, rtol=2e-2)
+        assert model(hidden[:, :0]).shape == (2, 0, 8)
+        torch.testing.assert_close(model[0].weight, weight)
+
+
+def test_the_pure_parts_import_without_torch() -> None:
+    code = (
+        "import sys, xinference.engine, xinference.engine.scheduler\n"
+        "heavy = {'torch', 'transformers', 'numpy'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Greedy tokens are what `transformers.generate` says of each request alone, whatever happens."""
+
+import itertools
+import random
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+from tests.engine.tiny_engines import BLOCK_SIZE, Transcript, add, run_to_end, tiny_engine
+from tests.models_tiny import VOCAB_SIZE, WINDOW, make_model
+from xinference.engine.attention.reference import ReferenceAttention
+from xinference.identifiers import RequestId
+from xinference.protocol.generation import Finished, FinishReason
+
+ARCHITECTURES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma2",
+    "phi3",
+    "gpt2",
+    "mixtral",
+    "gpt_oss",
+)
+NUM_REQUESTS = 8
+NEW_TOKENS = 18
+SMALLEST_SAFE_MARGIN = 1e-3
+"""Between the best and the second best logit; float32 noise is a thousandth of it."""
+
+
+@cache
+def prompts() -> tuple[tuple[int, ...], ...]:
+    """From one token to three blocks; most are longer than the sliding window."""
+    source = random.Random(2)
+    lens = (1, WINDOW + 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 25, 37, 3 * BLOCK_SIZE)
+    return tuple(tuple(source.randrange(VOCAB_SIZE) for _ in range(size)) for size in lens)
+
+
+@cache
+def oracle(architecture: str) -> tuple[tuple[int, ...], ...]:
+    """What the stock model generates for each prompt alone."""
+    model = make_model(architecture)
+    model.set_attn_implementation("eager")
+    answers = []
+    for prompt in prompts():
+        given = torch.tensor([prompt])
+        output = model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        answers.append(tuple(output[0, len(prompt) :].tolist()))
+    return tuple(answers)
+
+
+def assert_equals_oracle(architecture: str, transcript: Transcript) -> None:
+    expected = {str(index): list(answer) for index, answer in enumerate(oracle(architecture))}
+    assert transcript.token_ids == expected
+    assert {end.reason for end in transcript.ends.values() if isinstance(end, Finished)} == {
+        FinishReason.LENGTH
+    }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_oracle_has_no_near_ties(
+    architecture: str, record_property: Callable[[str, object], None]
+) -> None:
+    model = make_model(architecture)
+    model.set_attn_implementation("eager")
+    margins = []
+    for prompt, answer in zip(prompts(), oracle(architecture), strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        best = logits.topk(2, dim=1).values
+        margins.append(float((best[:, 0] - best[:, 1]).min()))
+
+    record_property("smallest_top2_margin", min(margins))
+    assert min(margins) > SMALLEST_SAFE_MARGIN
+    assert len({token for answer in oracle(architecture) for token in answer}) > 18
+
+
+@pytest.mark.parametrize("budget", [1, 3, BLOCK_SIZE, BLOCK_SIZE + 1, 1000])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_chunk_size_gives_the_stock_tokens(architecture: str, budget: int) -> None:
+    engine = tiny_engine(architecture, max_num_batched_tokens=budget)
+    for index, prompt in enumerate(prompts()):
+        add(engine, str(index), prompt, max_tokens=NEW_TOKENS)
+
+    transcript = run_to_end(engine)
+
+    assert_equals_oracle(architecture, transcript)
+    assert engine.num_blocks_used == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_reference_attention_gives_the_stock_tokens(architecture: str) -> None:
+    engine = tiny_engine(architecture, max_num_batched_tokens=21, backend=ReferenceAttention())
+    for index, prompt in enumerate(prompts()):
+        add(engine, str(index), prompt, max_tokens=NEW_TOKENS)
+
+    assert_equals_oracle(architecture, run_to_end(engine))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_pool_so_small_that_it_preempts_gives_the_stock_tokens(architecture: str) -> None:
+    engine = tiny_engine(architecture, num_blocks=7, max_num_batched_tokens=30)
+    for index, prompt in enumerate(prompts()):
+        add(engine, str(index), prompt, max_tokens=NEW_TOKENS)
+
+    transcript = run_to_end(engine)
+
+    assert engine.counters.num_preemptions > 0
+    assert_equals_oracle(architecture, transcript)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_history_gives_the_stock_tokens(architecture: str, seed: int, is_long: bool) -> None:
+    for history in range(20 if is_long else 1):
+        source = random.Random(f"{architecture} {seed} {history}")
+        engine = tiny_engine(
+            architecture,
+            num_blocks=source.choice([6, 8, 12, 40]),
+            max_num_batched_tokens=source.choice([2, 5, 17, 33, 200]),
+            max_num_seqs=source.choice([1, 3, 8]),
+        )
+        transcript = Transcript()
+        arrivals = source.sample(range(NUM_REQUESTS), NUM_REQUESTS)
+        strangers: list[str] = []
+        numbers = itertools.count()
+        while arrivals or engine.has_work:
+            if arrivals and source.random() < 0.4:
+                index = arrivals.pop()
+                add(engine, str(index), prompts()[index], max_tokens=NEW_TOKENS)
+            if source.random() < 0.2:
+                # Somebody comes, and goes without waiting for the end.
+                strangers.append(f"stranger {next(numbers)}")
+                length = source.randrange(1, 50)
+                prompt = [source.randrange(VOCAB_SIZE) for _ in range(length)]
+                add(engine, strangers[-1], prompt, max_tokens=30, temperature=1.0)
+            if strangers and source.random() < 0.25:
+                engine.abort(RequestId(strangers.pop(source.randrange(len(strangers)))))
+            events = engine.step() if engine.has_work else []
+            transcript.take(event for event in events if not event[0].startswith("stranger"))
+            engine.check_invariants()
+            if not arrivals:
+                for stranger in strangers:
+                    engine.abort(RequestId(stranger))
+                strangers.clear()
+
+        assert_equals_oracle(architecture, transcript)
+        assert engine.num_blocks_used == 0

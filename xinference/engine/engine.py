@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step at a time: schedule, build, run, sample, append, tell.
+
+`Engine` owns the scheduler, the slots, the model runner and the text of every live request. It is
+synchronous and belongs to one thread; `loop.py` gives it that thread. Requests come in as token
+ids, events go out in the words of `xinference.protocol.generation`.
+"""
+
+import logging
+import secrets
+import time
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from xinference.errors import (
+    ContextLengthExceeded,
+    InternalError,
+    InvalidRequest,
+    XinferenceError,
+)
+from xinference.identifiers import RequestId
+from xinference.protocol.generation import (
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationEvent,
+    SamplingParams,
+    TextDelta,
+    Usage,
+)
+
+from .block_pool import BlockPool
+from .config import EngineConfig
+from .detokenizer import TextStream
+from .model_runner import ModelRunner
+from .sampler import SamplingRows, sample
+from .sampling_defaults import resolve_sampling
+from .scheduler import Schedule, Scheduler, Sequence
+from .slots import SlotTable
+
+logger = logging.getLogger(__name__)
+
+Event = tuple[RequestId, GenerationEvent]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """What the engine is asked. `sampling` may leave things open."""
+
+    request_id: RequestId
+    prompt_token_ids: tuple[int, ...] | list[int]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidRequest:
+    """A request that was checked and completed by `Engine.validate`."""
+
+    request_id: RequestId
+    prompt: npt.NDArray[np.int32]
+    sampling: SamplingParams
+    """Complete: nothing is None."""
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineCounters:
+    """Totals since the engine was made. Written by its thread only."""
+
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
+    """Computed tokens of rows that had more than one to compute, recomputation included."""
+    num_decode_tokens: int = 0
+    """Rows that had one token to compute."""
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_aborts: int = 0
+    num_failed_steps: int = 0
+    last_step_seconds: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Live:
+    """An accepted request that has not ended."""
+
+    sequence: Sequence
+    sampling: SamplingParams
+    stop_token_ids: frozenset[int]
+    max_num_tokens: int
+    """Prompt and answer."""
+    text: TextStream
+    saved_tokens: npt.NDArray[np.int32] | None
+    """Its tokens while it has no slot."""
+
+    @property
+    def usage(self) -> Usage:
+        num_prompt_tokens = self.sequence.num_prompt_tokens
+        return Usage(
+            num_prompt_tokens=num_prompt_tokens,
+            num_completion_tokens=self.sequence.num_tokens - num_prompt_tokens,
+        )
+
+
+class Engine:
+    """A loaded model with everything a step needs. Made by `load_engine`.
+
+    `validate` may be called from any thread; everything else belongs to the engine's thread.
+    Invariant: every request that was added ends in exactly one `Finished` or `Failed`, returned by
+    the call that ended it, and holds no slot and no block after that.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: EngineConfig,
+        model_config: PreTrainedConfig,
+        runner: ModelRunner,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        generation_defaults: SamplingParams,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self.config = config
+        self.model_config = model_config
+        self.tokenizer = tokenizer
+        self.generation_defaults = generation_defaults
+        """What a request that leaves temperature, top_p or top_k open gets."""
+        self.eos_token_ids = eos_token_ids
+        self.counters = EngineCounters()
+        self._vocab_size = vocab_size
+        self._runner = runner
+        self._pool = BlockPool(config.num_blocks)
+        self._scheduler = Scheduler(
+            self._pool,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+        self._slots = SlotTable(
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=config.max_model_len,
+            block_size=config.block_size,
+        )
+        self._live: dict[RequestId, _Live] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it. Never changes."""
+        return self._vocab_size
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    @property
+    def num_running(self) -> int:
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting
+
+    @property
+    def num_blocks_used(self) -> int:
+        return self._pool.num_used
+
+    def validate(self, request: EngineRequest) -> ValidRequest:
+        """Check a request against the model and fill in what it leaves open. Changes nothing.
+
+        Raises:
+            InvalidRequest: the prompt is empty, or a token id is not the model's.
+            ContextLengthExceeded: prompt and answer do not fit; they then would not fit the KV
+                cache either, which holds at least one whole context.
+        """
+        num_prompt_tokens = len(request.prompt_token_ids)
+        given = request.sampling
+        max_model_len = self.config.max_model_len
+        if num_prompt_tokens == 0:
+            raise InvalidRequest(field="prompt", problem="must have at least one token")
+        max_tokens = given.max_tokens
+        if num_prompt_tokens + (max_tokens or 1) > max_model_len:
+            raise ContextLengthExceeded(
+                num_prompt_tokens=num_prompt_tokens,
+                max_tokens=max_tokens or 1,
+                max_model_len=max_model_len,
+            )
+        if max_tokens is None:
+            max_tokens = max_model_len - num_prompt_tokens
+        lowest, highest = min(request.prompt_token_ids), max(request.prompt_token_ids)
+        if lowest < 0 or highest >= self._vocab_size:
+            wrong = lowest if lowest < 0 else highest
+            raise InvalidRequest(
+                field="prompt",
+                problem=f"{wrong} is not a token id; those are 0 to {self._vocab_size - 1}",
+            )
+        for token_id in given.stop_token_ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequest(
+                    field="stop_token_ids",
+                    problem=f"{token_id} is not a token id; those are 0 to {self._vocab_size - 1}",
+                )
+        sampling = replace(
+            resolve_sampling(given, self.generation_defaults),
+            max_tokens=max_tokens,
+            seed=secrets.randbits(64) if given.seed is None else given.seed,
+        )
+        return ValidRequest(
+            request_id=request.request_id,
+            prompt=np.asarray(request.prompt_token_ids, np.int32),
+            sampling=sampling,
+        )
+
+    def add(self, request: ValidRequest) -> None:
+        """Take a request into the waiting queue. Its id must not be live."""
+        assert request.request_id not in self._live, request.request_id
+        assert request.sampling.max_tokens is not None, request
+        num_tokens = len(request.prompt)
+        live = _Live(
+            sequence=Sequence(
+                request_id=request.request_id, num_prompt_tokens=num_tokens, num_tokens=num_tokens
+            ),
+            sampling=request.sampling,
+            stop_token_ids=self.eos_token_ids | frozenset(request.sampling.stop_token_ids),
+            max_num_tokens=num_tokens + request.sampling.max_tokens,
+            text=TextStream(self.tokenizer, request.prompt.tolist(), request.sampling.stop),
+            saved_tokens=request.prompt,
+        )
+        self._scheduler.add(live.sequence)
+        self._live[request.request_id] = live
+
+    def abort(self, request_id: RequestId) -> list[Event]:
+        """End a request, waiting or running; its slot and blocks are free when this returns.
+
+        Returns:
+            Its last events; none if it is not live.
+        """
+        live = self._live.get(request_id)
+        if live is None:
+            return []
+        self.counters.num_aborts += 1
+        return self._end(live, Finished(reason=FinishReason.ABORT, usage=live.usage))
+
+    def fail_all(self, error: XinferenceError) -> list[Event]:
+        """End every live request with `error`."""
+        return [event for live in list(self._live.values()) for event in self._fail(live, error)]
+
+    def step(self) -> list[Event]:
+        """Compute one step for whoever is to run, and return what it brought.
+
+        A forward that raises fails the requests of this step, each with the cause, and no others.
+        """
+        started = time.perf_counter()
+        schedule = self._scheduler.schedule()
+        self._place(schedule)
+        if not schedule.rows:
+            return []
+        batch = self._slots.build(schedule.rows)
+        # Hazard: `samples` must be asked before the commit moves what it is computed from.
+        sampling = [row.sequence for row in schedule.rows if row.samples]
+        try:
+            logits = self._runner.forward(batch)
+            token_ids = self._sample(logits, sampling)
+        except Exception as error:  # noqa: BLE001  # boundary: foreign model code, logged below
+            events = self._fail_step(schedule, error)
+        else:
+            self._scheduler.commit(schedule)
+            events = self._tell_all(sampling, token_ids)
+        self._count(schedule, time.perf_counter() - started)
+        return events
+
+    def check_invariants(self) -> None:
+        """Raise `AssertionError` if queues, slots, blocks and live requests contradict."""
+        self._scheduler.check_invariants()
+        known = {sequence.request_id for sequence in self._scheduler.sequences()}
+        assert known == self._live.keys(), (known, self._live.keys())
+        for live in self._live.values():
+            assert (live.saved_tokens is None) == (live.sequence.slot is not None), live
+
+    def _place(self, schedule: Schedule) -> None:
+        """Move tokens out of the slots that were lost and into those that were won."""
+        for sequence, slot in zip(schedule.preempted, schedule.freed_slots, strict=True):
+            live = self._live[sequence.request_id]
+            live.saved_tokens = self._slots.token_ids_of(slot, sequence.num_tokens)
+            self.counters.num_preemptions += 1
+            logger.info(
+                "request %s is preempted at %d tokens", sequence.request_id, sequence.num_tokens
+            )
+        for sequence in schedule.admitted:
+            live = self._live[sequence.request_id]
+            assert live.saved_tokens is not None, sequence
+            self._slots.fill(sequence, live.saved_tokens, live.sampling)
+            live.saved_tokens = None
+
+    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> npt.NDArray[np.int64]:
+        """Draw the next token of each sequence, in order, and append it to its slot."""
+        if not sequences:
+            return np.empty(0, np.int64)
+        slots = np.array([sequence.slot for sequence in sequences])
+        positions = np.array([sequence.num_tokens for sequence in sequences])
+        table = self._slots
+        token_ids = sample(
+            logits,
+            SamplingRows(
+                temperature=table.temperature[slots],
+                top_p=table.top_p[slots],
+                top_k=table.top_k[slots],
+                seed=table.seed[slots],
+                position=positions,
+            ),
+        )
+        # Why not the last token of a context: nothing will ever read it, and it has no place.
+        inside = positions < self.config.max_model_len
+        table.append(slots[inside], positions[inside], token_ids[inside])
+        return token_ids
+
+    def _tell_all(self, sequences: list[Sequence], token_ids: npt.NDArray[np.int64]) -> list[Event]:
+        """Turn each sequence's new token into text, and end what is at its end."""
+        events: list[Event] = []
+        for sequence, token_id in zip(sequences, token_ids.tolist(), strict=True):
+            self.counters.num_generated_tokens += 1
+            events += self._tell(self._live[sequence.request_id], token_id)
+        return events
+
+    def _tell(self, live: _Live, token_id: int) -> list[Event]:
+        """Return the events of one new token of one request."""
+        request_id = live.sequence.request_id
+        reason = None
+        if token_id in live.stop_token_ids:
+            # Why not pushed: the token that ends the text is not part of it.
+            text, reason = live.text.flush(), FinishReason.STOP
+        else:
+            text = live.text.push(token_id)
+            if not live.text.is_stopped and live.sequence.num_tokens >= live.max_num_tokens:
+                text, reason = text + live.text.flush(), FinishReason.LENGTH
+            if live.text.is_stopped:
+                reason = FinishReason.STOP
+        events: list[Event] = [(request_id, TextDelta(text=text, token_ids=(token_id,)))]
+        if reason is not None:
+            events += self._end(live, Finished(reason=reason, usage=live.usage))
+        return events
+
+    def _fail_step(self, schedule: Schedule, error: Exception) -> list[Event]:
+        logger.error("a step of %d requests failed", len(schedule.rows), exc_info=error)
+        self.counters.num_failed_steps += 1
+        cause = InternalError(where="the engine's step", problem=f"{type(error).__name__}: {error}")
+        return [
+            event
+            for row in schedule.rows
+            for event in self._fail(self._live[row.sequence.request_id], cause)
+        ]
+
+    def _fail(self, live: _Live, error: XinferenceError) -> list[Event]:
+        return self._end(live, Failed(error=error))
+
+    def _end(self, live: _Live, event: Finished | Failed) -> list[Event]:
+        request_id = live.sequence.request_id
+        self._scheduler.remove(request_id)
+        del self._live[request_id]
+        return [(request_id, event)]
+
+    def _count(self, schedule: Schedule, seconds: float) -> None:
+        counters = self.counters
+        for row in schedule.rows:
+            if row.num_new == 1:
+                counters.num_decode_tokens += 1
+            else:
+                counters.num_prefill_tokens += row.num_new
+        counters.num_steps += 1
+        counters.last_step_seconds = seconds
