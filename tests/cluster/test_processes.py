@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole cluster of real processes, with the fake replica: what dies comes back, nothing stays."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.catalog import FAMILY
+from tests.fakes.replica import DIES, FAILS, HANGS
+from xinference.cluster.configuration import WorkerConfig
+from xinference.cluster.remote import RemoteCluster
+from xinference.cluster.supervision import PLATFORM, descendants_of
+from xinference.errors import LaunchCancelled, LoadFailed, ModelNotFound, XinferenceError
+from xinference.identifiers import ModelUid, RequestId, new_request_id
+from xinference.protocol.deployment import LaunchSpec, ModelState
+from xinference.protocol.generation import (
+    Finished,
+    GenerationRequest,
+    SamplingParams,
+    TextDelta,
+    TextPrompt,
+)
+
+KEY = "the cluster key of these tests"
+ROOT = Path(__file__).parents[2]
+MODEL = ModelUid("counting")
+TIMEOUT_SECONDS = 20.0
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def spec(path: str | None = None) -> LaunchSpec:
+    return LaunchSpec(model_uid=MODEL, model_name=FAMILY, model_path=path)
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {TIMEOUT_SECONDS:.0f} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return b") Z " in Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return True
+
+
+class GuardedCluster:
+    """A guardian and all below it, and a client of it in this process."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._guardian: subprocess.Popen[str] | None = None
+        self.cluster: RemoteCluster | None = None
+
+    async def start(self) -> RemoteCluster:
+        with (self.home / "guardian.log").open("ab") as log:
+            self._guardian = subprocess.Popen(  # noqa: ASYNC220  # milliseconds
+                [sys.executable, "-m", "tests.cluster.guarded"],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        told = {
+            "home": str(self.home),
+            "key": KEY,
+            "replica_command": ["-m", "tests.fakes.replica"],
+        }
+        assert self._guardian.stdin is not None
+        assert self._guardian.stdout is not None
+        self._guardian.stdin.write(json.dumps(told) + "\n")
+        self._guardian.stdin.flush()
+        line = await asyncio.to_thread(self._guardian.stdout.readline)
+        assert line == "ready\n", (self.home / "guardian.log").read_text()
+        sockets = self.home / f"client-{self._guardian.pid}"
+        sockets.mkdir()
+        self.cluster = await RemoteCluster.connect(
+            (self.home / "supervisor.address").read_text(),
+            cluster_key=KEY,
+            socket_directory=sockets,
+        )
+        return self.cluster
+
+    @property
+    def guardian(self) -> int:
+        assert self._guardian is not None
+        return self._guardian.pid
+
+    def role(self, name: str) -> int:
+        """Return the pid of a role's process."""
+        (pid,) = [
+            pid
+            for pid in PLATFORM.children_of(self.guardian)
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2] == name.encode()
+        ]
+        return pid
+
+    def replicas(self) -> list[int]:
+        """Return the pids of the replicas' processes."""
+        return PLATFORM.children_of(self.role("worker"))
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self._guardian is not None
+        below = descendants_of(self.guardian)
+        if self.cluster is not None:
+            await self.cluster.aclose()
+            self.cluster = None
+        self._guardian.send_signal(number)
+        status = await asyncio.to_thread(self._guardian.wait, TIMEOUT_SECONDS)
+        for pipe in (self._guardian.stdin, self._guardian.stdout):
+            assert pipe is not None
+            pipe.close()
+        await until(lambda: all(map(is_gone, below)), "everything below the guardian is gone")
+        self._guardian = None
+        return status
+
+    async def clean_up(self) -> None:
+        if self._guardian is not None:
+            await self.stop()
+
+
+@pytest.fixture
+async def guarded(tmp_path: Path) -> AsyncIterator[GuardedCluster]:
+    guarded = GuardedCluster(tmp_path)
+    try:
+        yield guarded
+    finally:
+        await guarded.clean_up()
+        log = (tmp_path / "guardian.log").read_text()
+        print(log)  # noqa: T201  # shown when a test fails
+        assert "Traceback" not in log
+
+
+async def ask(cluster: RemoteCluster, num_tokens: int = 3) -> str:
+    request = GenerationRequest(
+        request_id=new_request_id(),
+        prompt=TextPrompt(text="count"),
+        sampling=SamplingParams(max_tokens=num_tokens),
+    )
+    text = ""
+    async for event in await cluster.generate(MODEL, request):
+        if isinstance(event, TextDelta):
+            text += event.text
+        else:
+            assert isinstance(event, Finished)
+    return text
+
+
+async def until_answered(cluster: RemoteCluster) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        try:
+            assert await ask(cluster) == " 1 2 3"
+            return
+        except XinferenceError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+
+
+async def test_a_model_lives_from_launch_to_terminate(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+
+    assert await cluster.launch(spec(), wait_ready=True) == MODEL
+    assert await ask(cluster) == " 1 2 3"
+    assert (await cluster.model(MODEL)).state is ModelState.READY
+    (replica,) = guarded.replicas()
+    assert KEY not in (PLATFORM.variable_of(replica, "XOSCAR_AUTH_KEY") or "")
+    assert PLATFORM.variable_of(replica, "XINFERENCE_INSTANCE")
+    assert (await cluster.engine_stats())[MODEL]["num_steps"] > 0
+
+    await cluster.terminate(MODEL)
+
+    assert is_gone(replica)
+    assert guarded.replicas() == []
+    assert await cluster.models() == []
+    with pytest.raises(ModelNotFound):
+        await ask(cluster)
+    assert await guarded.stop() == 0
+
+
+async def test_a_killed_replica_worker_and_supervisor_come_back(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+
+    (replica,) = guarded.replicas()
+    os.kill(replica, signal.SIGKILL)
+    await until(lambda: guarded.replicas() not in ([], [replica]), "the replica is back")
+    await until_answered(cluster)
+
+    (replica,) = guarded.replicas()
+    worker = guarded.role("worker")
+    os.kill(worker, signal.SIGKILL)
+    await until(lambda: is_gone(replica), "the replica went with its worker")
+    await until_answered(cluster)
+
+    (replica,) = guarded.replicas()
+    os.kill(guarded.role("supervisor"), signal.SIGKILL)
+    for _ in range(20):
+        assert await ask(cluster) == " 1 2 3"  # the data plane does not notice
+    await until_model_known(cluster)
+    assert guarded.replicas() == [replica]  # adopted, not loaded again
+    assert (await cluster.model(MODEL)).state is ModelState.READY
+
+
+async def until_model_known(cluster: RemoteCluster) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        try:
+            if (await cluster.model(MODEL)).state is ModelState.READY:
+                return
+        except XinferenceError:
+            pass
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_a_worker_with_another_key_stops_and_says_what_to_type(
+    guarded: GuardedCluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    await guarded.start()
+    config = WorkerConfig(
+        home=tmp_path / "other",
+        cluster_key="the key of another cluster",
+        run_directory=tmp_path_factory.mktemp("w"),  # short, for sockets
+        supervisor_address=(tmp_path / "supervisor.address").read_text(),
+    )
+
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.cluster.role",
+        "worker",
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    said, complained = await worker.communicate(config.to_json().encode() + b"\n")
+
+    assert worker.returncode == 2
+    assert said == b""
+    assert b"XINFERENCE_CLUSTER_KEY=<the key> xinference-worker -e http://" in complained
+
+
+async def test_after_everything_was_killed_the_models_come_back(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    (replica,) = guarded.replicas()
+
+    await guarded.stop(signal.SIGKILL)
+    assert is_gone(replica)
+    cluster = await guarded.start()
+
+    await until_answered(cluster)
+
+
+async def test_a_launch_that_hangs_can_be_cancelled(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+    launching = asyncio.create_task(cluster.launch(spec(HANGS), wait_ready=True))
+    await until(guarded.replicas, "its process is there")
+    (replica,) = guarded.replicas()
+
+    started = time.monotonic()
+    await cluster.cancel_launch(MODEL)
+
+    assert time.monotonic() - started < 5.0
+    assert is_gone(replica)
+    with pytest.raises(LaunchCancelled):
+        await launching
+    await cluster.launch(spec(), wait_ready=True)
+    assert await ask(cluster) == " 1 2 3"
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"), [(FAILS, "it was told to fail"), (DIES, "exit status 1")]
+)
+async def test_a_launch_that_fails_says_why_and_leaves_nothing(
+    guarded: GuardedCluster, path: str, problem: str
+) -> None:
+    cluster = await guarded.start()
+
+    with pytest.raises(LoadFailed, match=problem):
+        await cluster.launch(spec(path), wait_ready=True)
+
+    assert guarded.replicas() == []
+    status = await cluster.model(MODEL)
+    assert status.state is ModelState.ERROR
+    assert problem in status.replicas[0].error_message
+    await cluster.launch(spec(), wait_ready=True)
+    assert await ask(cluster) == " 1 2 3"
+
+
+async def test_an_aborted_request_ends(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    request = GenerationRequest(
+        request_id=RequestId("to-abort"),
+        prompt=TextPrompt(text="count"),
+        sampling=SamplingParams(max_tokens=1000),
+    )
+    stream = await cluster.generate(MODEL, request)
+
+    outcome = await cluster.abort_request(MODEL, RequestId("to-abort"), block_seconds=1.0)
+
+    assert outcome.value == "DONE"
+    events = [event async for event in stream]
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason.value == "abort"
+
+
+async def test_stop_ends_everything_and_keeps_the_wish(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    guardian = guarded.guardian
+
+    await cluster.stop()
+
+    await until(lambda: is_gone(guardian), "the guardian ended")
+    assert guarded._guardian is not None
+    assert await guarded.stop() == 0
+    cluster = await guarded.start()
+    await until_answered(cluster)

@@ -1,0 +1,604 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the supervisor decides, told as stories; then by a thousand random ones."""
+
+import contextlib
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.cluster.simulation import SimulatedCluster, SimulatedWorker, desired
+from xinference.cluster.messages import InstanceState
+from xinference.cluster.routing import route_for
+from xinference.cluster.state import LEASE_SECONDS, RECOVERY_SECONDS, Tell
+from xinference.errors import (
+    InsufficientResources,
+    InvalidRequest,
+    LaunchCancelled,
+    LoadFailed,
+    ModelAlreadyExists,
+    ModelNotFound,
+    ModelNotReady,
+)
+from xinference.identifiers import InstanceId, ModelUid, NodeId
+from xinference.protocol.deployment import LaunchSpec, ModelState, ReplicaState
+
+QWEN = ModelUid("qwen")
+
+
+@pytest.fixture
+def cluster() -> SimulatedCluster:
+    cluster = SimulatedCluster()
+    cluster.report(cluster.add_worker())
+    return cluster
+
+
+def ready(cluster: SimulatedCluster, uid: str = "qwen") -> InstanceId:
+    cluster.launch(uid)
+    cluster.settle()
+    cluster.finish_work()
+    cluster.settle()
+    instance = cluster.state.model(ModelUid(uid)).replicas[0].instance
+    assert instance is not None
+    return instance
+
+
+def worker_of(cluster: SimulatedCluster) -> SimulatedWorker:
+    (worker,) = cluster.workers.values()
+    return worker
+
+
+def state_of(cluster: SimulatedCluster, uid: str = "qwen") -> ModelState:
+    return cluster.state.model(ModelUid(uid)).state
+
+
+def die(cluster: SimulatedCluster, error: str = "signal 9") -> None:
+    worker = worker_of(cluster)
+    (report,) = worker.living()
+    worker.move(report.instance, InstanceState.EXITED, error)
+    cluster.settle()
+
+
+def test_a_launch_becomes_ready_and_gets_a_route(cluster: SimulatedCluster) -> None:
+    launch_id = cluster.launch()
+    cluster.settle()
+    assert state_of(cluster) is ModelState.CREATING
+    assert not cluster.state.launch_outcome(QWEN, launch_id)
+
+    worker = worker_of(cluster)
+    (report,) = worker.living()
+    worker.move(report.instance, InstanceState.LOADING)
+    cluster.settle()
+    assert state_of(cluster) is ModelState.LOADING
+    with pytest.raises(ModelNotReady, match="loading"):
+        route_for(cluster.state.routes, QWEN)
+
+    cluster.finish_work()
+    cluster.settle()
+
+    assert state_of(cluster) is ModelState.READY
+    assert cluster.state.launch_outcome(QWEN, launch_id)
+    assert route_for(cluster.state.routes, QWEN).instance == report.instance
+    assert cluster.store[QWEN].has_been_ready
+    assert cluster.state.launch_progress(QWEN).progress == 1.0
+
+
+def test_a_lost_command_is_sent_again_and_starts_one_instance(cluster: SimulatedCluster) -> None:
+    cluster.state.launch(desired(), now=cluster.clock())
+    for _ in range(3):
+        cluster.reconcile(deliver=lambda tell: False)
+
+    cluster.settle()
+
+    assert len(worker_of(cluster).instances) == 1
+
+
+def test_a_launch_without_a_worker_is_refused() -> None:
+    with pytest.raises(InsufficientResources):
+        SimulatedCluster().launch()
+
+
+def test_a_taken_uid_is_refused(cluster: SimulatedCluster) -> None:
+    cluster.launch()
+
+    with pytest.raises(ModelAlreadyExists):
+        cluster.launch()
+
+
+def test_an_unknown_worker_ip_is_refused_by_name(cluster: SimulatedCluster) -> None:
+    spec = LaunchSpec(model_uid=QWEN, model_name="qwen", worker_ip="10.9.9.9")
+
+    with pytest.raises(InvalidRequest, match="worker_ip"):
+        cluster.state.check_launch(spec)
+
+
+def test_a_first_launch_that_fails_to_load_is_an_error_at_once(cluster: SimulatedCluster) -> None:
+    launch_id = cluster.launch()
+    cluster.settle()
+    die(cluster, "no such file")
+
+    assert state_of(cluster) is ModelState.ERROR
+    assert QWEN not in cluster.store
+    assert worker_of(cluster).instances == {}
+    assert "no such file" in cluster.state.model(QWEN).replicas[0].error_message
+    with pytest.raises(LoadFailed, match="no such file"):
+        cluster.state.launch_outcome(QWEN, launch_id)
+    assert cluster.state.launch_progress(QWEN).stage == "error"
+    with pytest.raises(LoadFailed):
+        route_for(cluster.state.routes, QWEN)
+
+
+def test_the_uid_of_a_failed_launch_can_be_used_at_once(cluster: SimulatedCluster) -> None:
+    cluster.launch()
+    cluster.settle()
+    die(cluster)
+
+    ready(cluster)
+
+    assert state_of(cluster) is ModelState.READY
+
+
+def test_a_failed_model_can_be_terminated(cluster: SimulatedCluster) -> None:
+    cluster.launch()
+    cluster.settle()
+    die(cluster)
+
+    cluster.terminate()
+
+    with pytest.raises(ModelNotFound):
+        cluster.state.model(QWEN)
+
+
+def test_a_dead_replica_is_started_again_after_a_delay_that_grows(
+    cluster: SimulatedCluster,
+) -> None:
+    ready(cluster)
+    delays = []
+    for _ in range(4):
+        die(cluster)
+        assert cluster.state.model(QWEN).replicas[0].state is ReplicaState.BACKING_OFF
+        due = cluster.state.next_due()
+        assert due is not None
+        delays.append(round(due - cluster.clock.monotonic, 3))
+        cluster.clock.advance(delays[-1] - 0.01)
+        cluster.settle()
+        assert worker_of(cluster).living() == []
+        cluster.clock.advance(0.02)
+        cluster.settle()
+        cluster.finish_work()
+        cluster.settle()
+        assert state_of(cluster) is ModelState.READY
+
+    assert delays == [0.2, 1.0, 2.0, 4.0]
+    assert cluster.state.model(QWEN).replicas[0].num_restarts == 4
+
+
+def test_a_replica_that_dies_too_often_is_given_up_with_its_story(
+    cluster: SimulatedCluster,
+) -> None:
+    ready(cluster)
+    for _ in range(6):
+        cluster.run_to_rest()
+        die(cluster)
+    cluster.run_to_rest()
+
+    status = cluster.state.model(QWEN)
+    assert status.state is ModelState.ERROR
+    assert "signal 9" in status.replicas[0].error_message
+    assert worker_of(cluster).instances == {}
+    assert cluster.state.story(QWEN)[-1].event_type == "ERROR"
+    ready(cluster)
+
+
+def test_deaths_long_ago_are_forgiven(cluster: SimulatedCluster) -> None:
+    ready(cluster)
+    for _ in range(12):
+        die(cluster)
+        cluster.run_to_rest()
+        cluster.clock.advance(100.0)
+        cluster.settle()
+
+    cluster.run_to_rest()
+
+    assert state_of(cluster) is ModelState.READY
+
+
+def test_terminate_ends_when_the_process_is_gone(cluster: SimulatedCluster) -> None:
+    ready(cluster)
+
+    launch_id = cluster.terminate()
+    cluster.settle()
+    assert state_of(cluster) is ModelState.TERMINATING
+    assert QWEN not in cluster.store
+    assert not cluster.state.is_ended(QWEN, launch_id)
+    with pytest.raises(ModelNotReady):
+        route_for(cluster.state.routes, QWEN)
+
+    cluster.finish_work()
+    cluster.settle()
+    assert cluster.state.is_ended(QWEN, launch_id)
+    assert worker_of(cluster).instances == {}
+    with pytest.raises(ModelNotFound):
+        route_for(cluster.state.routes, QWEN)
+
+
+def test_a_cancelled_launch_leaves_nothing_and_its_waiter_is_told(
+    cluster: SimulatedCluster,
+) -> None:
+    launch_id = cluster.launch()
+    cluster.state.check_cancel(QWEN)
+    cluster.terminate()
+    cluster.settle()
+    cluster.finish_work()
+    cluster.settle()
+
+    with pytest.raises(LaunchCancelled):
+        cluster.state.launch_outcome(QWEN, launch_id)
+    assert cluster.state.launch_progress(QWEN).stage == "cancelled"
+    assert worker_of(cluster).instances == {}
+
+
+def test_a_cancel_that_overtakes_the_start_wins(cluster: SimulatedCluster) -> None:
+    lost: list[Tell] = []
+    cluster.state.launch(desired(), now=cluster.clock())
+    cluster.reconcile(deliver=lambda tell: bool(lost.append(tell)))
+    cluster.terminate()
+    cluster.settle()
+
+    worker_of(cluster).apply(lost[0].command)
+    cluster.settle()
+
+    assert worker_of(cluster).living() == []
+    assert cluster.state.uids() == set()
+
+
+def test_a_ready_model_cannot_be_cancelled(cluster: SimulatedCluster) -> None:
+    ready(cluster)
+
+    with pytest.raises(InvalidRequest, match="terminate"):
+        cluster.state.check_cancel(QWEN)
+
+
+def test_a_killed_worker_that_comes_back_gets_its_models_again(cluster: SimulatedCluster) -> None:
+    instance = ready(cluster)
+    old = worker_of(cluster)
+    cluster.state.node_lost(old.node, old.worker_epoch)
+    cluster.reconcile()
+    with pytest.raises(ModelNotReady):
+        route_for(cluster.state.routes, QWEN)
+
+    cluster.add_worker(old.node)
+    cluster.run_to_rest()
+
+    assert state_of(cluster) is ModelState.READY
+    assert cluster.state.model(QWEN).replicas[0].instance != instance
+    assert cluster.state.model(QWEN).replicas[0].num_restarts == 0
+
+
+def test_a_late_report_of_a_dead_worker_is_void(cluster: SimulatedCluster) -> None:
+    ready(cluster)
+    old = worker_of(cluster)
+    new = cluster.add_worker(old.node)
+    cluster.run_to_rest()
+
+    assert not cluster.state.node_reported(old.report(), now=cluster.clock())
+    cluster.reconcile()
+
+    assert cluster.state.model(QWEN).replicas[0].instance in new.instances
+
+
+def test_a_silent_worker_is_lost_after_its_lease(cluster: SimulatedCluster) -> None:
+    ready(cluster)
+    worker = worker_of(cluster)
+    cluster.clock.advance(LEASE_SECONDS - 0.1)
+    assert cluster.state.node_beat(worker.beat(), now=cluster.clock())
+    cluster.clock.advance(LEASE_SECONDS - 0.1)
+    cluster.reconcile()
+    assert state_of(cluster) is ModelState.READY
+
+    cluster.clock.advance(0.2)
+    cluster.reconcile()
+
+    assert state_of(cluster) is not ModelState.READY
+    assert cluster.state.nodes(now=cluster.clock()) == []
+    assert not cluster.state.node_beat(worker.beat(), now=cluster.clock())
+
+
+def test_a_worker_that_was_only_silent_keeps_its_replica(cluster: SimulatedCluster) -> None:
+    instance = ready(cluster)
+    cluster.clock.advance(LEASE_SECONDS + 1)
+    cluster.reconcile()
+
+    cluster.settle()
+
+    assert route_for(cluster.state.routes, QWEN).instance == instance
+    assert len(worker_of(cluster).instances) == 1
+
+
+def test_a_worker_that_returns_after_being_replaced_loses_its_surplus(
+    cluster: SimulatedCluster,
+) -> None:
+    ready(cluster)
+    first = worker_of(cluster)
+    second = cluster.add_worker("127.0.0.1:2")
+    del cluster.workers[first.node]
+    cluster.clock.advance(LEASE_SECONDS + 1)
+    cluster.run_to_rest()
+    assert len(second.living()) == 1
+
+    cluster.workers[first.node] = first
+    cluster.run_to_rest()
+
+    assert len(first.instances) + len(second.instances) == 1
+    assert state_of(cluster) is ModelState.READY
+
+
+def test_a_new_launch_waits_until_an_old_instance_of_its_uid_is_gone(
+    cluster: SimulatedCluster,
+) -> None:
+    old = ready(cluster)
+    first = worker_of(cluster)
+    del cluster.workers[first.node]
+    cluster.clock.advance(LEASE_SECONDS + 1)
+    cluster.terminate()  # nothing of it is seen, so it is forgotten at once
+    assert cluster.state.uids() == set()
+    cluster.workers[first.node] = first
+    cluster.report(first)
+
+    cluster.launch()
+
+    cluster.settle()
+    assert [report.instance for report in first.living()] == [old]
+    cluster.finish_work()
+    cluster.settle()
+    (new,) = first.living()
+    assert new.instance != old
+
+
+def test_a_restarted_supervisor_adopts_what_runs(cluster: SimulatedCluster) -> None:
+    instance = ready(cluster)
+    before = cluster.state.routes.version
+
+    cluster.restart_supervisor()
+    cluster.reconcile()
+    assert state_of(cluster) is ModelState.LOADING
+    cluster.settle()
+
+    assert route_for(cluster.state.routes, QWEN).instance == instance
+    assert len(worker_of(cluster).instances) == 1
+    assert cluster.state.routes.version > before
+
+
+def test_a_restarted_supervisor_waits_for_reports_before_it_starts_anything(
+    cluster: SimulatedCluster,
+) -> None:
+    ready(cluster)
+    first = worker_of(cluster)
+    second = cluster.add_worker("127.0.0.1:2")
+    cluster.restart_supervisor()
+    cluster.report(second)
+    cluster.reconcile()
+    assert second.instances == {}
+
+    cluster.clock.advance(RECOVERY_SECONDS / 2)
+    cluster.settle()
+
+    assert second.instances == {}
+    assert len(first.instances) == 1
+
+
+def test_after_a_power_cut_everything_comes_back(cluster: SimulatedCluster) -> None:
+    ready(cluster, "one")
+    ready(cluster, "two")
+    cluster.workers.clear()
+    cluster.restart_supervisor()
+    cluster.add_worker("127.0.0.1:77")
+
+    cluster.run_to_rest()
+
+    assert [status.state for status in cluster.state.models()] == [ModelState.READY] * 2
+
+
+def test_an_older_supervisor_is_not_obeyed(cluster: SimulatedCluster) -> None:
+    ready(cluster)
+    old = cluster.state
+    cluster.restart_supervisor()
+    cluster.settle()
+    old.terminate(QWEN, now=cluster.clock())
+    (tell,) = [e for e in old.reconcile(now=cluster.clock()) if isinstance(e, Tell)]
+    worker = worker_of(cluster)
+    worker.supervisor_epoch = cluster.epoch
+
+    worker.apply(tell.command)
+
+    assert len(worker.living()) == 1
+
+
+def test_the_version_grows_only_when_routes_change(cluster: SimulatedCluster) -> None:
+    ready(cluster)
+    version = cluster.state.routes.version
+
+    for _ in range(3):
+        cluster.clock.advance(0.5)
+        cluster.settle()
+
+    assert cluster.state.routes.version == version
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("launch"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.just("terminate"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.just("report"), st.integers(0, 2)),
+    st.tuples(st.just("late report"), st.integers(0, 2)),
+    st.tuples(st.just("beat"), st.integers(0, 2)),
+    st.tuples(st.just("move"), st.integers(0, 2), st.sampled_from(list(InstanceState))),
+    st.tuples(st.just("reconcile"), st.booleans()),
+    st.tuples(st.just("replay"), st.integers(0, 10)),
+    st.tuples(st.just("kill worker"), st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("restart supervisor")),
+    st.tuples(st.just("wait"), st.sampled_from([0.1, 1.0, 3.0, 6.0, 61.0])),
+)
+
+LEGAL_MOVES = {
+    InstanceState.STARTING: {InstanceState.LOADING, InstanceState.EXITED},
+    InstanceState.LOADING: {InstanceState.READY, InstanceState.EXITED},
+    InstanceState.READY: {InstanceState.EXITED},
+    InstanceState.STOPPING: {InstanceState.EXITED},
+    InstanceState.EXITED: set(),
+}
+
+
+class History:
+    """A cluster of up to three workers to which anything may happen, in any order."""
+
+    def __init__(self) -> None:
+        self.cluster = SimulatedCluster(restart_limit=2)
+        self.wanted: set[str] = set()
+        self.said: list[Tell] = []
+        self.last_reports: dict[NodeId, Any] = {}
+        for index in range(2):
+            self.cluster.report(self.cluster.add_worker(self.node(index)))
+
+    @staticmethod
+    def node(index: int) -> NodeId:
+        return NodeId(f"127.0.0.1:{index + 1}")
+
+    def worker(self, index: int) -> SimulatedWorker | None:
+        return self.cluster.workers.get(self.node(index))
+
+    def do(self, action: tuple[Any, ...]) -> None:
+        cluster = self.cluster
+        match action:
+            case ("launch", uid):
+                with contextlib.suppress(ModelAlreadyExists, InsufficientResources):
+                    cluster.launch(uid)
+            case ("terminate", uid):
+                with contextlib.suppress(ModelNotFound):
+                    cluster.terminate(uid)
+            case ("report", index):
+                if (worker := self.worker(index)) is not None:
+                    self.last_reports[worker.node] = worker.report()
+                    cluster.report(worker)
+            case ("late report", index):
+                if (report := self.last_reports.get(self.node(index))) is not None:
+                    cluster.state.node_reported(report, now=cluster.clock())
+            case ("beat", index):
+                if (worker := self.worker(index)) is not None:
+                    cluster.state.node_beat(worker.beat(), now=cluster.clock())
+            case ("move", index, state):
+                worker = self.worker(index)
+                for report in [] if worker is None else list(worker.instances.values()):
+                    if state in LEGAL_MOVES[report.state]:
+                        worker.move(report.instance, state, "it broke")  # type: ignore[union-attr]
+            case ("reconcile", is_delivered):
+                effects = cluster.reconcile(deliver=lambda tell: is_delivered)
+                self.said += [effect for effect in effects if isinstance(effect, Tell)]
+                again = cluster.state.reconcile(now=cluster.clock())
+                first = [effect for effect in effects if isinstance(effect, Tell)]
+                assert again == first, "reconciling twice at one moment differs"
+            case ("replay", index):
+                if index < len(self.said):
+                    tell = self.said[-1 - index]
+                    if tell.node in cluster.workers:
+                        cluster.workers[tell.node].apply(tell.command)
+            case ("kill worker", index, is_noticed):
+                worker = cluster.workers.pop(self.node(index), None)
+                if worker is not None and is_noticed:
+                    cluster.state.node_lost(worker.node, worker.worker_epoch)
+                if worker is None:
+                    cluster.add_worker(self.node(index))
+            case ("restart supervisor",):
+                cluster.restart_supervisor()
+            case ("wait", seconds):
+                cluster.clock.advance(seconds)
+        self.check_always()
+
+    def check_always(self) -> None:
+        """What holds at every moment."""
+        state = self.cluster.state
+        nodes = {status.node for status in state.nodes(now=self.cluster.clock())}
+        for status in state.models():
+            (replica,) = status.replicas
+            state.launch_progress(status.model_uid)
+            if status.state is ModelState.READY:
+                assert replica.state is ReplicaState.READY
+                assert replica.node is not None
+                assert replica.instance is not None
+            if status.state is ModelState.ERROR:
+                assert replica.error_message
+        for uid, entry in state.routes.models.items():
+            assert uid in state.uids()
+            assert (entry.state is ModelState.READY) == bool(entry.routes)
+        assert len(nodes) <= 3
+
+    def check_at_rest(self) -> None:
+        """What holds when every message has arrived and all work is done."""
+        cluster = self.cluster
+        if not cluster.workers:
+            cluster.add_worker(self.node(0))
+        cluster.clock.advance(LEASE_SECONDS + RECOVERY_SECONDS)
+        for _ in range(3):
+            cluster.run_to_rest()
+        running = [
+            report.replica.model
+            for worker in cluster.workers.values()
+            for report in worker.living()
+        ]
+        wanted = {
+            status.model_uid
+            for status in cluster.state.models()
+            if status.state is not ModelState.ERROR
+        }
+        assert sorted(running) == sorted(wanted), "what runs is not what is wanted"
+        assert all(
+            status.state in {ModelState.READY, ModelState.ERROR}
+            for status in cluster.state.models()
+        )
+        assert wanted <= set(cluster.store)
+        assert set(cluster.store) <= cluster.state.uids()
+        assert all(
+            not worker.instances.keys() - self.live(worker) for worker in cluster.workers.values()
+        ), "ended instances are never forgotten"
+        # Every state has a way out.
+        for status in cluster.state.models():
+            cluster.terminate(status.model_uid)
+        cluster.run_to_rest()
+        assert cluster.state.uids() == set()
+        assert not any(worker.instances for worker in cluster.workers.values())
+
+    @staticmethod
+    def live(worker: SimulatedWorker) -> set[InstanceId]:
+        return {report.instance for report in worker.living()}
+
+
+def run_history(actions: list[tuple[Any, ...]]) -> None:
+    history = History()
+    for action in actions:
+        history.do(action)
+    history.check_at_rest()
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(st.lists(ACTIONS, max_size=40))
+def test_any_history_ends_with_what_is_wanted(actions: list[tuple[Any, ...]]) -> None:
+    run_history(actions)
+
+
+def test_long_histories_end_with_what_is_wanted(is_long: bool) -> None:
+    @settings(
+        max_examples=20_000 if is_long else 50,
+        deadline=None,
+        derandomize=not is_long,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(ACTIONS, min_size=20, max_size=120))
+    def run(actions: list[tuple[Any, ...]]) -> None:
+        run_history(actions)
+
+    run()

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ChildProcess`: a process that an event loop started, its first line, and its end.
+
+The end is noticed by a pidfd where there is one, within milliseconds and without a thread.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO, Self
+
+from .supervision import kill_tree, launch_argv
+
+logger = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 64 * 1024
+
+
+class ChildProcess:
+    """A living or ended child. It dies with this process. Belongs to one event loop."""
+
+    def __init__(self, popen: "subprocess.Popen[bytes]") -> None:
+        self._popen = popen
+        self._loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[int] = self._loop.create_future()
+        self._stdout = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+        self._pidfd: int | None = None
+        self._is_reading = False
+        self._watch()
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        first_line: bytes,
+        log: BinaryIO,
+    ) -> Self:
+        """Start a process in a session of its own.
+
+        Its stdin gets `first_line` and stays open for as long as this process lives; its stderr
+        goes to `log`. It must not run in a thread: the child is tied to the thread that made it.
+
+        Raises:
+            OSError: the interpreter that launches it does not start.
+        """
+        popen = subprocess.Popen(
+            launch_argv(argv, signal_number=signal.SIGKILL, oom_score_adj=500),
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            bufsize=0,
+            start_new_session=True,
+        )
+        assert popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            popen.stdin.write(first_line)
+        return cls(popen)
+
+    @property
+    def pid(self) -> int:
+        """Of the process; it leads a session of the same number."""
+        return self._popen.pid
+
+    async def read_line(self) -> bytes:
+        """Return the next line of its stdout, or b"" at the end of it."""
+        if not self._is_reading:
+            self._is_reading = True
+            assert self._popen.stdout is not None
+            await self._loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(self._stdout), self._popen.stdout
+            )
+        try:
+            return await self._stdout.readline()
+        except ValueError:  # longer than any line we wait for
+            return b""
+
+    async def discard_output(self) -> None:
+        """Read and drop its stdout until that ends, so that the child never blocks on it."""
+        while await self._stdout.read(MAX_LINE_BYTES):
+            pass
+
+    async def wait(self) -> int:
+        """Return its return code, as `subprocess.Popen.returncode`, once it has ended."""
+        return await asyncio.shield(self._exit)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was reaped."""
+        return self._exit.done()
+
+    def kill_tree(self) -> None:
+        """Kill it and everything below it; `wait` then returns soon."""
+        if not self.has_ended:
+            kill_tree(self.pid)
+
+    def _watch(self) -> None:
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(self.pid)
+                self._loop.add_reader(self._pidfd, self._on_exit)
+                return
+        threading.Thread(target=self._wait_in_thread, name="child exit", daemon=True).start()
+
+    def _wait_in_thread(self) -> None:
+        self._popen.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: this process is ending
+            self._loop.call_soon_threadsafe(self._on_exit)
+
+    def _on_exit(self) -> None:
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        return_code = self._popen.wait()
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
+        if not self._exit.done():
+            self._exit.set_result(return_code)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How each process of a cluster is configured: frozen values that travel as one line of JSON.
+
+The guardian writes the line to a child's stdin, so that no key is ever seen in an argument or an
+environment. Standard library only.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from xinference.identifiers import Address
+
+MAX_RUN_DIRECTORY_LEN = 60
+"""Sockets below it must fit the 108 bytes of a unix address."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleConfig:
+    """What every child of the guardian is told."""
+
+    role: ClassVar[str]
+
+    home: Path
+    cluster_key: str = field(repr=False)
+    log_level: str = "INFO"
+    run_directory: Path | None = None
+    """For sockets; private to one guardian, which fills it in."""
+    supervisor_address: str | None = None
+    """Of its actor, "host:port"; None: the guardian's own supervisor."""
+
+    def to_json(self) -> str:
+        """Return one line."""
+        plain = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+        return json.dumps(plain)
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """Read what `to_json` wrote."""
+        plain: dict[str, Any] = json.loads(line)
+        for name in ("home", "run_directory"):
+            plain[name] = None if plain.get(name) is None else Path(plain[name])
+        plain.update({name: tuple(v) for name, v in plain.items() if isinstance(v, list)})
+        return cls(**plain)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorConfig(RoleConfig):
+    """The process of the supervisor actor."""
+
+    role: ClassVar[str] = "supervisor"
+
+    listen: str = "127.0.0.1:0"
+    """Of its actor. Port 0: the guardian chooses one that stays over restarts."""
+    advertised_host: str | None = None
+    """What peers are told; None: the host of `listen`."""
+    restart_limit: int = 5
+    expected_workers: int | None = None
+    """After a start, so many workers' reports end the wait for what runs; None: time does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig(RoleConfig):
+    """The process of a worker actor and its model actors."""
+
+    role: ClassVar[str] = "worker"
+
+    listen: str = "127.0.0.1:0"
+    advertised_host: str | None = None
+    endpoint: str | None = None
+    """A gateway that is asked for the supervisor's address; None: `supervisor_address` holds."""
+    replica_ports: tuple[int, int] | None = None
+    """Where replicas listen for other hosts, both included; None: any free port."""
+    replica_command: tuple[str, ...] = ("-m", "xinference.cluster.replica")
+    """What the interpreter of a replica is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig(RoleConfig):
+    """The HTTP process."""
+
+    role: ClassVar[str] = "gateway"
+
+    host: str = "127.0.0.1"
+    port: int = 9997
+    disable_metrics: bool = False
+    http_keep_alive_seconds: float = 5.0
+
+
+CONFIGS: dict[str, type[RoleConfig]] = {
+    config.role: config for config in (SupervisorConfig, WorkerConfig, GatewayConfig)
+}
+
+
+def config_from_line(role: str, line: str) -> RoleConfig:
+    """Read the configuration of a role from the line on its stdin."""
+    return CONFIGS[role].from_json(line)
+
+
+def advertised_address(config: SupervisorConfig | WorkerConfig) -> str:
+    """Return the address that peers are told."""
+    listen = Address.parse(config.listen)
+    return str(Address(config.advertised_host or listen.host, listen.port))
+
+
+def make_run_directory(home: Path) -> Path:
+    """Make this process's directory for sockets, mode 0700; remove those of dead processes.
+
+    It is `<home>/run/<pid>`, or a temporary one where that path is too long for a socket.
+    """
+    parent = home / "run"
+    if len(str(parent)) > MAX_RUN_DIRECTORY_LEN - 8:
+        return Path(tempfile.mkdtemp(prefix="xinference-"))
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for old in parent.iterdir():
+        if old.name.isdecimal() and not _is_alive(int(old.name)):
+            shutil.rmtree(old, ignore_errors=True)
+    mine = parent / str(os.getpid())
+    shutil.rmtree(mine, ignore_errors=True)
+    mine.mkdir(mode=0o700)
+    return mine
+
+
+def private_directory(parent: Path, name: str) -> Path:
+    """Return an empty directory of mode 0700 below a run directory."""
+    made = parent / name
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(made)
+    made.mkdir(mode=0o700)
+    return made
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

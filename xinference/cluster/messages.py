@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values of the control plane: what workers report, what they are told, what gateways route by.
+
+Every command names the epochs it was meant for, so that a late or replayed one changes nothing.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NewType
+
+from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
+from xinference.protocol.deployment import (
+    LaunchSpec,
+    ModelDescription,
+    ModelSource,
+    ModelState,
+    ReplicaSpec,
+)
+from xinference.protocol.nodes import NodeResources
+
+LaunchId = NewType("LaunchId", str)
+"""One wish for a model. A relaunch under the same uid is another one, so that a replica of the
+old cannot pass for one of the new."""
+
+WorkerEpoch = NewType("WorkerEpoch", str)
+"""One start of a worker's process; its replicas live no longer than it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredModel:
+    """A model that should run: what the store keeps, enough to start it without the catalogue."""
+
+    model_uid: ModelUid
+    launch_id: LaunchId
+    spec: LaunchSpec
+    description: ModelDescription
+    source: ModelSource
+    abilities: tuple[str, ...]
+    created_ts: int
+    """Unix seconds."""
+    has_been_ready: bool = False
+    """A launch that never was ready is given up at its first failure; one that was is retried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchTicket:
+    """What a caller waits with for the end of a launch or of a terminate."""
+
+    model_uid: ModelUid
+    launch_id: LaunchId
+
+
+class InstanceState(StrEnum):
+    """Of one started process, as its worker sees it."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    STOPPING = "stopping"
+    EXITED = "exited"
+    """No process of it is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceReport:
+    """One instance on a worker. EXITED ones are reported until the supervisor says `forget`."""
+
+    replica: ReplicaUid
+    instance: InstanceId
+    launch_id: LaunchId
+    state: InstanceState
+    address: str | None = None
+    """Of its data plane."""
+    progress: float = 0.0
+    """Of loading, from 0 to 1."""
+    info: str = ""
+    """What loading does now."""
+    context_length: int | None = None
+    """What the loaded model can take, in tokens; None until it is READY."""
+    error: dict[str, Any] | None = None
+    """Wire form of why it EXITED; None if it was told to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """All that runs on a node."""
+
+    node: NodeId
+    worker_epoch: WorkerEpoch
+    sequence: int
+    """Grows with every change; a heartbeat carries it alone."""
+    resources: NodeResources
+    instances: tuple[InstanceReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """A worker lives; its report of this sequence number still holds."""
+
+    node: NodeId
+    worker_epoch: WorkerEpoch
+    sequence: int
+    resources: NodeResources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartInstance:
+    """Start one replica's process."""
+
+    spec: ReplicaSpec
+    launch_id: LaunchId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopInstance:
+    """End one. A worker that never heard of it remembers not to start it."""
+
+    replica: ReplicaUid
+    instance: InstanceId
+    launch_id: LaunchId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What a worker should do. Sent until its report shows it done, so all of it is idempotent."""
+
+    supervisor_epoch: int
+    worker_epoch: WorkerEpoch
+    start: tuple[StartInstance, ...] = ()
+    stop: tuple[StopInstance, ...] = ()
+    forget: tuple[InstanceId, ...] = ()
+    """EXITED instances whose end is written down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A ready replica."""
+
+    replica: ReplicaUid
+    instance: InstanceId
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRoutes:
+    """Where requests of one model go; none while it is not READY."""
+
+    state: ModelState
+    retry_after_seconds: int
+    problem: str = ""
+    """Why an ERROR model does not run."""
+    routes: tuple[Route, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class RoutesVersion:
+    """Orders routing tables, over restarts of the supervisor too."""
+
+    supervisor_epoch: int = 0
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingTable:
+    """Where requests of every model go. A gateway serves from its last one on its own."""
+
+    version: RoutesVersion
+    models: dict[ModelUid, ModelRoutes]

@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ModelActor`: the life of one replica's process, from its start to the last of its descendants.
+
+In: a `ReplicaSpec`, and orders. Out: an `InstanceReport` that changes as the replica does; the
+worker carries it to the supervisor. It decides nothing: what ends is started again by the
+supervisor, as another instance with another actor. Requests and text pass it by.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from xinference.errors import (
+    InternalError,
+    LoadFailed,
+    ModelNotReady,
+    PeerUnreachable,
+    ProtocolError,
+    ReplicaLost,
+    XinferenceError,
+)
+from xinference.identifiers import InstanceId, RequestId
+from xinference.protocol.deployment import AbortOutcome
+
+from .child_process import ChildProcess
+from .control_bus import remote
+from .dataplane.client import ReplicaConnection
+from .dataplane.handshake import instance_key
+from .messages import InstanceReport, InstanceState, StartInstance
+from .replica import Bootstrap
+from .replica_environment import replica_environment
+from .supervision import describe_exit
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_SECONDS = 60.0
+"""For a process to say where it listens."""
+OPEN_TIMEOUT_SECONDS = 10.0
+LOAD_TIMEOUT_SECONDS = 3600.0
+STOP_GRACE_SECONDS = 3.0
+"""For a ready replica to end by itself once it is told to stop."""
+GONE_TIMEOUT_SECONDS = 5.0
+QUESTION_TIMEOUT_SECONDS = 2.0
+STATS_ARE_GOOD_FOR_SECONDS = 1.0
+REASON_TIMEOUT_SECONDS = 1.0
+"""A lost connection waits so long for the process's own way of ending."""
+MAX_LOG_BYTES = 16 * 2**20
+NUM_LAST_LINES = 50
+NUM_TOLD_LINES = 3
+MAX_TOLD_LINE_LEN = 200
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM})
+"""Signals that say nothing about the process, so its log has no reason to tell."""
+INSTANCE_VARIABLE = "XINFERENCE_INSTANCE"
+"""Marks every process below a replica as its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaHost:
+    """What all replicas of a worker share."""
+
+    home: Path
+    run_directory: Path
+    cluster_key: bytes = field(repr=False)
+    command: tuple[str, ...]
+    """What the interpreter is given."""
+    listen_host: str | None
+    """None: replicas listen on unix sockets, for this host alone."""
+    listen_ports: tuple[int, int] | None = None
+
+
+class ModelActor:
+    """One instance of a replica. Stateless towards callers: its methods interleave.
+
+    `start` begins its life, `stop` ends it early; `ended` is set when no process of it is left.
+    """
+
+    def __init__(
+        self,
+        start: StartInstance,
+        *,
+        host: ReplicaHost,
+        sweep: Callable[[InstanceId], int],
+        on_change: Callable[[], None],
+    ) -> None:
+        """Prepare; nothing runs yet.
+
+        Args:
+            sweep: kills the worker's orphans that the instance left; returns how many remain.
+            on_change: called whenever `report` has changed.
+        """
+        python = start.spec.python_executable or sys.executable
+        self._spec = replace(start.spec, python_executable=python)
+        self._host = host
+        self._sweep = sweep
+        self._on_change = on_change
+        self._report = InstanceReport(
+            replica=start.spec.replica,
+            instance=start.spec.instance,
+            launch_id=start.launch_id,
+            state=InstanceState.STARTING,
+        )
+        self._process: ChildProcess | None = None
+        self._connection: ReplicaConnection | None = None
+        self._is_stopping = asyncio.Event()
+        self._life: asyncio.Task[None] | None = None
+        self._stats: dict[str, float] = {}
+        self._stats_at = 0.0
+        self._log_start = 0
+        self.ended = asyncio.Event()
+
+    @property
+    def report(self) -> InstanceReport:
+        """How it is."""
+        return self._report
+
+    @property
+    def pid(self) -> int | None:
+        """Of its process; None before there is one."""
+        return None if self._process is None else self._process.pid
+
+    def start(self, after: asyncio.Event | None = None) -> None:
+        """Begin its life, once `after` is set: nothing of an earlier instance is left."""
+        self._life = asyncio.create_task(self._live(after), name=f"life of {self._spec.replica}")
+
+    def stop(self) -> None:
+        """End it soon: in order if it is ready, at once if it is not."""
+        if self._report.state not in {InstanceState.STOPPING, InstanceState.EXITED}:
+            self._change(state=InstanceState.STOPPING)
+        self._is_stopping.set()
+
+    @remote
+    async def describe(self) -> InstanceReport:
+        """Return how it is."""
+        return self._report
+
+    @remote
+    async def stats(self) -> dict[str, float]:
+        """Return the engine's counters, at most a second old.
+
+        Raises:
+            ModelNotReady, ReplicaLost
+        """
+        if time.monotonic() - self._stats_at > STATS_ARE_GOOD_FOR_SECONDS:
+            load = await self._ready_connection().ping(QUESTION_TIMEOUT_SECONDS)
+            self._stats, self._stats_at = load.counters, time.monotonic()
+        return self._stats
+
+    @remote
+    async def abort(self, request_id: RequestId, block_seconds: float) -> AbortOutcome:
+        """Abort a request; for `block_seconds` its id is refused afterwards.
+
+        Raises:
+            ModelNotReady, ReplicaLost
+        """
+        return await self._ready_connection().abort_request(
+            request_id, block_seconds=block_seconds, timeout_seconds=QUESTION_TIMEOUT_SECONDS
+        )
+
+    @remote
+    async def drain(self) -> None:
+        """Tell the replica to take no new requests.
+
+        Raises:
+            ModelNotReady, ReplicaLost
+        """
+        await self._ready_connection().drain()
+
+    def _ready_connection(self) -> ReplicaConnection:
+        if self._connection is None or self._report.state is not InstanceState.READY:
+            raise ModelNotReady(
+                model=self._spec.replica.model,
+                state=self._report.state.value,
+                retry_after_seconds=1,
+            )
+        return self._connection
+
+    async def _live(self, after: asyncio.Event | None) -> None:
+        """Bring the process up, wait for its end, and leave nothing of it."""
+        error: XinferenceError | None
+        try:
+            if after is not None:
+                await after.wait()
+            error = None if self._is_stopping.is_set() else await self._run()
+        except XinferenceError as failure:
+            error = failure
+        except OSError as failure:
+            error = LoadFailed(model=self._spec.replica.model, problem=str(failure))
+        except Exception as failure:
+            logger.exception("%s: its actor failed", self._spec.replica)
+            error = InternalError(where="model actor", problem=repr(failure))
+        finally:
+            await self._leave_nothing()
+        if self._is_stopping.is_set():
+            error = None
+        if error is not None:
+            logger.error("%s ended: %s", self._spec.replica, error)
+        self._change(
+            state=InstanceState.EXITED,
+            address=None,
+            error=None if error is None else error.to_wire(),
+        )
+        self.ended.set()
+
+    async def _run(self) -> XinferenceError | None:
+        """Return why the process ended, or None when it was told to; it may still be there."""
+        with self._open_log() as log:
+            self._process = process = ChildProcess.spawn(
+                [self._spec.python_executable, *self._host.command],
+                environment={
+                    **replica_environment(self._spec, os.environ),
+                    INSTANCE_VARIABLE: self._spec.instance,
+                },
+                first_line=self._bootstrap(),
+                log=log,
+            )
+        logger.info("%s is process %d", self._spec.replica, process.pid)
+        serving = asyncio.create_task(self._serve(process), name="serve")
+        exiting = asyncio.create_task(process.wait(), name="exit")
+        stopping = asyncio.create_task(self._is_stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({serving, exiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                await self._stop_in_order(process)
+                return None
+            failure = _error_of(serving) if serving.done() else None
+            if failure is not None and not isinstance(failure, ReplicaLost):
+                return failure
+            # Why wait: how the process ended says more than that its connection did.
+            await asyncio.wait({exiting}, timeout=REASON_TIMEOUT_SECONDS)
+            if exiting.done():
+                status = exiting.result()
+                is_killed = -status in _FROM_OUTSIDE
+                return self._death(process, describe_exit(status), is_killed=is_killed)
+            return self._death(process, "no answer" if failure is None else failure.problem)
+        finally:
+            for task in (serving, exiting, stopping):
+                task.cancel()
+            await asyncio.gather(serving, exiting, stopping, return_exceptions=True)
+
+    async def _serve(self, process: ChildProcess) -> None:
+        """Connect, load, and stay until the connection ends; never returns.
+
+        Raises:
+            ReplicaLost: the process or the connection to it ended, or was too slow.
+            LoadFailed, InvalidRequest: it cannot load.
+        """
+        model = self._spec.replica.model
+        try:
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                line = await process.read_line()
+        except TimeoutError:
+            raise LoadFailed(
+                model=model, problem=f"no sign of life within {START_TIMEOUT_SECONDS:.0f} s"
+            ) from None
+        if not line:
+            raise ReplicaLost(model=model, problem="it closed its output")
+        try:
+            address = str(json.loads(line)["address"])
+        except (ValueError, KeyError, TypeError):
+            problem = f"it said {line[:200]!r} where its address was due"
+            raise LoadFailed(model=model, problem=problem) from None
+        try:
+            connection = await ReplicaConnection.open(
+                address,
+                instance=self._spec.instance,
+                key=instance_key(self._host.cluster_key, self._spec.instance),
+                role="actor",
+                timeout_seconds=OPEN_TIMEOUT_SECONDS,
+            )
+        except (PeerUnreachable, ProtocolError) as error:
+            raise ReplicaLost(model=model, problem=str(error)) from error
+        self._connection = connection
+        self._change(state=InstanceState.LOADING)
+        loaded = await connection.load(
+            self._spec, on_progress=self._on_progress, timeout_seconds=LOAD_TIMEOUT_SECONDS
+        )
+        self._change(
+            state=InstanceState.READY,
+            address=address,
+            progress=1.0,
+            info="",
+            context_length=loaded.context_length,
+        )
+        discarding = asyncio.create_task(process.discard_output(), name="discard output")
+        try:
+            await connection.closed.wait()
+        finally:
+            discarding.cancel()
+        raise ReplicaLost(model=model, problem="its connection was closed")
+
+    async def _stop_in_order(self, process: ChildProcess) -> None:
+        """Let a replica that is ready end by itself, for a while."""
+        connection = self._connection
+        if connection is None or connection.is_closed or self._report.context_length is None:
+            return
+        with contextlib.suppress(ReplicaLost, TimeoutError):
+            async with asyncio.timeout(STOP_GRACE_SECONDS):
+                await connection.stop()
+                await process.wait()
+
+    async def _leave_nothing(self) -> None:
+        """End every process of this instance, and wait until each is gone."""
+        if self._connection is not None:
+            await self._connection.aclose()
+        process = self._process
+        if process is None:
+            return
+        process.kill_tree()
+        try:
+            async with asyncio.timeout(GONE_TIMEOUT_SECONDS):
+                await process.wait()
+                # What it had started came to this worker as the subreaper.
+                while self._sweep(self._spec.instance):  # noqa: ASYNC110  # nothing tells
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            logger.error("%s: process %d does not go away", self._spec.replica, process.pid)
+        self._socket_path().unlink(missing_ok=True)
+
+    def _death(
+        self, process: ChildProcess, how: str, *, is_killed: bool = False
+    ) -> XinferenceError:
+        """Return the error of a process that ended unasked, and log its last lines."""
+        model = self._spec.replica.model
+        lines = [] if is_killed else self._last_lines()
+        if lines:
+            logger.error(
+                "%s (process %d), %s:\n%s", self._spec.replica, process.pid, how, "\n".join(lines)
+            )
+            how = f"{how}; last lines of its log: " + " | ".join(
+                line[:MAX_TOLD_LINE_LEN] for line in lines[-NUM_TOLD_LINES:]
+            )
+        if self._report.context_length is None:
+            return LoadFailed(model=model, problem=how)
+        return ReplicaLost(model=model, problem=how)
+
+    def _on_progress(self, progress: float, stage: str, info: str) -> None:
+        self._change(progress=progress, info=info or stage)
+
+    def _change(self, **changes: object) -> None:
+        if self._is_stopping.is_set() and changes.get("state") not in {None, InstanceState.EXITED}:
+            return
+        changed = replace(self._report, **changes)  # type: ignore[arg-type]  # its own fields
+        if changed != self._report:
+            self._report = changed
+            self._on_change()
+
+    def _bootstrap(self) -> bytes:
+        instance = self._spec.instance
+        if self._host.listen_host is None:
+            listen = f"unix:{self._socket_path()}"
+        else:
+            first, last = self._host.listen_ports or (0, 0)
+            ports = f"{first}-{last}" if last else "0"
+            host = self._host.listen_host
+            listen = f"tcp:[{host}]:{ports}" if ":" in host else f"tcp:{host}:{ports}"
+        return Bootstrap(
+            instance=instance,
+            key=instance_key(self._host.cluster_key, instance),
+            listen=listen,
+            model_uid=self._spec.replica.model,
+        ).to_line()
+
+    def _socket_path(self) -> Path:
+        return self._host.run_directory / self._spec.instance
+
+    def _log_path(self) -> Path:
+        return self._host.home / "logs" / f"{self._spec.replica}.log"
+
+    def _open_log(self) -> BinaryIO:
+        path = self._log_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        log = path.open("ab")
+        self._log_start = log.tell()
+        return log
+
+    def _last_lines(self) -> list[str]:
+        """Return the last lines that this instance wrote to its log."""
+        try:
+            with self._log_path().open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start, end - 64 * 1024))
+                text = log.read().decode(errors="replace")
+        except OSError:
+            return []
+        return [line for line in text.splitlines() if line.strip()][-NUM_LAST_LINES:]
+
+
+def _error_of(serving: "asyncio.Task[None]") -> XinferenceError:
+    """Return why a replica serves no longer; what is no error of ours is raised."""
+    error = serving.exception()
+    if isinstance(error, XinferenceError):
+        return error
+    assert error is not None, "a serving replica does not return"
+    raise error

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mains of the supervisor's and the worker's process: put the parts together and run them.
+
+Each is called with its configuration by the process that the guardian started, runs an event
+loop until it is told to end, and ends the process.
+"""
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn
+
+import uvloop
+
+from xinference.catalog import Catalog
+from xinference.errors import InvalidSetting, PeerUnreachable, XinferenceError
+from xinference.identifiers import Address, new_instance_id
+
+from .cluster_key import key_refused
+from .configuration import RoleConfig, SupervisorConfig, WorkerConfig, private_directory
+from .control_bus import Endpoint, Presence
+from .devices import DeviceReader
+from .messages import LaunchId
+from .model_actor import ModelActor, ReplicaHost
+from .state import ClusterState
+from .store import DesiredStore
+from .supervision import PLATFORM, kill_tree
+from .supervisor import ModelCatalog, SupervisorActor, system_clock
+from .worker import CALL_TIMEOUT_SECONDS, SUPERVISOR, WORKER, WorkerActor, new_worker_epoch
+from .xoscar_bus import XoscarBus
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_MISCONFIGURED = 2
+EXIT_ASKED_TO_END = 0
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+STORE_NAME = "cluster.sqlite3"
+JOIN_TIMEOUT_SECONDS = 60.0
+JOIN_RETRY_SECONDS = 0.1
+MAX_REFUSALS = 5
+HTTP_TIMEOUT_SECONDS = 5.0
+CLOSE_TIMEOUT_SECONDS = 10.0
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def supervisor_main(
+    config: SupervisorConfig, *, load_catalog: Callable[[Path], ModelCatalog] = Catalog.load
+) -> NoReturn:
+    """Run the supervisor actor until told to end; ends the process."""
+    _run(_supervise(config, load_catalog))
+
+
+def worker_main(config: WorkerConfig) -> NoReturn:
+    """Run the worker actor and its replicas until told to end; ends the process."""
+    PLATFORM.become_subreaper()
+    _run(_work(config))
+
+
+def report_ready(**facts: object) -> None:
+    """Tell the guardian, on stdout, that this process does its work."""
+    sys.stdout.write(json.dumps({"ready": True, "pid": os.getpid(), **facts}) + "\n")
+    sys.stdout.flush()
+
+
+def forbid_heavy_modules() -> None:
+    """Make torch and its kin unimportable: a control process never needs them."""
+    for name in ("torch", "transformers", "scipy", "cupy", "cudf", "mlx"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # the way to refuse an import
+
+
+def _run(main: Coroutine[Any, Any, int]) -> NoReturn:
+    forbid_heavy_modules()
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        status = loop.run_until_complete(main)
+    except InvalidSetting as error:
+        logger.critical("%s", error)
+        status = EXIT_MISCONFIGURED
+    except (XinferenceError, OSError) as error:
+        logger.critical("This process cannot run: %s", error)
+        status = EXIT_FAILED
+    except Exception:
+        logger.critical("This process failed", exc_info=True)
+        status = EXIT_FAILED
+    logging.shutdown()
+    sys.stdout.flush()
+    # Why not sys.exit: calls to peers that hang were abandoned, and must not be waited for.
+    os._exit(status)
+
+
+async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], ModelCatalog]) -> int:
+    told_to_end = _on_signals()
+    bus = await XoscarBus.open(
+        Address.parse(config.listen),
+        key=config.cluster_key,
+        socket_directory=_socket_directory(config),
+        advertised_host=config.advertised_host,
+    )
+    store = DesiredStore.open(config.home / STORE_NAME)
+    epoch = store.next_epoch()
+    reader = DeviceReader()
+    state = ClusterState(
+        epoch=epoch,
+        desired=store.models(),
+        now=system_clock(),
+        new_instance=new_instance_id,
+        jitter=lambda: random.uniform(0.9, 1.1),
+        restart_limit=config.restart_limit,
+        expected_workers=config.expected_workers,
+    )
+    supervisor = SupervisorActor(
+        bus=bus,
+        epoch=epoch,
+        state=state,
+        store=store,
+        catalog=load_catalog(config.home),
+        read_resources=reader.read,
+        new_launch_id=lambda: LaunchId(secrets.token_hex(8)),
+    )
+    await bus.serve(SUPERVISOR, supervisor)
+    reconciling = asyncio.create_task(supervisor.reconcile_forever(), name="reconcile")
+    logger.info("Supervisor at %s, epoch %d", bus.address, epoch)
+    report_ready(address=bus.address)
+    ended = await _first_of(
+        told_to_end.wait(), supervisor.stopped.wait(), asyncio.shield(reconciling)
+    )
+    reconciling.cancel()
+    async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+        await supervisor.close()
+        await bus.close()
+    return EXIT_ASKED_TO_END if ended == 1 else EXIT_TERMINATED
+
+
+async def _work(config: WorkerConfig) -> int:
+    told_to_end = _on_signals()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_tree)
+    bus = await XoscarBus.open(
+        Address.parse(config.listen),
+        key=config.cluster_key,
+        socket_directory=_socket_directory(config),
+        advertised_host=config.advertised_host,
+    )
+    directory = _SupervisorDirectory(config)
+    worker = WorkerActor(
+        bus=bus,
+        worker_epoch=new_worker_epoch(),
+        new_replica=functools.partial(ModelActor, host=_replica_host(config)),
+        read_resources=DeviceReader().read,
+        find_supervisor=directory.find,
+    )
+    await bus.serve(WORKER, worker)
+    await _check_key(bus, directory, config)
+    reporting = asyncio.create_task(worker.report_forever(), name="report")
+    async with asyncio.timeout(JOIN_TIMEOUT_SECONDS):
+        await _first_of(worker.joined.wait(), told_to_end.wait(), asyncio.shield(reporting))
+    logger.info("Worker at %s", bus.address)
+    report_ready(address=bus.address)
+    ended = await _first_of(
+        told_to_end.wait(), worker.shutdown_requested.wait(), asyncio.shield(reporting)
+    )
+    logger.info("Worker at %s ends; its replicas first", bus.address)
+    async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+        await worker.close()
+        reporting.cancel()
+        await worker.leave()
+        await bus.close()
+    return EXIT_ASKED_TO_END if ended == 1 else EXIT_TERMINATED
+
+
+class _SupervisorDirectory:
+    """Where the supervisor is: as configured, or as a gateway says."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+
+    async def find(self) -> str:
+        """Return the address of the supervisor's actor.
+
+        Raises:
+            PeerUnreachable: the gateway does not say.
+        """
+        endpoint = self._config.endpoint
+        if endpoint is None:
+            assert self._config.supervisor_address is not None, "one of the two is configured"
+            return self._config.supervisor_address
+        url = f"{endpoint.rstrip('/')}/v1/address"
+        try:
+            said = await asyncio.to_thread(_get_json, url)
+            return str(Address.parse(said))
+        except (OSError, ValueError, TypeError, AttributeError, XinferenceError) as error:
+            raise PeerUnreachable(peer=f"gateway {endpoint}", problem=str(error)) from error
+
+
+def _get_json(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_SECONDS) as answer:
+        return json.loads(answer.read(4096))
+
+
+async def _check_key(bus: XoscarBus, directory: _SupervisorDirectory, config: WorkerConfig) -> None:
+    """Return when a supervisor with the same key answers.
+
+    Raises:
+        InvalidSetting: it has another key; says what to type.
+        PeerUnreachable: none answered in time.
+    """
+    deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
+    num_refusals = 0
+    while True:
+        try:
+            supervisor = Endpoint(await directory.find(), SUPERVISOR)
+            presence = await bus.lookup(supervisor, timeout_seconds=CALL_TIMEOUT_SECONDS)
+        except PeerUnreachable:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if presence is Presence.PRESENT:
+                return
+            num_refusals += presence is Presence.REFUSED
+            if num_refusals >= MAX_REFUSALS:
+                endpoint = config.endpoint or "http://<the supervisor's host>:9997"
+                raise key_refused(endpoint, config.home)
+        await asyncio.sleep(JOIN_RETRY_SECONDS)
+
+
+def _replica_host(config: WorkerConfig) -> ReplicaHost:
+    assert config.run_directory is not None
+    host = config.advertised_host or Address.parse(config.listen).host
+    return ReplicaHost(
+        home=config.home,
+        run_directory=private_directory(config.run_directory, "replicas"),
+        cluster_key=config.cluster_key.encode(),
+        command=config.replica_command,
+        listen_host=None if host in _LOOPBACK else host,
+        listen_ports=config.replica_ports,
+    )
+
+
+def _socket_directory(config: RoleConfig) -> Path:
+    assert config.run_directory is not None
+    return private_directory(config.run_directory, config.role)
+
+
+def _on_signals() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    told_to_end = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told_to_end.set)
+    return told_to_end
+
+
+def _die_with_tree() -> None:
+    """The guardian is gone: kill everything below and end, at once."""
+    for pid in PLATFORM.children_of(os.getpid()):
+        kill_tree(pid)
+    os._exit(EXIT_FAILED)
+
+
+async def _first_of(*waits: Any) -> int:
+    """Return the number of the wait that ended first; its error is raised."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for number, task in enumerate(tasks):
+            if task.done():
+                await task
+                return number
+        raise AssertionError("one of them is done")
+    finally:
+        for task in tasks:
+            task.cancel()

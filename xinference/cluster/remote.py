@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`RemoteCluster`: what a gateway has of a cluster.
+
+Lifecycle goes to the supervisor over the control plane. Requests go straight to replicas over
+the data plane, by a snapshot of the routing table that a long poll keeps fresh; while the
+supervisor is away the last snapshot serves on. A request costs the control plane nothing.
+"""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from xinference.errors import (
+    ModelNotReady,
+    PeerUnreachable,
+    ReplicaLost,
+    XinferenceError,
+)
+from xinference.identifiers import InstanceId, ModelUid, RequestId
+from xinference.protocol.deployment import (
+    AbortOutcome,
+    LaunchProgress,
+    LaunchSpec,
+    ModelEvent,
+    ModelStatus,
+)
+from xinference.protocol.generation import GenerationRequest
+from xinference.protocol.nodes import ClusterInfo
+
+from .control_bus import ControlBus, Endpoint
+from .dataplane.client import ReplicaConnection
+from .dataplane.handshake import instance_key
+from .interface import GenerationStream
+from .messages import LaunchTicket, Route, RoutesVersion, RoutingTable
+from .routing import route_for, routes_of
+from .worker import SUPERVISOR
+from .xoscar_bus import XoscarBus
+
+logger = logging.getLogger(__name__)
+
+CALL_TIMEOUT_SECONDS = 10.0
+POLL_SECONDS = 10.0
+POLL_TIMEOUT_SECONDS = 15.0
+RETRY_SECONDS = 0.2
+CONNECT_TIMEOUT_SECONDS = 30.0
+LAUNCH_TIMEOUT_SECONDS = 3600.0
+TERMINATE_TIMEOUT_SECONDS = 60.0
+SUPERVISOR_AWAY_SECONDS = 30.0
+"""Waits for a launch or its end go on over a restart of the supervisor that takes so long."""
+CATCH_UP_SECONDS = 1.0
+OPEN_TIMEOUT_SECONDS = 5.0
+ACCEPT_TIMEOUT_SECONDS = 120.0
+QUESTION_TIMEOUT_SECONDS = 2.0
+STATS_ARE_GOOD_FOR_SECONDS = 1.0
+
+
+class RemoteCluster:
+    """Implements `interface.Cluster`. Belongs to one event loop; ended by `aclose`."""
+
+    def __init__(self, bus: ControlBus, *, supervisor_address: str, cluster_key: str) -> None:
+        """Hold the ends; `connect` or `start` makes it usable."""
+        self._bus = bus
+        self._supervisor = Endpoint(supervisor_address, SUPERVISOR)
+        self._cluster_key = cluster_key.encode()
+        self._table = RoutingTable(version=RoutesVersion(), models={})
+        self._table_changed = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        self._connections: dict[InstanceId, ReplicaConnection] = {}
+        self._opening: dict[InstanceId, asyncio.Task[ReplicaConnection]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._stats: dict[ModelUid, dict[str, float]] = {}
+        self._stats_at = 0.0
+
+    @classmethod
+    async def connect(
+        cls, supervisor_address: str, *, cluster_key: str, socket_directory: Path
+    ) -> Self:
+        """Open a control bus that only calls, and get the first routing table.
+
+        Args:
+            socket_directory: private to this process.
+
+        Raises:
+            PeerUnreachable: no supervisor answers there, or not with this key.
+        """
+        bus = await XoscarBus.open(None, key=cluster_key, socket_directory=socket_directory)
+        cluster = cls(bus, supervisor_address=supervisor_address, cluster_key=cluster_key)
+        await cluster.start()
+        return cluster
+
+    async def start(self) -> None:
+        """Get the first routing table and follow it from then on.
+
+        Raises:
+            PeerUnreachable
+        """
+        deadline = time.monotonic() + CONNECT_TIMEOUT_SECONDS
+        while True:
+            try:
+                await self._poll()
+                break
+            except PeerUnreachable:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(RETRY_SECONDS)
+        self._following = asyncio.create_task(self._follow(), name="follow routes")
+
+    async def aclose(self) -> None:
+        """Close every connection; requests on them are aborted by their replicas."""
+        if self._following is not None:
+            self._following.cancel()
+        for opening in self._opening.values():
+            opening.cancel()
+        for connection in self._connections.values():
+            await connection.aclose()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._bus.close()
+
+    # Lifecycle: see `interface.Cluster` for what each promises.
+
+    async def launch(self, spec: LaunchSpec, *, wait_ready: bool) -> ModelUid:
+        """See `Cluster`."""
+        ticket = await self._ask("launch", spec, returns=LaunchTicket)
+        if wait_ready and not await self._wait("wait_launch", ticket, LAUNCH_TIMEOUT_SECONDS):
+            raise ModelNotReady(model=ticket.model_uid, state="loading", retry_after_seconds=60)
+        return ModelUid(ticket.model_uid)
+
+    async def terminate(self, model: ModelUid) -> None:
+        """See `Cluster`."""
+        await self._wait_ended(await self._ask("terminate", model, returns=LaunchTicket))
+
+    async def cancel_launch(self, model: ModelUid) -> None:
+        """See `Cluster`."""
+        await self._wait_ended(await self._ask("cancel_launch", model, returns=LaunchTicket))
+
+    async def terminate_replica(self, model: ModelUid, index: int) -> int:
+        """See `Cluster`."""
+        ticket = await self._ask("terminate_replica", model, index, returns=LaunchTicket)
+        await self._wait_ended(ticket)
+        return 0
+
+    async def models(self) -> list[ModelStatus]:
+        """See `Cluster`."""
+        found: list[ModelStatus] = await self._ask("models", returns=list[ModelStatus])
+        return found
+
+    async def model(self, model: ModelUid) -> ModelStatus:
+        """See `Cluster`."""
+        found: ModelStatus = await self._ask("model", model, returns=ModelStatus)
+        return found
+
+    async def launch_progress(self, model: ModelUid) -> LaunchProgress:
+        """See `Cluster`."""
+        progress: LaunchProgress = await self._ask("launch_progress", model, returns=LaunchProgress)
+        return progress
+
+    async def events(self, model: ModelUid) -> list[ModelEvent]:
+        """See `Cluster`."""
+        story: list[ModelEvent] = await self._ask("events", model, returns=list[ModelEvent])
+        return story
+
+    async def info(self) -> ClusterInfo:
+        """See `Cluster`."""
+        info: ClusterInfo = await self._ask("info", returns=ClusterInfo)
+        return info
+
+    async def stop(self) -> None:
+        """See `Cluster`."""
+        await self._bus.call(self._supervisor, "stop", timeout_seconds=CALL_TIMEOUT_SECONDS)
+
+    async def registrations(self, model_type: str) -> list[dict[str, Any]]:
+        """See `Cluster`."""
+        families: list[dict[str, Any]] = await self._ask(
+            "families", model_type, returns=list[dict[str, Any]]
+        )
+        return families
+
+    async def registration(self, model_type: str, model_name: str) -> dict[str, Any]:
+        """See `Cluster`."""
+        family: dict[str, Any] = await self._ask(
+            "family", model_type, model_name, returns=dict[str, Any]
+        )
+        return family
+
+    async def register(self, model_type: str, family: str, *, persist: bool) -> None:
+        """See `Cluster`."""
+        await self._ask("register", model_type, family, persist, returns=None)
+
+    async def unregister(self, model_type: str, model_name: str) -> None:
+        """See `Cluster`."""
+        await self._ask("unregister", model_type, model_name, returns=None)
+
+    async def engines(self, model_type: str, model_name: str) -> dict[str, Any]:
+        """See `Cluster`."""
+        engines: dict[str, Any] = await self._ask(
+            "engines", model_type, model_name, returns=dict[str, Any]
+        )
+        return engines
+
+    # Requests.
+
+    async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
+        """See `Cluster`."""
+        route = route_for(self._table, model)
+        connection = await self._connection(route)
+        return await connection.generate(request, timeout_seconds=ACCEPT_TIMEOUT_SECONDS)
+
+    async def abort_request(
+        self, model: ModelUid, request_id: RequestId, *, block_seconds: float
+    ) -> AbortOutcome:
+        """See `Cluster`."""
+        routes = routes_of(self._table, model)
+
+        async def abort(route: Route) -> AbortOutcome:
+            try:
+                connection = await self._connection(route)
+                return await connection.abort_request(
+                    request_id,
+                    block_seconds=block_seconds,
+                    timeout_seconds=QUESTION_TIMEOUT_SECONDS,
+                )
+            except ReplicaLost:
+                return AbortOutcome.NOT_FOUND  # and all its requests with it
+
+        outcomes = await asyncio.gather(*map(abort, routes))
+        for outcome in (AbortOutcome.DONE, AbortOutcome.NO_OP):
+            if outcome in outcomes:
+                return outcome
+        return AbortOutcome.NOT_FOUND
+
+    async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
+        """See `Cluster`."""
+        if time.monotonic() - self._stats_at > STATS_ARE_GOOD_FOR_SECONDS:
+            routes = [route for entry in self._table.models.values() for route in entry.routes]
+            counters = await asyncio.gather(*map(self._counters_of, routes))
+            self._stats = {
+                route.replica.model: found
+                for route, found in zip(routes, counters, strict=True)
+                if found is not None
+            }
+            self._stats_at = time.monotonic()
+        return self._stats
+
+    async def _counters_of(self, route: Route) -> dict[str, float] | None:
+        try:
+            connection = await self._connection(route)
+            return (await connection.ping(QUESTION_TIMEOUT_SECONDS)).counters
+        except XinferenceError as error:
+            logger.debug("No counters of %s: %s", route.replica, error)
+            return None
+
+    # Connections to replicas.
+
+    async def _connection(self, route: Route) -> ReplicaConnection:
+        """Return the connection to an instance; open it if this is its first use.
+
+        Raises:
+            ReplicaLost: nobody, or somebody else, is there.
+        """
+        connection = self._connections.get(route.instance)
+        if connection is not None and not connection.is_closed:
+            return connection
+        opening = self._opening.get(route.instance)
+        if opening is None:
+            opening = asyncio.create_task(self._open(route), name=f"open {route.replica}")
+            self._opening[route.instance] = opening
+            opening.add_done_callback(lambda done: self._on_opened(route, done))
+        # Why shield: others may wait for the same one.
+        return await asyncio.shield(opening)
+
+    async def _open(self, route: Route) -> ReplicaConnection:
+        try:
+            return await ReplicaConnection.open(
+                route.address,
+                instance=route.instance,
+                key=instance_key(self._cluster_key, route.instance),
+                role="gateway",
+                timeout_seconds=OPEN_TIMEOUT_SECONDS,
+            )
+        except PeerUnreachable as error:
+            raise ReplicaLost(model=route.replica.model, problem=error.problem) from error
+
+    def _on_opened(self, route: Route, opening: "asyncio.Task[ReplicaConnection]") -> None:
+        del self._opening[route.instance]
+        if not opening.cancelled() and opening.exception() is None:
+            self._connections[route.instance] = opening.result()
+
+    def _drop_connections(self) -> None:
+        """Close connections to instances that are gone, once nothing runs on them."""
+        current = {
+            route.instance for entry in self._table.models.values() for route in entry.routes
+        }
+        for instance, connection in list(self._connections.items()):
+            if connection.is_closed or (instance not in current and not connection.num_streams):
+                del self._connections[instance]
+                closing = asyncio.create_task(connection.aclose(), name="close connection")
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+
+    # The supervisor.
+
+    async def _follow(self) -> None:
+        """Keep the routing table fresh; while the supervisor is away, keep the last one."""
+        while True:
+            try:
+                await self._poll()
+            except PeerUnreachable as unreachable:
+                logger.debug("Routes are not followed: %s", unreachable)
+                await asyncio.sleep(RETRY_SECONDS)
+            except XinferenceError:
+                logger.exception("Routes cannot be followed")
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _poll(self) -> None:
+        table = await self._bus.call(
+            self._supervisor,
+            "watch_routes",
+            self._table.version,
+            POLL_SECONDS,
+            returns=RoutingTable | None,
+            timeout_seconds=POLL_TIMEOUT_SECONDS,
+        )
+        if table is not None and table.version > self._table.version:
+            self._table = table
+            self._drop_connections()
+            self._table_changed.set()
+            self._table_changed = asyncio.Event()
+
+    async def _ask(self, method: str, *arguments: object, returns: Any) -> Any:
+        """Ask the supervisor; return when the routes of this gateway are as new as the answer.
+
+        Why: a caller that was told that a model is ready may use it at once.
+
+        Raises:
+            PeerUnreachable, and what the method raises.
+        """
+        version, value = await self._bus.call(
+            self._supervisor,
+            method,
+            *arguments,
+            returns=tuple[RoutesVersion, returns],
+            timeout_seconds=CALL_TIMEOUT_SECONDS,
+        )
+        deadline = time.monotonic() + CATCH_UP_SECONDS
+        while self._table.version < version and (left := deadline - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    await self._table_changed.wait()
+            except TimeoutError:
+                break
+        return value
+
+    async def _wait(self, method: str, ticket: LaunchTicket, timeout_seconds: float) -> bool:
+        """Poll the supervisor until it says yes; over its restarts, too."""
+        deadline = time.monotonic() + timeout_seconds
+        away_since: float | None = None
+        while time.monotonic() < deadline:
+            try:
+                if await self._ask(
+                    method,
+                    ticket.model_uid,
+                    ticket.launch_id,
+                    CALL_TIMEOUT_SECONDS / 2,
+                    returns=bool,
+                ):
+                    return True
+                away_since = None
+            except PeerUnreachable:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > SUPERVISOR_AWAY_SECONDS:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+        return False
+
+    async def _wait_ended(self, ticket: LaunchTicket) -> None:
+        if not await self._wait("wait_ended", ticket, TERMINATE_TIMEOUT_SECONDS):
+            problem = "its processes did not end in time"
+            raise PeerUnreachable(peer=f"worker of {ticket.model_uid}", problem=problem)

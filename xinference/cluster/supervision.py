@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Process trees: adopt orphans, die with the parent, kill a tree so that nothing of it is left.
+
+What only Linux has (parent-death signal, subreaper, /proc) is behind `Platform`, with a portable
+implementation that does what it can. Standard library only: the guardian uses it.
+
+Run as a script it is the launcher of every process we start,
+
+    python -I -S supervision.py PARENT_PID SIGNAL OOM_SCORE_ADJ PROGRAM ARGUMENT…
+
+which ties itself to its parent's life and then becomes the program. Why not `preexec_fn`: that
+runs Python in a fork of a process with threads, which may deadlock.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Platform(Protocol):
+    """What an operating system offers to keep processes in order."""
+
+    def become_subreaper(self) -> None:
+        """Make orphans of this process's descendants its children, where that exists."""
+        ...
+
+    def die_with_parent(self, parent_pid: int, signal_number: int) -> None:
+        """Get the signal when the parent ends; at once if it has ended already."""
+        ...
+
+    def children_of(self, pid: int) -> list[int]:
+        """Return the living direct children of a process, dead but unreaped ones too."""
+        ...
+
+    def variable_of(self, pid: int, name: str) -> str | None:
+        """Return an environment variable that the process was started with."""
+        ...
+
+
+class LinuxPlatform:
+    """All of it, by prctl and /proc."""
+
+    def become_subreaper(self) -> None:
+        """See `Platform`."""
+        self._prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+    def die_with_parent(self, parent_pid: int, signal_number: int) -> None:
+        """See `Platform`.
+
+        Hazard: the kernel means the parent's *thread*; start processes from the main thread.
+        """
+        self._prctl(_PR_SET_PDEATHSIG, signal_number)
+        if os.getppid() != parent_pid:
+            os.kill(os.getpid(), signal_number)
+
+    def children_of(self, pid: int) -> list[int]:
+        """See `Platform`."""
+        found: list[int] = []
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/task") as threads:
+            for thread in threads:
+                found += map(int, _read(f"{thread.path}/children").split())
+        return found
+
+    def variable_of(self, pid: int, name: str) -> str | None:
+        """See `Platform`."""
+        prefix = f"{name}=".encode()
+        for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
+            if entry.startswith(prefix):
+                return entry[len(prefix) :].decode(errors="replace")
+        return None
+
+    @staticmethod
+    def _prctl(option: int, argument: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(option, argument, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+class PortablePlatform:
+    """POSIX without prctl and /proc: orphans of orphans may escape; a poll replaces the signal."""
+
+    def become_subreaper(self) -> None:
+        """See `Platform`; there is no such thing."""
+
+    def die_with_parent(self, parent_pid: int, signal_number: int) -> None:
+        """See `Platform`; within a second. In the launcher it ends with the exec that follows."""
+
+        def watch() -> None:
+            while os.getppid() == parent_pid:
+                time.sleep(1.0)
+            os.kill(os.getpid(), signal_number)
+
+        threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+    def children_of(self, pid: int) -> list[int]:
+        """See `Platform`."""
+        listing = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False
+        )
+        pairs = [line.split() for line in listing.stdout.splitlines()]
+        return [int(child) for child, parent in pairs if int(parent) == pid]
+
+    def variable_of(self, pid: int, name: str) -> str | None:
+        """See `Platform`; not to be known."""
+        return None
+
+
+PLATFORM: Platform = LinuxPlatform() if sys.platform == "linux" else PortablePlatform()
+
+
+def launch_argv(argv: Iterable[str], *, signal_number: int, oom_score_adj: int = 0) -> list[str]:
+    """Return what starts `argv` as a process that gets the signal when this one ends."""
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        __file__,
+        str(os.getpid()),
+        str(int(signal_number)),
+        str(oom_score_adj),
+        *argv,
+    ]
+
+
+def descendants_of(pid: int) -> list[int]:
+    """Return every process below `pid`, parents before their children."""
+    found = PLATFORM.children_of(pid)
+    for child in found:  # grows while it is walked
+        found += PLATFORM.children_of(child)
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """Send SIGKILL to a child of this process and to all below it. Reaps nothing.
+
+    The tree is frozen first, so that no process of it starts another unseen.
+    """
+    frozen: list[int] = []
+    while new := [each for each in (pid, *descendants_of(pid)) if each not in frozen]:
+        for each in new:
+            _signal(each, signal.SIGSTOP)
+        frozen += new
+    for each in frozen:
+        _signal(each, signal.SIGKILL)
+
+
+def kill_strays(known: Iterable[int], *, tag: str = "", spared: Iterable[str] = ()) -> int:
+    """Kill every child of this process that it did not start, and reap those that are dead.
+
+    They are orphans that came to this process as the subreaper. Returns at once, with how many
+    are not gone yet; call it again until none is.
+
+    Hazard: call it on the thread that starts processes, or it may kill one that is being born.
+
+    Args:
+        known: the children it did start; they are left alone.
+        tag: names an environment variable that says whose a process is.
+        spared: values of that variable whose owners live; their orphans are left alone.
+    """
+    own, living = set(known), set(spared)
+    num_left = 0
+    for pid in PLATFORM.children_of(os.getpid()):
+        if pid in own or (tag and PLATFORM.variable_of(pid, tag) in living):
+            continue
+        kill_tree(pid)
+        try:
+            num_left += os.waitpid(pid, os.WNOHANG) == (0, 0)
+        except ChildProcessError:
+            continue
+    return num_left
+
+
+def describe_exit(return_code: int) -> str:
+    """Say how a process ended, from `Popen.returncode`."""
+    if return_code >= 0:
+        return f"exit status {return_code}"
+    try:
+        return f"signal {signal.Signals(-return_code).name}"
+    except ValueError:
+        return f"signal {-return_code}"
+
+
+def _read(path: str) -> bytes:
+    """Return what a file of /proc says; nothing if its process is gone."""
+    # Why not pathlib: importing it would double the launcher's time.
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _launch(arguments: list[str]) -> None:
+    parent_pid, signal_number, oom_score_adj, *argv = arguments
+    PLATFORM.die_with_parent(int(parent_pid), int(signal_number))
+    if oom_score_adj != "0":
+        with (
+            contextlib.suppress(OSError),
+            open("/proc/self/oom_score_adj", "w") as score,  # noqa: PTH123
+        ):
+            score.write(oom_score_adj)
+    os.execvp(argv[0], argv)
+
+
+if __name__ == "__main__":
+    _launch(sys.argv[1:])

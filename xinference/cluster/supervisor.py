@@ -1,0 +1,551 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`SupervisorActor`: receives events, asks `ClusterState`, carries out its effects.
+
+Workers report to it and are told what to run; gateways ask it for launches and follow its
+routing table. What should run is in the store before anything is done about it. It holds no
+knowledge of its own that the store and the workers' reports cannot rebuild.
+"""
+
+import asyncio
+import logging
+import math
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from xinference.errors import (
+    InsufficientResources,
+    InternalError,
+    InvalidRequest,
+    PeerUnreachable,
+    XinferenceError,
+)
+from xinference.identifiers import ModelUid, NodeId, model_uid, new_model_uid
+from xinference.protocol.deployment import (
+    LaunchProgress,
+    LaunchSpec,
+    ModelDescription,
+    ModelEvent,
+    ModelSource,
+    ModelStatus,
+)
+from xinference.protocol.nodes import ClusterInfo, NodeResources
+
+from .control_bus import ControlBus, Endpoint, remote
+from .messages import (
+    Command,
+    DesiredModel,
+    Heartbeat,
+    LaunchId,
+    LaunchTicket,
+    RoutesVersion,
+    RoutingTable,
+    WorkerEpoch,
+    WorkerReport,
+)
+from .state import ClusterState, Effect, ForgetModel, Moment, SaveModel, Tell
+from .store import DesiredStore
+from .worker import WORKER, ReportAnswer
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+COMMAND_TIMEOUT_SECONDS = 5.0
+PROBE_TIMEOUT_SECONDS = 1.0
+MAX_WAIT_SECONDS = 20.0
+"""Of one long poll; callers ask again."""
+STOP_TIMEOUT_SECONDS = 15.0
+
+
+class ResolvedLaunch(Protocol):
+    """What the catalogue makes of a launch."""
+
+    @property
+    def description(self) -> ModelDescription:
+        """What it is."""
+        ...
+
+    @property
+    def source(self) -> ModelSource:
+        """Its files."""
+        ...
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """What it can do."""
+        ...
+
+
+class ModelCatalog(Protocol):
+    """What the supervisor needs of `catalog.Catalog`."""
+
+    def resolve(self, spec: LaunchSpec) -> ResolvedLaunch:
+        """Decide what a launch runs, or raise."""
+        ...
+
+    def families(self, model_type: str) -> list[dict[str, Any]]:
+        """Return every family of a type."""
+        ...
+
+    def family(self, model_type: str, name: str) -> dict[str, Any]:
+        """Return one family."""
+        ...
+
+    def register(self, model_type: str, text: str, persist: bool) -> None:
+        """Add a family."""
+        ...
+
+    def unregister(self, model_type: str, name: str) -> None:
+        """Remove a registered family."""
+        ...
+
+    def engines(self, model_type: str, name: str) -> dict[str, Any]:
+        """Return the engines that can run a family."""
+        ...
+
+
+def system_clock() -> Moment:
+    """Return now."""
+    return Moment(monotonic=time.monotonic(), unix=int(time.time()))
+
+
+class SupervisorActor:
+    """The actor that owns a cluster. Stateless towards callers: its methods interleave at awaits.
+
+    Invariant: between two awaits the state, the store and the routing table agree.
+    """
+
+    def __init__(
+        self,
+        *,
+        bus: ControlBus,
+        epoch: int,
+        state: ClusterState,
+        store: DesiredStore,
+        catalog: ModelCatalog,
+        read_resources: Callable[[], NodeResources],
+        new_launch_id: Callable[[], LaunchId],
+        clock: Callable[[], Moment] = system_clock,
+    ) -> None:
+        """Take over; `serve` on the bus comes first, then `reconcile_forever`."""
+        assert bus.address is not None
+        self.stopped = asyncio.Event()
+        self._address = bus.address
+        self._bus = bus
+        self._epoch = epoch
+        self._state = state
+        self._store = store
+        self._catalog = catalog
+        self._read_resources = read_resources
+        self._new_launch_id = new_launch_id
+        self._clock = clock
+        self._started_at = clock().monotonic
+        self._is_stopping = False
+        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._commands: dict[NodeId, Command] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._telling: set[NodeId] = set()
+        self._watched: dict[NodeId, tuple[WorkerEpoch, Callable[[], None]]] = {}
+
+    # From workers.
+
+    @remote
+    async def report(self, report: WorkerReport) -> ReportAnswer:
+        """Take in all that runs on a node."""
+        if not self._state.node_reported(report, now=self._clock()):
+            return ReportAnswer(is_void=True)
+        self._watch(report.node, report.worker_epoch)
+        self.reconcile()
+        return ReportAnswer()
+
+    @remote
+    async def beat(self, beat: Heartbeat) -> ReportAnswer:
+        """Take in a sign of life."""
+        return ReportAnswer(wants_report=not self._state.node_beat(beat, now=self._clock()))
+
+    @remote
+    async def leave(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
+        """Forget a worker that stopped in order; what ran there is placed elsewhere."""
+        if self._watched.get(node, ("",))[0] == worker_epoch:
+            self._watched.pop(node)[1]()
+        logger.info("Worker %s left", node)
+        self._lose(node, worker_epoch)
+
+    # From gateways.
+
+    @remote
+    async def launch(self, spec: LaunchSpec) -> tuple[RoutesVersion, LaunchTicket]:
+        """Write the wish down and begin.
+
+        Raises:
+            InvalidRequest, FamilyNotFound, UnsupportedVariant, ModelAlreadyExists,
+            DownloadUnavailable, InsufficientResources: nothing was started.
+        """
+        if self._is_stopping:
+            raise InsufficientResources(problem="The cluster is shutting down.")
+        if spec.replica != 1:
+            raise InvalidRequest(
+                field="replica",
+                problem=f"this version runs one replica of a model, not {spec.replica}",
+            )
+        uid = (
+            new_model_uid(spec.model_name, taken=self._state.taken_uids())
+            if spec.model_uid is None
+            else model_uid(spec.model_uid)
+        )
+        spec = replace(spec, model_uid=uid)
+        resolved = self._catalog.resolve(spec)
+        self._state.check_launch(spec)
+        now = self._clock()
+        desired = DesiredModel(
+            model_uid=uid,
+            launch_id=self._new_launch_id(),
+            spec=spec,
+            description=replace(resolved.description, model_uid=uid),
+            source=resolved.source,
+            abilities=resolved.abilities,
+            created_ts=now.unix,
+        )
+        self._write(SaveModel(desired))
+        self._state.launch(desired, now=now)
+        self.reconcile()
+        return self._at_version(LaunchTicket(model_uid=uid, launch_id=desired.launch_id))
+
+    @remote
+    async def wait_launch(
+        self, uid: ModelUid, launch_id: LaunchId, timeout_seconds: float
+    ) -> tuple[RoutesVersion, bool]:
+        """Return whether the launch has succeeded; wait for that, for a while.
+
+        Raises:
+            LoadFailed, LaunchCancelled: it ended, and nothing of it is left.
+        """
+        is_ready = await self._wait(
+            lambda: self._state.launch_outcome(uid, launch_id), timeout_seconds
+        )
+        return self._at_version(is_ready)
+
+    @remote
+    async def terminate(self, uid: ModelUid) -> tuple[RoutesVersion, LaunchTicket]:
+        """Begin to stop a model.
+
+        Raises:
+            ModelNotFound
+        """
+        return self._at_version(self._terminate(uid))
+
+    @remote
+    async def cancel_launch(self, uid: ModelUid) -> tuple[RoutesVersion, LaunchTicket]:
+        """Begin to stop a launch that is under way.
+
+        Raises:
+            ModelNotFound
+            InvalidRequest: it is ready already.
+        """
+        self._state.check_cancel(uid)
+        return self._at_version(self._terminate(uid))
+
+    @remote
+    async def terminate_replica(
+        self, uid: ModelUid, index: int
+    ) -> tuple[RoutesVersion, LaunchTicket]:
+        """Begin to stop the only replica, and with it the model.
+
+        Raises:
+            ModelNotFound
+            InvalidRequest: there is no such replica.
+        """
+        replicas = [status.replica.index for status in self._state.model(uid).replicas]
+        if index not in replicas:
+            raise InvalidRequest(
+                field="replica_id", problem=f"{uid} has no replica {index}, only {replicas}"
+            )
+        return self._at_version(self._terminate(uid))
+
+    @remote
+    async def wait_ended(
+        self, uid: ModelUid, launch_id: LaunchId, timeout_seconds: float
+    ) -> tuple[RoutesVersion, bool]:
+        """Return whether nothing of a launch is left; wait for that, for a while."""
+        is_ended = await self._wait(lambda: self._state.is_ended(uid, launch_id), timeout_seconds)
+        return self._at_version(is_ended)
+
+    @remote
+    async def models(self) -> tuple[RoutesVersion, list[ModelStatus]]:
+        """Return every model that is wanted or failed."""
+        return self._at_version(self._state.models())
+
+    @remote
+    async def model(self, uid: ModelUid) -> tuple[RoutesVersion, ModelStatus]:
+        """Return one model.
+
+        Raises:
+            ModelNotFound
+        """
+        return self._at_version(self._state.model(uid))
+
+    @remote
+    async def launch_progress(self, uid: ModelUid) -> tuple[RoutesVersion, LaunchProgress]:
+        """Return how far a launch is."""
+        return self._at_version(self._state.launch_progress(uid))
+
+    @remote
+    async def events(self, uid: ModelUid) -> tuple[RoutesVersion, list[ModelEvent]]:
+        """Return the story of a model.
+
+        Raises:
+            ModelNotFound
+        """
+        return self._at_version(self._state.story(uid))
+
+    @remote
+    async def watch_routes(
+        self, known: RoutesVersion, timeout_seconds: float
+    ) -> RoutingTable | None:
+        """Return the routing table once it is newer than `known`; None when the time is up.
+
+        Why not while recovering: what runs is not known yet, and a gateway that has a table of
+        the supervisor before this one serves better by that.
+        """
+
+        def is_news() -> bool:
+            is_first = known == RoutesVersion()
+            is_settled = is_first or not self._state.is_recovering(now=self._clock())
+            return is_settled and self._state.routes.version != known
+
+        return self._state.routes if await self._wait(is_news, timeout_seconds) else None
+
+    @remote
+    async def info(self) -> tuple[RoutesVersion, ClusterInfo]:
+        """Return the supervisor and the workers."""
+        now = self._clock()
+        return self._at_version(
+            ClusterInfo(
+                supervisor_address=self._address,
+                supervisor_resources=self._read_resources(),
+                uptime_seconds=int(now.monotonic - self._started_at),
+                workers=tuple(self._state.nodes(now=now)),
+            )
+        )
+
+    @remote
+    async def stop(self) -> None:
+        """Shut the cluster down: replicas and workers, then this process. Models stay wanted."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._own(self._stop())
+
+    @remote
+    async def families(self, model_type: str) -> tuple[RoutesVersion, list[dict[str, Any]]]:
+        """Return every family of a type.
+
+        Raises:
+            InvalidRequest
+        """
+        return self._at_version(self._catalog.families(model_type))
+
+    @remote
+    async def family(self, model_type: str, name: str) -> tuple[RoutesVersion, dict[str, Any]]:
+        """Return one family.
+
+        Raises:
+            InvalidRequest, FamilyNotFound
+        """
+        return self._at_version(self._catalog.family(model_type, name))
+
+    @remote
+    async def register(
+        self, model_type: str, text: str, persist: bool
+    ) -> tuple[RoutesVersion, None]:
+        """Add a family.
+
+        Raises:
+            InvalidRequest, ModelAlreadyExists
+        """
+        self._catalog.register(model_type, text, persist)
+        return self._at_version(None)
+
+    @remote
+    async def unregister(self, model_type: str, name: str) -> tuple[RoutesVersion, None]:
+        """Remove a registered family.
+
+        Raises:
+            InvalidRequest, FamilyNotFound
+        """
+        self._catalog.unregister(model_type, name)
+        return self._at_version(None)
+
+    @remote
+    async def engines(self, model_type: str, name: str) -> tuple[RoutesVersion, dict[str, Any]]:
+        """Return the engines that can run a family.
+
+        Raises:
+            InvalidRequest, FamilyNotFound
+        """
+        return self._at_version(self._catalog.engines(model_type, name))
+
+    # The loop.
+
+    async def reconcile_forever(self) -> None:
+        """Reconcile when a delay is over, and each second; events do so by themselves."""
+        while True:
+            self.reconcile()
+            tick_at = self._clock().monotonic + TICK_SECONDS
+            while (left := min(tick_at, self._state.next_due() or tick_at) - self._monotonic()) > 0:
+                # An event meanwhile may bring a delay that ends before the tick.
+                await asyncio.wait({self._changed}, timeout=left)
+
+    def reconcile(self) -> None:
+        """Make what runs match what should, as far as that needs no waiting."""
+        effects = self._state.reconcile(now=self._clock())
+        self._commands.clear()
+        for effect in effects:
+            if isinstance(effect, Tell):
+                self._commands[effect.node] = effect.command
+            else:
+                self._try_write(effect)
+        if not self._is_stopping:
+            for node in self._commands:
+                self._tell(node)
+        self._changed.set_result(None)
+        self._changed = asyncio.get_running_loop().create_future()
+
+    async def close(self) -> None:
+        """End every task; the cluster runs on."""
+        for _, unwatch in self._watched.values():
+            unwatch()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._store.close()
+
+    def _terminate(self, uid: ModelUid) -> LaunchTicket:
+        self._state.model(uid)  # raises ModelNotFound before anything is written
+        self._write(ForgetModel(uid))
+        launch_id = self._state.terminate(uid, now=self._clock())
+        self.reconcile()
+        return LaunchTicket(model_uid=uid, launch_id=launch_id)
+
+    def _monotonic(self) -> float:
+        return self._clock().monotonic
+
+    def _at_version(self, value: Any) -> tuple[RoutesVersion, Any]:
+        """Return a value with the version of the routes that it belongs to."""
+        return self._state.routes.version, value
+
+    async def _wait(self, condition: Callable[[], bool], timeout_seconds: float) -> bool:
+        """Return whether the condition holds, now or within the time."""
+        deadline = time.monotonic() + min(timeout_seconds, MAX_WAIT_SECONDS)
+        while not condition():
+            left = deadline - time.monotonic()
+            if left <= 0 or math.isnan(left):
+                return False
+            # Why not wait_for: it would cancel the future that the others wait on, too.
+            await asyncio.wait({self._changed}, timeout=left)
+        return True
+
+    def _write(self, effect: SaveModel | ForgetModel) -> None:
+        """Raises InternalError if it cannot be written; nothing is done then."""
+        try:
+            if isinstance(effect, SaveModel):
+                self._store.save(effect.model)
+            else:
+                self._store.forget(effect.model_uid)
+        except sqlite3.Error as error:
+            logger.exception("The desired state cannot be written")
+            raise InternalError(where="desired state", problem=str(error)) from error
+
+    def _try_write(self, effect: Effect) -> None:
+        assert not isinstance(effect, Tell)
+        try:
+            self._write(effect)
+        except InternalError:
+            return  # logged; a restart may retry a launch that failed, or fail one that was ready
+
+    def _tell(self, node: NodeId) -> None:
+        """Send a node what it should do, one call at a time; what changes meanwhile goes next."""
+        if node not in self._telling:
+            self._telling.add(node)
+            self._own(self._tell_until_quiet(node))
+
+    async def _tell_until_quiet(self, node: NodeId) -> None:
+        worker = Endpoint(node, WORKER)
+        try:
+            while node in self._commands and not self._is_stopping:
+                command = self._commands.pop(node)
+                report = await self._bus.call(
+                    worker,
+                    "apply",
+                    command,
+                    returns=WorkerReport,
+                    timeout_seconds=COMMAND_TIMEOUT_SECONDS,
+                )
+                self._state.node_reported(report, now=self._clock())
+                self.reconcile()
+        except PeerUnreachable as unreachable:
+            logger.warning("%s", unreachable)  # the next tick tells it again
+        except XinferenceError as error:
+            logger.error("%s refused: %s", worker, error)
+        finally:
+            self._telling.discard(node)
+
+    def _watch(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
+        """Notice at once when the worker's process ends."""
+        if node in self._watched:
+            known, unwatch = self._watched[node]
+            if known == worker_epoch:
+                return
+            unwatch()
+        logger.info("Worker %s joined", node)
+        self._watched[node] = (
+            worker_epoch,
+            self._bus.on_peer_lost(node, lambda: self._on_lost(node, worker_epoch)),
+        )
+
+    def _on_lost(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
+        if self._watched.get(node, ("",))[0] == worker_epoch:
+            del self._watched[node]
+            self._own(self._check_lost(node, worker_epoch))
+
+    async def _check_lost(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
+        """A connection ended; find out whether the process did."""
+        try:
+            await self._bus.lookup(Endpoint(node, WORKER), timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        except PeerUnreachable:
+            logger.warning("Worker %s is gone", node)
+            self._lose(node, worker_epoch)
+        else:
+            # It lives, or another process is in its place already, and reports soon.
+            self._watch(node, worker_epoch)
+
+    def _lose(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
+        self._state.node_lost(node, worker_epoch)
+        self.reconcile()
+
+    async def _stop(self) -> None:
+        """Tell every worker to end, wait until they have, then let this process end."""
+        workers = [status.node for status in self._state.nodes(now=self._clock())]
+        for node in workers:
+            try:
+                await self._bus.call(
+                    Endpoint(node, WORKER),
+                    "shutdown",
+                    self._epoch,
+                    timeout_seconds=COMMAND_TIMEOUT_SECONDS,
+                )
+            except XinferenceError as error:
+                logger.warning("Worker %s was not told to end: %s", node, error)
+        await self._wait(lambda: not self._state.nodes(now=self._clock()), STOP_TIMEOUT_SECONDS)
+        self.stopped.set()
+
+    def _own(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._release)
+
+    def _release(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("A task of the supervisor failed", exc_info=task.exception())
