@@ -341,6 +341,9 @@ async def test_a_failed_launch_says_why_and_its_uid_is_free(subject: Subject) ->
         await cluster.launch(subject.failing(), wait_ready=True)
     assert (await cluster.model(GUIDE)).state is ModelState.ERROR
     assert (await cluster.launch_progress(GUIDE)).stage == "error"
+    with pytest.raises(LoadFailed, match="told to fail") as refused:
+        await cluster.generate(GUIDE, ask())
+    assert str(refused.value).count("could not be loaded") == 1
 
     await cluster.launch(subject.working(), wait_ready=True)
 

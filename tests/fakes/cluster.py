@@ -21,6 +21,7 @@ from xinference.errors import (
     FamilyNotFound,
     InvalidRequest,
     LaunchCancelled,
+    LoadFailed,
     ModelAlreadyExists,
     ModelNotFound,
     ModelNotReady,
@@ -213,6 +214,11 @@ class FakeModel:
         self.story = [*self.story, event][-100:]
 
 
+def problem_of(error: XinferenceError | None) -> str:
+    """Return what went wrong, without the sentence that a LoadFailed puts around it."""
+    return error.problem if isinstance(error, LoadFailed) else str(error)
+
+
 class FakeCluster:
     """Implements `Cluster`. The attributes below are a test's handles."""
 
@@ -395,6 +401,8 @@ class FakeCluster:
             self.aborted.append(request.request_id)
             self.stir()
             raise
+        if asked.state is ModelState.ERROR:
+            raise LoadFailed(model=model, problem=problem_of(asked.error))
         if asked.state is not ModelState.READY:
             raise ModelNotReady(model=model, state="loading", retry_after_seconds=2)
         if self.queue_is_full:

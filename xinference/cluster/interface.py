@@ -119,6 +119,7 @@ class Cluster(Protocol):
         Raises:
             ModelNotFound, ModelNotReady, ModelOverloaded, InvalidRequest,
             ContextLengthExceeded, DuplicateRequest, AbilityMissing: nothing was started.
+            LoadFailed: the model was given up; asking again changes nothing.
             ReplicaLost: the replica died before it answered.
         """
         ...

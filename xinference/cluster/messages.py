@@ -104,6 +104,15 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportAnswer:
+    """What the supervisor says to a report or a heartbeat."""
+
+    is_void: bool = False
+    """Another process took this worker's place; it must end."""
+    wants_report: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartInstance:
     """Start one replica's process."""
 

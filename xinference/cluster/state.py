@@ -701,9 +701,16 @@ def _routes_of(model: _Model) -> ModelRoutes:
     return ModelRoutes(
         state=_state_of(model),
         retry_after_seconds=model.retry_after_seconds,
-        problem="" if model.error is None else str(model.error),
+        problem=_problem_of(model.error),
         routes=tuple(routes),
     )
+
+
+def _problem_of(error: XinferenceError | None) -> str:
+    """Return what went wrong, without the sentence that a `LoadFailed` puts around it."""
+    if error is None:
+        return ""
+    return error.problem if isinstance(error, LoadFailed) else str(error)
 
 
 def _replica_status(replica: _Replica) -> ReplicaStatus:

@@ -40,6 +40,7 @@ from .messages import (
     Heartbeat,
     LaunchId,
     LaunchTicket,
+    ReportAnswer,
     RoutesVersion,
     RoutingTable,
     WorkerEpoch,
@@ -47,7 +48,7 @@ from .messages import (
 )
 from .state import ClusterState, Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
-from .worker import WORKER, ReportAnswer
+from .worker import WORKER
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,6 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-import msgspec
-
 from xinference.errors import InternalError, PeerUnreachable, ProtocolError, XinferenceError
 from xinference.identifiers import InstanceId, NodeId
 from xinference.protocol.nodes import NodeResources
@@ -25,6 +23,7 @@ from .messages import (
     Heartbeat,
     InstanceReport,
     InstanceState,
+    ReportAnswer,
     StartInstance,
     StopInstance,
     WorkerEpoch,
@@ -86,14 +85,6 @@ class NewReplica(Protocol):
 
 FindSupervisor = Callable[[], Awaitable[str]]
 """Returns the address of the supervisor's actor, or raises `PeerUnreachable`."""
-
-
-class ReportAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the supervisor says to a report or a heartbeat."""
-
-    is_void: bool = False
-    """Another process took this worker's place; it must end."""
-    wants_report: bool = False
 
 
 class WorkerActor:
