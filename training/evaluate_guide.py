@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examines a guide model on questions it was never trained on.
+
+In: a model directory and a file of questions (`training/text/held_out.md`). Out: how many are
+answered right, apart for questions about Xinference, small talk and things it cannot know, and
+the perplexity of the right answers. Decoding is greedy, in fp32, as the model is served.
+
+    python -m training.evaluate_guide --model xinference/catalog/guide
+
+An answer is right when it has every key string of its topic and no command, that is nothing in
+backticks, that the topic's answer does not have.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F  # noqa: N812  # torch's own name for it
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from .guide_text import TEXT_DIRECTORY, Grammar, Topic
+
+MAX_NEW_TOKENS = 200
+_SPAN = re.compile(r"`+([^`]+)`+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A held-out question and the topic whose answer it asks for."""
+
+    topic: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the model said to a question, and whether that is right."""
+
+    question: Question
+    text: str
+    is_right: bool
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Return the questions of a file, lines of `topic: question` after the first blank line."""
+    questions = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"([a-z0-9_]+): (.+)", line)
+        if match:
+            questions.append(Question(topic=match[1], text=match[2]))
+    return questions
+
+
+def is_right(reply: str, topic: Topic) -> bool:
+    """Whether a reply has every key of the topic and no command that its answer lacks."""
+    return all(key in reply for key in topic.keys) and all(
+        span in topic.answer for span in _SPAN.findall(reply)
+    )
+
+
+def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str) -> str:
+    """Return the greedy answer to one question."""
+    prompt = torch.tensor([prompt_token_ids(tokenizer, question)])
+    output = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=MAX_NEW_TOKENS,
+        do_sample=False,
+    )
+    return str(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True))
+
+
+def prompt_token_ids(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
+    """Return one question as the model is asked it."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+    )
+    return list(tokenizer.encode(str(text), add_special_tokens=False))
+
+
+def answer_losses(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str, answer: str
+) -> torch.Tensor:
+    """Return the negative log-likelihood of each token of `answer` and of its end, [tokens]."""
+    prompt = prompt_token_ids(tokenizer, question)
+    continuation = tokenizer.encode(f"{answer}<|im_end|>", add_special_tokens=False)
+    token_ids = torch.tensor([prompt + continuation])
+    with torch.inference_mode():
+        logits = model(token_ids).logits[0, len(prompt) - 1 : -1]
+    return F.cross_entropy(logits, torch.tensor(continuation), reduction="none")
+
+
+def examine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    topics: dict[str, Topic],
+    questions: Sequence[Question],
+) -> tuple[list[Reply], float]:
+    """Return a reply for each question, and the perplexity of the right answers."""
+    replies = []
+    losses = []
+    for question in questions:
+        topic = topics[question.topic]
+        text = ask(model, tokenizer, question.text)
+        replies.append(Reply(question=question, text=text, is_right=is_right(text, topic)))
+        losses.append(answer_losses(model, tokenizer, question.text, topic.answer))
+    return replies, math.exp(torch.cat(losses).mean().item())
+
+
+def share(replies: Sequence[Reply]) -> str:
+    """Return "right of all (percent)"."""
+    right = sum(reply.is_right for reply in replies)
+    return f"{right} of {len(replies)} ({100 * right / max(1, len(replies)):.1f} %)"
+
+
+def main() -> None:
+    """Examine a model and print the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True, help="the model directory")
+    parser.add_argument("--questions", type=Path, default=TEXT_DIRECTORY / "held_out.md")
+    parser.add_argument("--quiet", action="store_true", help="do not print the wrong answers")
+    arguments = parser.parse_args()
+    topics = Grammar().topics
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    replies, perplexity = examine(model, tokenizer, topics, read_questions(arguments.questions))
+    if not arguments.quiet:
+        for reply in replies:
+            if not reply.is_right:
+                print(f"WRONG {reply.question.topic}: {reply.question.text}\n      {reply.text}")
+    talk = [r for r in replies if topics[r.question.topic].plain and r.question.topic != "unknown"]
+    unknown = [reply for reply in replies if reply.question.topic == "unknown"]
+    others = [reply for reply in replies if not topics[reply.question.topic].plain]
+    print(f"right, all questions        {share(replies)}")
+    print(f"right, about Xinference     {share(others)}")
+    print(f"right, small talk           {share(talk)}")
+    print(f"right, says it cannot know  {share(unknown)}")
+    print(f"perplexity of right answers {perplexity:.3f}")
+
+
+if __name__ == "__main__":
+    main()
