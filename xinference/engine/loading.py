@@ -94,15 +94,15 @@ def _load(path: Path, options: EngineOptions, name: str, report: Callable[[float
     model_config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
     report(0.05)
-    kind = "cuda" if options.device == "auto" and torch.cuda.is_available() else options.device
+    has_cuda = torch.cuda.is_available()
+    on_cuda = has_cuda and options.device != "cpu"
+    cuda_name = options.device if options.device.startswith("cuda") else "cuda"
     placement = resolve_placement(
         options,
         model_name=name,
         stored_dtype=getattr(model_config, "dtype", None) or torch.float32,
-        has_cuda=torch.cuda.is_available(),
-        has_native_bfloat16=has_native_bfloat16(
-            kind if kind.startswith("cuda") and torch.cuda.is_available() else "cpu"
-        ),
+        has_cuda=has_cuda,
+        has_native_bfloat16=has_native_bfloat16(cuda_name if on_cuda else "cpu"),
     )
     register()
     # Why Any: with `output_loading_info` it returns a pair, which its annotation does not say.

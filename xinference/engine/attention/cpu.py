@@ -3,17 +3,16 @@
 
 Layout: (num_blocks, Hkv, P, D), so that one head's keys of a block are one matrix.
 
-Decoding. Every (row, block) pair is a small attention of its own, all of them in one call of the
-fused kernel, batched over blocks; the query heads that share a key head are folded into its query
-axis. Partial results of a row are merged by their log-sum-exp, as in FlashDecoding
+Decoding. Every (row, block) pair is a small attention of its own, all of them in one batched
+matrix product over blocks; the query heads that share a key head are folded into its query axis.
+Partial results of a row are merged by their highest scores and sums, as in FlashDecoding
 (https://crfm.stanford.edu/2023/10/12/flashdecoding.html). The block ids are sorted first, and
 ids with small gaps are read as one range *in place*, holes included: reading a few blocks in vain
 is cheaper than copying all the others. The pool hands out low ids first, which keeps holes rare.
 
-Chunks. One call per sequence: over its own new keys if it has no past, else over a copy of its
-blocks with a mask; a chunk is bound by arithmetic, the copy does not show.
-
-Soft caps and unequal key and value sizes take the same way with the softmax written out.
+Chunks. One call of the fused kernel per sequence: over its own new keys if it has no past, else
+over a copy of its blocks with a mask; a chunk is bound by arithmetic, the copy does not show. Soft
+caps and unequal key and value sizes are not for that kernel; their softmax is written out.
 """
 
 from dataclasses import dataclass, field
@@ -184,7 +183,8 @@ def _decode(pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Ten
     if paged is None:
         paged = _plan_decode(plan, *which)
         plan.decode_plans[which] = paged
-    folded = query.transpose(0, 1)[paged.row_of_block].unflatten(1, (num_kv_heads, -1))
+    folded = query.transpose(0, 1).index_select(0, paged.row_of_block)
+    folded = folded.unflatten(1, (num_kv_heads, -1))
     parts = []
     done = 0
     for start, stop in paged.ranges:
@@ -210,7 +210,7 @@ def _decode(pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Ten
     )
     if scoring.sinks is not None:
         highest_of_row = torch.maximum(highest_of_row, scoring.sinks.float())
-    weights = highest.sub_(highest_of_row[paged.row_of_block]).exp_()
+    weights = highest.sub_(highest_of_row.index_select(0, paged.row_of_block)).exp_()
     total_of_row = paged.row_matrix @ (weights * total.view(-1, num_heads))
     if scoring.sinks is not None:
         total_of_row += (scoring.sinks.float() - highest_of_row).exp_()
