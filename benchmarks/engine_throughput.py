@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens per second of the engine beside transformers' own two ways, in one process.
+"""Tokens per second of the engine beside transformers' own two ways, each in its own process.
 
 A Qwen2-0.5B with random weights, bfloat16, 16 prompts of 128 tokens, 64 new tokens each, greedy,
 two threads, on CPU:
@@ -18,10 +18,12 @@ import argparse
 import copy
 import json
 import statistics
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer, decoders, models
@@ -57,50 +59,61 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--only", choices=WAYS, action="append", help="default: all")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
-
-    stock = make_stock_model(args.layers, dtype)
-    generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(
-        1000, 100_000, (args.requests, args.prompt_len), generator=generator
-    ).tolist()
-    wanted = args.only or WAYS
-    runs: dict[str, Callable[[], int]] = {}
-    engine_loop: BenchmarkLoop | None = None
-    if "xinference" in wanted:
-        engine_loop = BenchmarkLoop(make_our_engine(stock, args))
-        loop = engine_loop
-        runs["xinference"] = lambda: loop.run(prompts, args.new_tokens)
-    if "static" in wanted:
-        runs["static"] = lambda: run_static(stock, prompts, args.new_tokens)
-    if "continuous" in wanted:
-        spacious = ContinuousBatchingConfig(max_memory_percent=0.1)
-        runs["continuous"] = lambda: run_continuous(stock, prompts, args.new_tokens, spacious)
-    if "tuned" in wanted:
-        fitted = ContinuousBatchingConfig(
-            num_blocks=args.requests * -(-(args.prompt_len + args.new_tokens) // PAGE_SIZE) + 8,
-            page_size=PAGE_SIZE,
-            max_batch_tokens=512,
-            max_requests_per_batch=args.requests,
-        )
-        runs["tuned"] = lambda: run_continuous(stock, prompts, args.new_tokens, fitted)
-
-    for run in runs.values():
-        run()  # warm: allocator, thread pool, packed weights
-    rates: dict[str, list[float]] = {way: [] for way in runs}
+    if args.measure:
+        sys.stdout.write(json.dumps(measure(args.measure, args)) + "\n")
+        return
+    rates: dict[str, list[float]] = {way: [] for way in args.only or WAYS}
     for _ in range(args.rounds):
-        for way, run in runs.items():
-            started = time.perf_counter()
-            num_tokens = run()
-            if num_tokens != args.requests * args.new_tokens:
-                raise RuntimeError(f"{way} generated {num_tokens} tokens")
-            rates[way].append(num_tokens / (time.perf_counter() - started))
-    medians = {way: statistics.median(rates[way]) for way in rates}
+        for way, measured in rates.items():
+            measured.append(measure_apart(way))
+    report(args, {way: statistics.median(rates[way]) for way in rates}, rates)
+
+
+def measure_apart(way: str) -> float:
+    """Measure one way in a process of its own; return its tokens per second.
+
+    Why: each thread that computes keeps an OpenMP team of its own, and with more threads in all
+    than cores the runtime stops spinning at barriers, so that each way would slow the others.
+    """
+    command = [sys.executable, __file__, *sys.argv[1:], "--measure", way]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(way: str, args: argparse.Namespace) -> float:
+    """Run one way twice on prompts of its own each time; return the second's tokens per second."""
+    torch.set_num_threads(args.threads)
+    stock = make_stock_model(args.layers, getattr(torch, args.dtype))
+    engine_loop: BenchmarkLoop | None = None
+    if way == "xinference":
+        loop = engine_loop = BenchmarkLoop(make_our_engine(stock, args))
+        run: Callable[[list[list[int]]], int] = partial(loop.run, new_tokens=args.new_tokens)
+    elif way == "static":
+        run = partial(run_static, stock, new_tokens=args.new_tokens)
+    else:
+        config = ContinuousBatchingConfig(max_memory_percent=0.1)
+        if way == "tuned":
+            config = ContinuousBatchingConfig(
+                num_blocks=args.requests * -(-(args.prompt_len + args.new_tokens) // PAGE_SIZE) + 8,
+                page_size=PAGE_SIZE,
+                max_batch_tokens=512,
+                max_requests_per_batch=args.requests,
+            )
+        run = partial(run_continuous, stock, new_tokens=args.new_tokens, config=config)
+    generator = torch.Generator().manual_seed(0)
+    shape = (args.requests, args.prompt_len)
+    warming, timed = (torch.randint(1000, 100_000, shape, generator=generator) for _ in range(2))
+    run(warming.tolist())  # allocator, thread pool, packed weights
+    started = time.perf_counter()
+    num_tokens = run(timed.tolist())
+    seconds = time.perf_counter() - started
+    if num_tokens != args.requests * args.new_tokens:
+        raise RuntimeError(f"{way} generated {num_tokens} tokens")
     if engine_loop is not None:
         engine_loop.loop.stop(60)
-    report(args, medians, rates)
+    return num_tokens / seconds
 
 
 def report(
