@@ -207,23 +207,18 @@ class ModelNotReady(CapacityError):
 
 @dataclass(eq=False)
 class ModelOverloaded(CapacityError):
-    """The model's queue is full. Nothing was enqueued; retrying is safe."""
+    """The model's queue is full, or it has as many requests as its launch allows. Nothing was
+    enqueued; retrying is safe."""
 
     model: str
     num_waiting: int
     retry_after_seconds: int
-    request_limits: int | None = None
-    """What the launch allows at once, if that was reached and not the end of the queue."""
     code: ClassVar[str] = "model_overloaded"
 
     def __str__(self) -> str:
-        if self.request_limits is not None:
-            return (
-                f"Model {self.model} was launched with request_limits={self.request_limits}, and "
-                "has as many requests; try again later."
-            )
         return (
-            f"Model {self.model} already has {self.num_waiting} requests waiting; try again later."
+            f"Model {self.model} already has {self.num_waiting} requests waiting for their "
+            "answers; try again later."
         )
 
 

@@ -195,6 +195,11 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
             "messages[0].tool_calls",
         ),
+        ({"priority": 1.5}, "priority"),
+        ({"priority": 2**40}, "priority"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"cache_salt": "x" * 1025}, "cache_salt"),
+        ({"user": 3}, "user"),
     ],
 )
 async def test_a_bad_value_is_refused_by_name(

@@ -230,7 +230,6 @@ class Replica:
                 model=self._model_uid,
                 num_waiting=len(self._records),
                 retry_after_seconds=RETRY_AFTER_SECONDS,
-                request_limits=self._request_limits,
             )
         if (
             self._num_preparing >= MAX_PREPARING
