@@ -63,8 +63,8 @@ def main() -> None:
         sys.stdout.write(json.dumps({**vars(args), **line}) + "\n")
         return
     sys.stdout.write(
-        f"Qwen2-0.5B shape ({args.layers} layers), {args.dtype}, {args.threads} threads, prompts of "
-        f"{args.prefix_len} shared + {args.tail_len} own tokens, {args.rounds} rounds\n"
+        f"Qwen2-0.5B shape ({args.layers} layers), {args.dtype}, {args.threads} threads, prompts "
+        f"of {args.prefix_len} shared + {args.tail_len} own tokens, {args.rounds} rounds\n"
         f"first token cold {medians['cold'] * 1000:8.0f} ms  ({_span(cold)})\n"
         f"first token warm {medians['warm'] * 1000:8.0f} ms  ({_span(warm)})\n"
         f"warm over cold   {ratio:8.1%}\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks of serving share: a random model of a known shape, and a loop with a clock."""
+"""A random model of a known shape, and an engine loop with a clock, for benchmarks of serving."""
 
 import threading
 import time

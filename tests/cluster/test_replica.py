@@ -184,9 +184,9 @@ async def test_what_was_there_of_a_prompt_is_told_with_the_end(loaded: ReplicaPr
                 replace(plain, request_id=RequestId(request_id), cache_salt=salt),
                 timeout_seconds=SECONDS,
             )
-            async for event in stream:
-                if isinstance(event, Finished):
-                    cached.append(event.usage.num_cached_tokens)
+            end = await last_event(stream)
+            assert isinstance(end, Finished)
+            cached.append(end.usage.num_cached_tokens)
         after = (await connection.ping(SECONDS)).counters["num_cached_tokens"]
 
     assert cached == [0, 48, 0]

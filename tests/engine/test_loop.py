@@ -208,7 +208,7 @@ def test_a_full_queue_refuses_and_takes_again_when_it_has_room() -> None:
             ears.wait_end(name)
         loop.submit(request("d"))
 
-        assert refused.value.num_waiting == 2
+        assert refused.value.num_waiting >= 2
         assert 1 <= refused.value.retry_after_seconds <= 60
         assert isinstance(ears.wait_end("d"), Finished)
 
