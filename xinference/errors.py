@@ -207,7 +207,8 @@ class ModelNotReady(CapacityError):
 
 @dataclass(eq=False)
 class ModelOverloaded(CapacityError):
-    """The model's queue is full. Nothing was enqueued; retrying is safe."""
+    """The model's queue is full, or it has as many requests as its launch allows. Nothing was
+    enqueued; retrying is safe."""
 
     model: str
     num_waiting: int
@@ -216,7 +217,8 @@ class ModelOverloaded(CapacityError):
 
     def __str__(self) -> str:
         return (
-            f"Model {self.model} already has {self.num_waiting} requests waiting; try again later."
+            f"Model {self.model} already has {self.num_waiting} requests waiting for their "
+            "answers; try again later."
         )
 
 

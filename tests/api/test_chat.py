@@ -16,6 +16,14 @@ from .conftest import ANSWER, MESSAGES, chat, chunks_of
 CHAT = "/v1/chat/completions"
 
 
+USAGE = {
+    "prompt_tokens": 5,
+    "completion_tokens": 6,
+    "total_tokens": 11,
+    "prompt_tokens_details": {"cached_tokens": 0},
+}
+
+
 async def streamed(http: httpx.AsyncClient, **fields: Any) -> list[dict[str, Any]]:
     answer = await http.post(CHAT, json=chat(stream=True, **fields))
     assert answer.status_code == 200, answer.text
@@ -42,7 +50,7 @@ async def test_a_chat_is_answered_in_openais_form(http: httpx.AsyncClient) -> No
             "finish_reason": "stop",
         }
     ]
-    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert body["usage"] == USAGE
 
 
 async def test_a_stream_says_who_speaks_then_the_text_then_why_it_ends(
@@ -65,7 +73,7 @@ async def test_include_usage_adds_one_chunk_without_choices(http: httpx.AsyncCli
     *chunks, last = await streamed(http, stream_options={"include_usage": True})
 
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert last["usage"] == USAGE
     assert all(chunk["usage"] is None for chunk in chunks)
 
 

@@ -24,7 +24,12 @@ async def test_a_completion_is_answered_in_openais_form(http: httpx.AsyncClient)
     assert body["choices"] == [
         {"index": 0, "text": ANSWER, "logprobs": None, "finish_reason": "stop"}
     ]
-    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+    assert body["usage"] == {
+        "prompt_tokens": 4,
+        "completion_tokens": 6,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 async def test_a_stream_of_a_completion_ends_with_done(http: httpx.AsyncClient) -> None:

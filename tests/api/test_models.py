@@ -52,6 +52,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         context_length=256,
         n_gpu=None,
         trust_remote_code=True,
+        request_limits=7,
     )
 
     assert cluster.launched[-1] == LaunchSpec(
@@ -67,6 +68,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         engine_options=EngineOptions(
             max_num_seqs=4, max_model_len=256, device="cpu", trust_remote_code=True
         ),
+        request_limits=7,
     )
 
 

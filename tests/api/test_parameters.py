@@ -20,7 +20,7 @@ from .conftest import chat, completion
 
 PAGE = Path(__file__).parents[2] / "doc" / "api.md"
 
-LABELS = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
+LABELS = {"metadata", "safety_identifier", "prompt_cache_key"}
 
 CHANGED: dict[str, Any] = {
     "model": "guide",
@@ -38,6 +38,9 @@ CHANGED: dict[str, Any] = {
     "stream_options": {"include_usage": True},
     "request_id": "mine",
     "chat_template_kwargs": {"a": 1},
+    "user": "someone",
+    "priority": -1,
+    "cache_salt": "mine",
 }
 """A value of each honoured field that changes what the caller gets or the model is asked."""
 
@@ -192,6 +195,11 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
             "messages[0].tool_calls",
         ),
+        ({"priority": 1.5}, "priority"),
+        ({"priority": 2**40}, "priority"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"cache_salt": "x" * 1025}, "cache_salt"),
+        ({"user": 3}, "user"),
     ],
 )
 async def test_a_bad_value_is_refused_by_name(

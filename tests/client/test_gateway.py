@@ -120,7 +120,6 @@ def test_a_launch_that_fails_says_why(client: Client, cluster: FakeCluster) -> N
         ("replica", 2),
         ("n_worker", 2),
         ("gpu_idx", [0]),
-        ("request_limits", 1),
         ("peft_model_config", {"lora_list": []}),
         ("replica_config", [{}]),
         ("enable_virtual_env", True),

@@ -173,6 +173,26 @@ async def test_greedy_answers_under_load_are_those_of_transformers(
     assert list(answers) == expected
 
 
+async def test_what_was_there_of_a_prompt_is_told_with_the_end(loaded: ReplicaProcess) -> None:
+    prompt = TokenPrompt(token_ids=tuple(range(100, 150)))
+    plain = replace(a_request("a", max_tokens=2), prompt=prompt)
+    cached = []
+    async with contextlib.aclosing(await opened(loaded)) as connection:
+        before = (await connection.ping(SECONDS)).counters["num_cached_tokens"]
+        for request_id, salt in (("a", ""), ("b", ""), ("c", "mine")):
+            stream = await connection.generate(
+                replace(plain, request_id=RequestId(request_id), cache_salt=salt),
+                timeout_seconds=SECONDS,
+            )
+            end = await last_event(stream)
+            assert isinstance(end, Finished)
+            cached.append(end.usage.num_cached_tokens)
+        after = (await connection.ping(SECONDS)).counters["num_cached_tokens"]
+
+    assert cached == [0, 48, 0]
+    assert after - before == 48
+
+
 async def test_a_disconnect_stops_the_engine(loaded: ReplicaProcess) -> None:
     async with contextlib.aclosing(await opened(loaded)) as watcher:
         connection = await opened(loaded)

@@ -5,6 +5,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -135,6 +136,29 @@ async def replica(model: ScriptedModel, recorder: Recorder) -> AsyncIterator[Rep
     await replica.load(SPEC, lambda *_: None)
     yield replica
     await replica.aclose(SECONDS)
+
+
+@pytest.mark.usefixtures("model")
+async def test_no_more_requests_live_than_the_launch_allows(recorder: Recorder) -> None:
+    replica = Replica(ModelUid("m"), asyncio.get_running_loop())
+    replica.start(recorder.deliver)
+    await replica.load(replace(SPEC, request_limits=2), lambda *_: None)
+    try:
+        for name in ("a", "b"):
+            replica.submit(a_request(name))
+        with pytest.raises(ModelOverloaded) as refused:
+            replica.submit(a_request("c"))
+        replica.abort(RequestId("a"))
+        await recorder.whole("a")
+        replica.submit(a_request("c"))
+        for name in ("b", "c"):
+            replica.abort(RequestId(name))
+            await recorder.whole(name)
+    finally:
+        await replica.aclose(SECONDS)
+
+    assert refused.value.num_waiting == 2
+    assert refused.value.retry_after_seconds >= 1
 
 
 def a_request(name: str) -> GenerationRequest:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choices that a launch leaves to the engine, and their limits."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +16,7 @@ from xinference.engine.config import (
     resolve_placement,
 )
 from xinference.errors import InvalidRequest, LoadFailed
-from xinference.protocol.deployment import EngineOptions
+from xinference.protocol.deployment import EngineOptions, SchedulerPolicy
 
 CPU = Placement(device=torch.device("cpu"), dtype=torch.float32)
 CUDA = Placement(device=torch.device("cuda"), dtype=torch.bfloat16)
@@ -73,6 +76,39 @@ def test_what_is_given_is_taken() -> None:
 
     assert (config.max_num_seqs, config.max_model_len, config.max_num_batched_tokens) == (3, 100, 7)
     assert (config.block_size, config.num_blocks, config.kv_cache_bytes) == (64, 10, 640 * KIB)
+
+
+def test_steps_beside_streams_are_short_unless_prompts_go_first() -> None:
+    assert settle(EngineOptions()).max_step_seconds == 0.2
+    assert settle(EngineOptions(), placement=CUDA).max_step_seconds == 0.04
+    assert settle(EngineOptions(max_step_seconds=1)).max_step_seconds == 1
+    assert settle(EngineOptions.from_mapping({"scheduler_policy": "prefill_first"})) == replace(
+        settle(EngineOptions()),
+        scheduler_policy=SchedulerPolicy.PREFILL_FIRST,
+        max_step_seconds=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"scheduler_policy": "lifo"}, "scheduler_policy"),
+        ({"scheduler_policy": 1}, "scheduler_policy"),
+        ({"enable_prefix_caching": "yes"}, "enable_prefix_caching"),
+        ({"max_step_seconds": 0}, "max_step_seconds"),
+        ({"max_step_seconds": True}, "max_step_seconds"),
+        ({"max_step_seconds": "fast"}, "max_step_seconds"),
+        ({"max_step_seconds": float("nan")}, "max_step_seconds"),
+        ({"max_step_seconds": 0.1, "scheduler_policy": "prefill_first"}, "max_step_seconds"),
+    ],
+)
+def test_a_wish_for_the_scheduler_that_cannot_be_is_refused_by_name(
+    given: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        EngineOptions.from_mapping(given)
+
+    assert refused.value.field == named
 
 
 def test_the_context_shrinks_to_what_memory_holds_unless_it_was_asked_for() -> None:

@@ -50,6 +50,73 @@ def test_text_is_what_the_tokens_decode_to(engine: Engine) -> None:
     )
 
 
+def test_tokens_that_were_there_are_told_and_counted_and_hold_no_blocks() -> None:
+    engine = tiny_engine()
+    source = random.Random(4)
+    prompt = [source.randrange(VOCAB_SIZE) for _ in range(2 * BLOCK_SIZE + 3)]
+    cold, _, first = generate(engine, prompt, max_tokens=4)
+    used, kept = engine.num_blocks_used, engine.num_blocks_kept
+    computed = engine.counters.num_prefill_tokens
+
+    warm, _, second = generate(engine, prompt, max_tokens=4)
+
+    assert warm == cold
+    assert (first.usage.num_cached_tokens, second.usage.num_cached_tokens) == (0, 2 * BLOCK_SIZE)
+    assert (used, kept) == (0, 2)
+    assert engine.counters.num_prefill_tokens - computed == 3
+    assert (engine.counters.num_cache_hits, engine.counters.num_cached_tokens) == (
+        1,
+        2 * BLOCK_SIZE,
+    )
+
+
+def test_an_answer_is_there_for_the_turn_that_follows_it() -> None:
+    engine = tiny_engine()
+    prompt = list(range(20, 30))
+    answer, _, _ = generate(engine, prompt, max_tokens=30)
+
+    _, _, end = generate(engine, [*prompt, *answer, 5, 6], max_tokens=2)
+
+    assert end.usage.num_cached_tokens == (len(prompt) + len(answer) - 1) // BLOCK_SIZE * BLOCK_SIZE
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_shared"),
+    [("", "", True), ("mine", "mine", True), ("mine", "", False), ("mine", "yours", False)],
+)
+def test_only_one_salt_shares(first: str, second: str, is_shared: bool) -> None:
+    engine = tiny_engine()
+    prompt = list(range(20, 60))
+    ends = []
+    for name, salt in (("a", first), ("b", second)):
+        add(engine, name, prompt, max_tokens=2, request={"cache_salt": salt})
+        ends.append(run_to_end(engine).ends[name])
+
+    cached = [end.usage.num_cached_tokens for end in ends if isinstance(end, Finished)]
+    assert cached == [0, 2 * BLOCK_SIZE if is_shared else 0]
+
+
+def test_without_prefix_caching_nothing_is_kept() -> None:
+    engine = tiny_engine(enable_prefix_caching=False)
+    ends = [generate(engine, list(range(20, 60)), max_tokens=2)[2] for _ in range(2)]
+
+    assert [end.usage.num_cached_tokens for end in ends] == [0, 0]
+    assert engine.num_blocks_kept == 0
+
+
+def test_what_a_failed_step_wrote_is_never_found() -> None:
+    engine = tiny_engine()
+    runner = engine._runner
+    engine._runner = Bomb(runner, 59)  # type: ignore[assignment]
+    add(engine, "fails", range(20, 60))
+    engine.step()
+    engine._runner = runner
+
+    _, _, end = generate(engine, list(range(20, 60)), max_tokens=2)
+
+    assert end.usage.num_cached_tokens == 0
+
+
 def test_without_max_tokens_an_answer_fills_the_context(engine: Engine) -> None:
     token_ids, _, end = generate(engine, PROMPT)
 

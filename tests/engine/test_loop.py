@@ -208,8 +208,24 @@ def test_a_full_queue_refuses_and_takes_again_when_it_has_room() -> None:
             ears.wait_end(name)
         loop.submit(request("d"))
 
-        assert refused.value.retry_after_seconds > 0
+        assert refused.value.num_waiting >= 2
+        assert 1 <= refused.value.retry_after_seconds <= 60
         assert isinstance(ears.wait_end("d"), Finished)
+
+
+def test_who_is_refused_hears_of_the_rate_at_which_requests_end() -> None:
+    with gated(tiny_engine(max_num_seqs=1, max_queue_size=3)) as (loop, ears, gate):
+        for name in ("x", "y"):
+            loop.submit(request(name, max_tokens=1))
+            gate.permits.release()
+            ears.wait_end(name)
+        for name in "abcd":
+            loop.submit(request(name, max_tokens=1))
+
+        with pytest.raises(ModelOverloaded) as refused:
+            loop.submit(request("e"))
+
+        assert refused.value.retry_after_seconds == 1, "these took no second each"
 
 
 def test_a_refused_request_leaves_no_trace() -> None:

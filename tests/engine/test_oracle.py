@@ -157,3 +157,104 @@ def test_any_history_gives_the_stock_tokens(architecture: str, seed: int, is_lon
 
         assert_equals_oracle(architecture, transcript)
         assert engine.num_blocks_used == 0
+
+
+@cache
+def alike() -> tuple[tuple[int, ...], ...]:
+    """Prompts that begin alike: to the middle of a block, to its end, whole, and not at all."""
+    source = random.Random(10)
+    stem = tuple(source.randrange(VOCAB_SIZE) for _ in range(3 * BLOCK_SIZE))
+    lens = (BLOCK_SIZE, BLOCK_SIZE + 3, 2 * BLOCK_SIZE - 1, 2 * BLOCK_SIZE, 3 * BLOCK_SIZE)
+    tails = (0, 1, 5, 0, 0)
+    begun = tuple(
+        stem[:size] + tuple(source.randrange(VOCAB_SIZE) for _ in range(tail))
+        for size, tail in zip(lens, tails, strict=True)
+    )
+    stranger = tuple(source.randrange(VOCAB_SIZE) for _ in range(2 * BLOCK_SIZE + 1))
+    return (*begun, stranger, stem[1:])
+
+
+@cache
+def alike_oracle(architecture: str) -> tuple[tuple[tuple[int, ...], ...], float]:
+    """What the stock model generates for each of `alike` alone, and its smallest top-2 margin."""
+    model = make_model(architecture)
+    model.set_attn_implementation("eager")
+    answers, margins = [], []
+    for prompt in alike():
+        tokens = list(prompt)
+        with torch.inference_mode():
+            for _ in range(NEW_TOKENS):
+                logits = model(torch.tensor([tokens])).logits[0, -1]
+                best = logits.topk(2)
+                margins.append(float(best.values[0] - best.values[1]))
+                tokens.append(int(best.indices[0]))
+        answers.append(tuple(tokens[len(prompt) :]))
+    return tuple(answers), min(margins)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shared_prefixes_give_the_stock_tokens_through_any_history(
+    architecture: str, seed: int, is_long: bool, record_property: Callable[[str, object], None]
+) -> None:
+    answers, margin = alike_oracle(architecture)
+    record_property("smallest_top2_margin", margin)
+    assert margin > SMALLEST_SAFE_MARGIN
+    num_hits = 0
+    for history in range(20 if is_long else 2):
+        source = random.Random(f"alike {architecture} {seed} {history}")
+        engine = tiny_engine(
+            architecture,
+            num_blocks=source.choice([6, 9, 14, 60]),
+            max_num_batched_tokens=source.choice([5, 17, 33, 200]),
+            max_num_seqs=source.choice([1, 3, 8]),
+            scheduler_policy=source.choice(["fifo", "prefill_first"]),
+        )
+        transcript = Transcript()
+        expected: dict[str, list[int]] = {}
+        arrivals = [index for index in range(len(alike())) for _ in range(3)]
+        source.shuffle(arrivals)
+        while arrivals or engine.has_work:
+            while arrivals and source.random() < 0.5:
+                index, name = arrivals.pop(), str(len(arrivals))
+                add(
+                    engine,
+                    name,
+                    alike()[index],
+                    max_tokens=NEW_TOKENS,
+                    request={
+                        "cache_salt": source.choice(["", "", "", "other"]),
+                        "priority": source.choice([0, 0, 1]),
+                        "fairness_key": source.choice("ab"),
+                    },
+                )
+                if source.random() < 0.15:
+                    transcript.take(engine.step())
+                    engine.abort(RequestId(name))
+                    transcript.token_ids.pop(name, None)
+                else:
+                    expected[name] = list(answers[index])
+            transcript.take(engine.step() if engine.has_work else [])
+            engine.check_invariants()
+        num_hits += engine.counters.num_cache_hits
+
+        assert {name: transcript.token_ids[name] for name in expected} == expected
+        assert engine.num_blocks_used == 0
+    assert num_hits > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_with_and_without_a_cache_the_tokens_are_the_same(architecture: str) -> None:
+    answers, _ = alike_oracle(architecture)
+    told = []
+    for is_kept in (True, False):
+        engine = tiny_engine(architecture, enable_prefix_caching=is_kept)
+        transcripts = []
+        for _ in range(2):
+            for index, prompt in enumerate(alike()):
+                add(engine, str(index), prompt, max_tokens=NEW_TOKENS)
+            transcripts.append(run_to_end(engine).token_ids)
+        told.append((transcripts, engine.counters.num_cache_hits > 0))
+
+    expected = {str(index): list(answer) for index, answer in enumerate(answers)}
+    assert told == [([expected, expected], True), ([expected, expected], False)]

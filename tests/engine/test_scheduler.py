@@ -1,30 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scheduler on its own: random histories of arrivals, tokens, ends and aborts."""
+"""The scheduler on its own: who runs, how much, and who gives way."""
 
-import itertools
-import random
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from xinference.engine.block_pool import BlockPool
+from xinference.engine.pace import MIN_PROMPT_TOKENS, StepPace
 from xinference.engine.scheduler import Schedule, Scheduler, Sequence
 from xinference.identifiers import RequestId
+from xinference.protocol.deployment import SchedulerPolicy
 
 
-def sequence(request_id: str, num_tokens: int) -> Sequence:
+def sequence(request_id: str, num_tokens: int, **given: Any) -> Sequence:
     return Sequence(
-        request_id=RequestId(request_id), num_prompt_tokens=num_tokens, num_tokens=num_tokens
+        request_id=RequestId(request_id),
+        num_prompt_tokens=num_tokens,
+        num_tokens=num_tokens,
+        **given,
     )
 
 
 def scheduler(
-    num_blocks: int = 100, *, block_size: int = 4, seqs: int = 4, budget: int = 16
+    num_blocks: int = 100, *, block_size: int = 4, seqs: int = 4, budget: int = 16, **given: Any
 ) -> tuple[Scheduler, BlockPool]:
     pool = BlockPool(num_blocks)
-    made = Scheduler(pool, block_size=block_size, max_num_seqs=seqs, max_num_batched_tokens=budget)
+    made = Scheduler(
+        pool, block_size=block_size, max_num_seqs=seqs, max_num_batched_tokens=budget, **given
+    )
     return made, pool
 
 
@@ -125,111 +128,6 @@ def test_removing_frees_slot_and_blocks_at_once() -> None:
     assert not made.has_work
 
 
-@dataclass(frozen=True)
-class World:
-    """The sizes of one random history."""
-
-    num_blocks: int
-    block_size: int
-    seqs: int
-    budget: int
-    seed: int
-
-
-WORLDS = st.builds(
-    World,
-    num_blocks=st.integers(2, 24),
-    block_size=st.sampled_from([1, 2, 3, 8]),
-    seqs=st.integers(1, 6),
-    budget=st.integers(1, 40),
-    seed=st.integers(0, 2**32),
-)
-
-
-def live_through(world: World, num_steps: int) -> int:
-    """Run one history, checking everything after each step; return the steps that computed."""
-    source = random.Random(world.seed)
-    made, pool = scheduler(
-        world.num_blocks, block_size=world.block_size, seqs=world.seqs, budget=world.budget
-    )
-    capacity = world.num_blocks * world.block_size
-    names = itertools.count()
-    limits: dict[str, int] = {}
-    known: dict[str, list[int]] = {}  # blocks of each running sequence, to see that they only grow
-    num_computing = 0
-    for _ in range(num_steps):
-        while source.random() < 0.3 and len(limits) < 12:
-            name, prompt = str(next(names)), source.randint(1, capacity)
-            limits[name] = source.randint(prompt, capacity)
-            made.add(sequence(name, prompt))
-        if limits and source.random() < 0.1:
-            gone = source.choice(sorted(limits))
-            made.remove(RequestId(gone))
-            del limits[gone]
-            made.check_invariants()
-
-        schedule = made.schedule()
-        made.check_invariants()
-        assert sum(row.num_new for row in schedule.rows) <= world.budget
-        assert len({row.sequence.slot for row in schedule.rows}) == len(schedule.rows)
-        assert bool(schedule.rows) == bool(limits), "with work to do, every step does some"
-        assert all(row.num_new >= 1 for row in schedule.rows)
-        for row in schedule.rows:
-            name = row.sequence.request_id
-            blocks = row.sequence.block_table
-            end = row.sequence.num_computed + row.num_new
-            assert end <= row.sequence.num_tokens
-            assert end <= len(blocks) * world.block_size, "its blocks hold what is computed"
-            if row.sequence.num_computed:
-                assert blocks[: len(known[name])] == known[name], "tables only grow"
-            known[name] = list(blocks)
-        oldest = next(iter(made.sequences()), None)
-        if oldest is not None:
-            # The oldest running one is never starved, so everything ends.
-            assert any(row.sequence is oldest for row in schedule.rows)
-        made.commit(schedule)
-        made.check_invariants()
-        num_computing += bool(schedule.rows)
-        for row in schedule.rows:
-            name = row.sequence.request_id
-            if row.sequence.num_tokens > limits[name]:
-                made.remove(row.sequence.request_id)
-                del limits[name]
-        made.check_invariants()
-    for name in limits:
-        made.remove(RequestId(name))
-    assert pool.num_free == world.num_blocks
-    assert not made.has_work
-    return num_computing
-
-
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(world=WORLDS)
-def test_the_invariants_hold_through_any_history(world: World) -> None:
-    live_through(world, num_steps=80)
-
-
-def test_the_invariants_hold_through_long_histories(is_long: bool) -> None:
-    source = random.Random(2)
-    num_computing = 0
-    for _ in range(500 if is_long else 10):
-        world = World(
-            num_blocks=source.randint(2, 24),
-            block_size=source.choice([1, 2, 3, 8]),
-            seqs=source.randint(1, 6),
-            budget=source.randint(1, 40),
-            seed=source.getrandbits(32),
-        )
-        num_computing += live_through(world, num_steps=300)
-
-    assert num_computing > (100_000 if is_long else 2_000)
-
-
 @pytest.mark.parametrize("budget", [1, 2, 5])
 def test_everybody_ends_even_with_a_tiny_budget(budget: int) -> None:
     made, _ = scheduler(num_blocks=6, block_size=2, seqs=4, budget=budget)
@@ -248,3 +146,176 @@ def test_everybody_ends_even_with_a_tiny_budget(budget: int) -> None:
             break
 
     assert sorted(ended) == [str(index) for index in range(6)]
+
+
+def names(text: str) -> list[bytes]:
+    """Return a name per letter; like begins alike."""
+    return [text[: end + 1].encode() for end in range(len(text))]
+
+
+def test_a_prompt_that_begins_alike_starts_behind_what_is_there() -> None:
+    made, pool = scheduler(budget=100)
+    made.add(sequence("first", 12, block_hashes=names("abc")))
+    made.commit(made.schedule())
+    made.add(sequence("second", 13, block_hashes=names("abx")))
+
+    schedule = made.schedule()
+
+    assert shares(schedule) == {"first": 1, "second": 5}
+    (second,) = schedule.admitted
+    assert second.num_cached_tokens == second.num_computed == 8
+    assert second.block_table[:2] == [0, 1]
+    assert pool.num_used == 4 + 2
+    made.check_invariants()
+
+
+def test_at_least_one_token_is_computed_even_if_all_are_there() -> None:
+    made, _ = scheduler(budget=100)
+    made.add(sequence("first", 8, block_hashes=names("ab")))
+    made.commit(made.schedule())
+    made.add(sequence("again", 8, block_hashes=names("ab")))
+
+    assert shares(made.schedule())["again"] == 4
+
+
+def test_what_nobody_holds_any_more_is_found_until_its_blocks_are_needed() -> None:
+    made, pool = scheduler(num_blocks=4, budget=100)
+    made.add(sequence("first", 12, block_hashes=names("abc")))
+    made.commit(made.schedule())
+    made.remove(RequestId("first"))
+    assert (pool.num_used, pool.num_kept) == (0, 3)
+
+    made.add(sequence("other", 8, block_hashes=names("xy")))
+    made.commit(made.schedule())
+    made.remove(RequestId("other"))
+    made.add(sequence("again", 13, block_hashes=names("abc")))
+    (again,) = made.schedule().admitted
+
+    # "other" took the free block and the end of the first one's prefix.
+    assert again.num_cached_tokens == 8
+    made.check_invariants()
+
+
+def test_two_that_begin_alike_in_one_step_both_compute_and_both_are_right() -> None:
+    made, pool = scheduler(budget=100)
+    for name in ("one", "two"):
+        made.add(sequence(name, 9, block_hashes=names("ab")))
+    schedule = made.schedule()
+    made.commit(schedule)
+    made.check_invariants()
+
+    assert shares(schedule) == {"one": 9, "two": 9}
+    assert pool.num_used == 6, "tables only grow: what was computed twice stays twice"
+    for name in ("one", "two"):
+        made.remove(RequestId(name))
+    assert (pool.num_used, pool.num_kept) == (0, 2)
+
+
+def test_a_sequence_may_decline_what_is_there() -> None:
+    made, _ = scheduler(budget=100)
+    made.add(sequence("first", 12, block_hashes=names("abc")))
+    made.commit(made.schedule())
+    made.add(sequence("second", 12, block_hashes=names("abc"), reads_cache=False))
+
+    assert shares(made.schedule())["second"] == 12
+
+
+def test_a_preempted_sequence_finds_its_blocks_again() -> None:
+    made, _ = scheduler(num_blocks=5, block_size=2, budget=16)
+    made.add(sequence("old", 2))
+    made.add(sequence("young", 4, block_hashes=names("ab")))
+    preempted: list[Sequence] = []
+    while not preempted:
+        schedule = made.schedule()
+        preempted += schedule.preempted
+        made.commit(schedule)
+    made.remove(RequestId("old"))
+    (back,) = made.schedule().admitted
+
+    assert back.request_id == "young"
+    assert back.num_computed == 4
+    assert back.num_cached_tokens == 0, "its prompt was not there when it came"
+
+
+def test_the_lowest_number_is_admitted_first_and_keys_take_turns() -> None:
+    made, _ = scheduler(seqs=1)
+    for name in ("many 1", "many 2", "many 3"):
+        made.add(sequence(name, 2, fairness_key="many"))
+    made.add(sequence("few", 2, fairness_key="few"))
+    made.add(sequence("urgent", 2, priority=-1, fairness_key="many"))
+
+    order = []
+    while made.has_work:
+        schedule = made.schedule()
+        made.commit(schedule)
+        order += [row.sequence.request_id for row in schedule.rows]
+        made.remove(schedule.rows[0].sequence.request_id)
+
+    assert order == ["urgent", "many 1", "few", "many 2", "many 3"]
+
+
+def test_an_urgent_prompt_goes_before_one_that_is_being_computed() -> None:
+    made, _ = scheduler(budget=16)
+    made.add(sequence("long", 60))
+    made.commit(made.schedule())
+    made.add(sequence("urgent", 6, priority=-1))
+    made.add(sequence("like the long one", 6))
+
+    assert shares(made.schedule()) == {"urgent": 6, "long": 10}
+
+
+def test_the_least_urgent_gives_way_even_if_it_is_older() -> None:
+    made, _ = scheduler(num_blocks=4, block_size=2)
+    made.add(sequence("old", 2, priority=1))
+    made.add(sequence("young", 2))
+    made.commit(made.schedule())
+
+    preempted: list[str] = []
+    while not preempted:
+        schedule = made.schedule()
+        preempted += [victim.request_id for victim in schedule.preempted]
+        made.commit(schedule)
+        made.check_invariants()
+
+    assert preempted == ["old"]
+
+
+def test_beside_streams_a_prompt_gets_what_the_pace_allows() -> None:
+    pace = StepPace(0.2)
+    made, _ = scheduler(num_blocks=1000, budget=500, pace=pace)
+    made.add(sequence("stream", 100))
+    made.commit(made.schedule())
+    pace.observe(num_stream_tokens=0, num_prompt_tokens=100, seconds=0.5)
+    pace.observe(num_stream_tokens=1, num_prompt_tokens=0, seconds=0.1)
+    made.add(sequence("long", 400))
+    beside = shares(made.schedule())
+    made.remove(RequestId("stream"))
+
+    assert beside == {"stream": 1, "long": 20}
+    assert shares(made.schedule()) == {"long": 400}, "nobody waits for the end of this step"
+
+
+def test_on_a_slow_machine_a_prompt_gets_on_all_the_same() -> None:
+    pace = StepPace(0.2)
+    pace.observe(num_stream_tokens=1, num_prompt_tokens=0, seconds=3.0)
+    made, _ = scheduler(budget=500, pace=pace)
+    made.add(sequence("stream", 1))
+    made.commit(made.schedule())
+    made.add(sequence("long", 100))
+
+    assert shares(made.schedule())["long"] == MIN_PROMPT_TOKENS
+
+
+def test_by_prefill_first_streams_wait_for_prompts() -> None:
+    made, _ = scheduler(budget=16, policy=SchedulerPolicy.PREFILL_FIRST)
+    made.add(sequence("stream", 3))
+    made.commit(made.schedule())
+    made.add(sequence("long", 20))
+
+    steps = []
+    for _ in range(3):
+        schedule = made.schedule()
+        steps.append(shares(schedule))
+        made.commit(schedule)
+
+    assert steps == [{"long": 16}, {"long": 4, "stream": 1}, {"long": 1, "stream": 1}]

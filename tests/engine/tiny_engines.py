@@ -72,8 +72,15 @@ def _block_bytes(name: str, block_size: int) -> int:
     return config.kv_cache_bytes // config.num_blocks
 
 
-def add(engine: Engine, request_id: str, prompt: Iterable[int], **sampling: Any) -> None:
-    """Submit a greedy request, unless `sampling` says otherwise."""
+def add(
+    engine: Engine,
+    request_id: str,
+    prompt: Iterable[int],
+    *,
+    request: dict[str, Any] | None = None,
+    **sampling: Any,
+) -> None:
+    """Submit a greedy request, unless `sampling` says otherwise; `request` has other fields."""
     given = {"temperature": 0.0, **sampling}
     engine.add(
         engine.validate(
@@ -81,6 +88,7 @@ def add(engine: Engine, request_id: str, prompt: Iterable[int], **sampling: Any)
                 request_id=RequestId(request_id),
                 prompt_token_ids=list(prompt),
                 sampling=SamplingParams(**given),
+                **(request or {}),
             )
         )
     )

@@ -49,6 +49,8 @@ ENGINE_COUNTERS = frozenset(
         "num_preemptions",
         "num_aborts",
         "num_failed_steps",
+        "num_cache_hits",
+        "num_cached_tokens",
     }
 )
 """What an engine counts; its other numbers go up and down."""

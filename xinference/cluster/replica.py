@@ -153,6 +153,7 @@ class Replica:
         self._state = ReplicaState.STARTING
         self._model: Generates | None = None
         self._deliver: Deliver = _nobody_listens
+        self._request_limits: int | None = None
         self._records: dict[RequestId, _Record] = {}
         self._num_preparing = 0
         self._num_preparing_chars = 0
@@ -186,6 +187,7 @@ class Replica:
             XinferenceError: it does not load; the state is FAILED.
         """
         self._state = ReplicaState.LOADING
+        self._request_limits = spec.request_limits
 
         def tell(progress: float, stage: str, info: str) -> None:
             self._post(on_progress, progress, stage, info)
@@ -218,11 +220,17 @@ class Replica:
         """Turn the prompt into tokens in another thread, and enqueue it from there.
 
         Raises:
-            ModelOverloaded: too many prompts wait for that.
+            ModelOverloaded: too many prompts wait for that, or the launch's limit is reached.
         """
         model = self._model
         assert model is not None, "the server submits to a READY replica only"
         num_chars = _num_chars(request)
+        if self._request_limits is not None and len(self._records) >= self._request_limits:
+            raise ModelOverloaded(
+                model=self._model_uid,
+                num_waiting=len(self._records),
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
         if (
             self._num_preparing >= MAX_PREPARING
             or self._num_preparing_chars + num_chars > MAX_PREPARING_CHARS

@@ -651,6 +651,7 @@ def _spec(model: _Model, replica: _Replica, instance: InstanceId) -> ReplicaSpec
         engine_options=model.desired.spec.engine_options,
         python_executable="",
         envs=model.desired.spec.envs,
+        request_limits=model.desired.spec.request_limits,
     )
 
 

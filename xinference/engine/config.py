@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from xinference.errors import InvalidRequest, LoadFailed
-from xinference.protocol.deployment import EngineOptions
+from xinference.protocol.deployment import EngineOptions, SchedulerPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,8 @@ CPU_BLOCK_SIZE = 128
 CUDA_BLOCK_SIZE = 32
 CPU_MAX_BATCHED_TOKENS = 512
 CUDA_MAX_BATCHED_TOKENS = 2048
+CPU_MAX_STEP_SECONDS = 0.2
+CUDA_MAX_STEP_SECONDS = 0.04
 CPU_MEMORY_SHARE = 0.25
 CUDA_MEMORY_SHARE = 0.85
 FALLBACK_MODEL_LEN = 2048
@@ -46,6 +48,10 @@ class EngineConfig:
     attention: str
     """The backend: cpu or reference."""
     num_threads: int
+    enable_prefix_caching: bool
+    scheduler_policy: SchedulerPolicy
+    max_step_seconds: float | None
+    """What a step with prompts in it may take beside running streams; None: however long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +184,9 @@ def resolve(
         kv_cache_bytes=num_blocks * block_bytes,
         attention=backend_name(placement),
         num_threads=num_threads,
+        enable_prefix_caching=options.enable_prefix_caching,
+        scheduler_policy=options.scheduler_policy,
+        max_step_seconds=_max_step_seconds(options, on_cpu=on_cpu),
     )
     logger.info(
         "KV cache: %d blocks of %d tokens, %.1f MiB: %s",
@@ -226,6 +235,12 @@ def backend_name(placement: Placement) -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return "bfloat16" for `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")
+
+
+def _max_step_seconds(options: EngineOptions, *, on_cpu: bool) -> float | None:
+    if options.scheduler_policy is SchedulerPolicy.PREFILL_FIRST:
+        return None
+    return options.max_step_seconds or (CPU_MAX_STEP_SECONDS if on_cpu else CUDA_MAX_STEP_SECONDS)
 
 
 def _wanted_model_len(options: EngineOptions, facts: ModelFacts) -> int:

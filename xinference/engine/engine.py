@@ -37,6 +37,8 @@ from .block_pool import BlockPool
 from .config import EngineConfig
 from .detokenizer import TextStream
 from .model_runner import ModelRunner
+from .pace import StepPace
+from .prefix_hash import chain_start, next_hashes
 from .sampler import SamplingRows, sample
 from .sampling_defaults import resolve_sampling
 from .scheduler import Schedule, Scheduler, Sequence
@@ -54,6 +56,12 @@ class EngineRequest:
     request_id: RequestId
     prompt_token_ids: tuple[int, ...] | list[int]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    """Lower is earlier."""
+    fairness_key: str = ""
+    """Requests of one priority take turns by it."""
+    cache_salt: str = ""
+    """Only prompts with the same one share blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +72,12 @@ class ValidRequest:
     prompt: npt.NDArray[np.int32]
     sampling: SamplingParams
     """Complete: nothing is None."""
+    priority: int
+    fairness_key: str
+    chain_start: bytes
+    """What stands before its first block's name."""
+    block_hashes: tuple[bytes, ...]
+    """The names of the prompt's full blocks; none where prefixes are not kept."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,6 +93,10 @@ class EngineCounters:
     num_preemptions: int = 0
     num_aborts: int = 0
     num_failed_steps: int = 0
+    num_cache_hits: int = 0
+    """Admissions that found the beginning of their tokens in the KV cache."""
+    num_cached_tokens: int = 0
+    """The tokens that they found there, which were not computed again."""
     last_step_seconds: float = 0.0
 
 
@@ -88,6 +106,7 @@ class _Live:
 
     sequence: Sequence
     sampling: SamplingParams
+    chain_start: bytes
     stop_token_ids: frozenset[int]
     max_num_tokens: int
     """Prompt and answer."""
@@ -101,6 +120,7 @@ class _Live:
         return Usage(
             num_prompt_tokens=num_prompt_tokens,
             num_completion_tokens=self.sequence.num_tokens - num_prompt_tokens,
+            num_cached_tokens=self.sequence.num_cached_tokens or 0,
         )
 
 
@@ -133,11 +153,15 @@ class Engine:
         self._vocab_size = vocab_size
         self._runner = runner
         self._pool = BlockPool(config.num_blocks)
+        limit = config.max_step_seconds
+        self._pace = None if limit is None else StepPace(limit)
         self._scheduler = Scheduler(
             self._pool,
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            policy=config.scheduler_policy,
+            pace=self._pace,
         )
         self._slots = SlotTable(
             max_num_seqs=config.max_num_seqs,
@@ -166,6 +190,11 @@ class Engine:
     @property
     def num_blocks_used(self) -> int:
         return self._pool.num_used
+
+    @property
+    def num_blocks_kept(self) -> int:
+        """Free blocks that a prompt may find again."""
+        return self._pool.num_kept
 
     def validate(self, request: EngineRequest) -> ValidRequest:
         """Check a request against the model and fill in what it leaves open. Changes nothing.
@@ -207,10 +236,22 @@ class Engine:
             max_tokens=max_tokens,
             seed=secrets.randbits(64) if given.seed is None else given.seed,
         )
+        prompt = np.asarray(request.prompt_token_ids, np.int32)
+        start = chain_start(request.cache_salt)
+        # Why here: this runs in the caller's thread, and a long prompt has many blocks.
+        hashes = (
+            next_hashes(start, prompt, self.config.block_size)
+            if self.config.enable_prefix_caching
+            else ()
+        )
         return ValidRequest(
             request_id=request.request_id,
-            prompt=np.asarray(request.prompt_token_ids, np.int32),
+            prompt=prompt,
             sampling=sampling,
+            priority=request.priority,
+            fairness_key=request.fairness_key,
+            chain_start=start,
+            block_hashes=tuple(hashes),
         )
 
     def add(self, request: ValidRequest) -> None:
@@ -220,9 +261,15 @@ class Engine:
         num_tokens = len(request.prompt)
         live = _Live(
             sequence=Sequence(
-                request_id=request.request_id, num_prompt_tokens=num_tokens, num_tokens=num_tokens
+                request_id=request.request_id,
+                num_prompt_tokens=num_tokens,
+                num_tokens=num_tokens,
+                priority=request.priority,
+                fairness_key=request.fairness_key,
+                block_hashes=list(request.block_hashes),
             ),
             sampling=request.sampling,
+            chain_start=request.chain_start,
             stop_token_ids=self.eos_token_ids | frozenset(request.sampling.stop_token_ids),
             max_num_tokens=num_tokens + request.sampling.max_tokens,
             text=TextStream(self.tokenizer, request.prompt.tolist(), request.sampling.stop),
@@ -266,6 +313,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001  # boundary: foreign model code, logged below
             events = self._fail_step(schedule, error)
         else:
+            self._name_full_blocks(schedule)
             self._scheduler.commit(schedule)
             events = self._tell_all(sampling, token_ids)
         self._count(schedule, time.perf_counter() - started)
@@ -293,6 +341,26 @@ class Engine:
             assert live.saved_tokens is not None, sequence
             self._slots.fill(sequence, live.saved_tokens, live.sampling)
             live.saved_tokens = None
+            self.counters.num_cache_hits += sequence.num_computed > 0
+            self.counters.num_cached_tokens += sequence.num_computed
+
+    def _name_full_blocks(self, schedule: Schedule) -> None:
+        """Extend the names of each sequence to the blocks that this step fills."""
+        if not self.config.enable_prefix_caching:
+            return
+        block_size = self.config.block_size
+        for row in schedule.rows:
+            sequence = row.sequence
+            start = len(sequence.block_hashes) * block_size
+            end = sequence.num_computed + row.num_new
+            if end - start >= block_size:
+                assert sequence.slot is not None, sequence
+                hashes = sequence.block_hashes
+                hashes += next_hashes(
+                    hashes[-1] if hashes else self._live[sequence.request_id].chain_start,
+                    self._slots.tokens_between(sequence.slot, start, end),
+                    block_size,
+                )
 
     def _sample(self, logits: Tensor, sequences: list[Sequence]) -> npt.NDArray[np.int64]:
         """Draw the next token of each sequence, in order, and append it to its slot."""
@@ -363,10 +431,15 @@ class Engine:
 
     def _count(self, schedule: Schedule, seconds: float) -> None:
         counters = self.counters
-        for row in schedule.rows:
-            if row.num_new == 1:
-                counters.num_decode_tokens += 1
-            else:
-                counters.num_prefill_tokens += row.num_new
+        num_decode_tokens = sum(row.num_new == 1 for row in schedule.rows)
+        num_prefill_tokens = sum(row.num_new for row in schedule.rows) - num_decode_tokens
+        if self._pace is not None:
+            self._pace.observe(
+                num_stream_tokens=num_decode_tokens,
+                num_prompt_tokens=num_prefill_tokens,
+                seconds=seconds,
+            )
+        counters.num_decode_tokens += num_decode_tokens
+        counters.num_prefill_tokens += num_prefill_tokens
         counters.num_steps += 1
         counters.last_step_seconds = seconds

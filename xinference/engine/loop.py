@@ -7,6 +7,7 @@ effect within one. Events come out through `sink`, once per step, in the engine'
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from xinference.identifiers import RequestId
 from xinference.protocol.generation import Accepted, Failed, Finished, GenerationEvent
 
 from .engine import Engine, EngineRequest, Event, ValidRequest
+from .pace import EndRate
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +43,12 @@ class EngineStats:
     num_preemptions: int = 0
     num_aborts: int = 0
     num_failed_steps: int = 0
+    num_cache_hits: int = 0
+    num_cached_tokens: int = 0
     num_running: int = 0
     num_waiting: int = 0
     num_blocks_used: int = 0
+    num_blocks_kept: int = 0
     num_blocks: int = 0
     last_step_seconds: float = 0.0
 
@@ -68,6 +73,7 @@ class EngineLoop:
         self._is_stopping = False
         self._death: str | None = None
         self._stats = EngineStats(num_blocks=engine.config.num_blocks)
+        self._end_rate = EndRate()
 
     @property
     def alive(self) -> bool:
@@ -106,7 +112,9 @@ class EngineLoop:
                 raise ModelOverloaded(
                     model=config.model_name,
                     num_waiting=self._num_waiting(),
-                    retry_after_seconds=RETRY_AFTER_SECONDS,
+                    retry_after_seconds=self._end_rate.retry_after_seconds(
+                        self._num_waiting(), now=time.monotonic()
+                    ),
                 )
             self._live.add(valid.request_id)
             self._submitted.append(valid)
@@ -185,6 +193,7 @@ class EngineLoop:
         with self._wakened:
             # Why before the sink: who hears of an end may use the id again at once.
             self._live.difference_update(ended)
+            self._end_rate.note(len(ended), now=time.monotonic())
             self._stats = EngineStats(
                 progress=counters.num_steps,
                 num_steps=counters.num_steps,
@@ -194,8 +203,11 @@ class EngineLoop:
                 num_preemptions=counters.num_preemptions,
                 num_aborts=counters.num_aborts,
                 num_failed_steps=counters.num_failed_steps,
+                num_cache_hits=counters.num_cache_hits,
+                num_cached_tokens=counters.num_cached_tokens,
                 num_running=engine.num_running,
                 num_blocks_used=engine.num_blocks_used,
+                num_blocks_kept=engine.num_blocks_kept,
                 num_blocks=engine.config.num_blocks,
                 last_step_seconds=counters.last_step_seconds,
             )

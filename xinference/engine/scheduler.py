@@ -8,22 +8,30 @@ preempted one lacks all of them again. The idea is vLLM's; the order and the adm
 are our own:
 
 1. running sequences that lack one token (they stream to somebody), oldest first;
-2. running sequences that lack more, oldest first, as chunks of what is left of the budget;
-3. waiting sequences while there is a slot, budget, and room for the whole of each.
+2. running sequences that lack more, by priority, then oldest first, as chunks of what is left of
+   the budget; beside streams that is no more than the pace allows, so that they do not stall;
+3. waiting sequences while there is a slot, budget, and room for the whole of each; one of a
+   higher priority than what is left in 2 goes before it.
 
-When a block is missing in 1, the youngest running sequence is preempted: it gives up its slot
-and its blocks and waits, first in line, to be computed again. Integers only: no tensors, tokens,
-clock or randomness.
+`PREFILL_FIRST` puts 1 behind 2 and 3, and knows no pace. What is waiting is `waiting.py`'s matter.
+
+A sequence that is admitted starts behind the blocks whose content is already in the cache. When a
+block is missing in 1, the youngest running sequence of the lowest priority is preempted: it gives
+up its slot and its blocks and waits, first in line, to be computed again, or to find its blocks
+again. Integers and names only: no tensors, tokens, clock or randomness.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from xinference.identifiers import RequestId
+from xinference.protocol.deployment import SchedulerPolicy
 
 from .block_pool import BlockPool
+from .pace import StepPace
+from .waiting import WaitingQueue
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -42,6 +50,20 @@ class Sequence:
     """The tokens [0, num_computed) are in the KV cache."""
     slot: int | None = None
     block_table: list[int] = field(default_factory=list)
+    priority: int = 0
+    """Lower is earlier."""
+    fairness_key: str = ""
+    """Keys of one priority take turns."""
+    block_hashes: list[bytes] = field(default_factory=list)
+    """The names of its first full blocks of known tokens, by `prefix_hash`; the engine appends.
+    Empty where prefixes are not kept."""
+    reads_cache: bool = True
+    """Whether it may start behind blocks that are there; one that wants the logits of its prompt
+    may not."""
+    num_cached_tokens: int | None = None
+    """Of its prompt, how many were there when it was first admitted; None before."""
+    num_named_blocks: int = 0
+    """Of its block table, how many the pool knows by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +94,9 @@ class Scheduler:
     """The queues, the slots and the block tables of one engine. Owned by the engine's thread.
 
     Invariants, checked by `check_invariants`: a sequence is waiting or running, not both; running
-    ones have distinct slots; a step never exceeds `max_num_batched_tokens`; every running sequence
-    gets at least one token in every step, unless an older one waits for a whole chunk before it.
+    ones have distinct slots; a step never exceeds `max_num_batched_tokens`; every stream gets its
+    token in every step (but by `PREFILL_FIRST`), and of the prompts that run at least the first
+    one, by priority and age, gets on.
     """
 
     def __init__(
@@ -83,7 +106,19 @@ class Scheduler:
         block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        policy: SchedulerPolicy = SchedulerPolicy.FIFO,
+        pace: StepPace | None = None,
     ) -> None:
+        """Make one for a pool.
+
+        Args:
+            pool: its blocks; nobody else takes from it.
+            block_size: tokens in a block.
+            max_num_seqs: slots.
+            max_num_batched_tokens: of one step.
+            policy: who goes first.
+            pace: limits the prompt tokens of a step beside streams; None does not.
+        """
         self._pool = pool
         self._block_size = block_size
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -91,7 +126,9 @@ class Scheduler:
         self._max_num_running = min(max_num_seqs, max_num_batched_tokens)
         self._free_slots = list(range(max_num_seqs))
         self._num_slots = max_num_seqs
-        self._waiting: OrderedDict[RequestId, Sequence] = OrderedDict()
+        self._policy = policy
+        self._pace = pace
+        self._waiting = WaitingQueue()
         self._running: OrderedDict[RequestId, Sequence] = OrderedDict()
 
     @property
@@ -107,11 +144,10 @@ class Scheduler:
         return bool(self._running or self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a new sequence behind the waiting ones. Its prompt must fit the pool."""
-        assert sequence.request_id not in self._waiting, sequence.request_id
+        """Let a new sequence wait for its turn. Its prompt must fit the pool."""
         assert sequence.request_id not in self._running, sequence.request_id
         assert self._num_blocks_of(sequence.num_tokens) <= self._pool.num_blocks, sequence
-        self._waiting[sequence.request_id] = sequence
+        self._waiting.add(sequence)
 
     def schedule(self) -> Schedule:
         """Decide the next step and take the slots and blocks it needs.
@@ -120,23 +156,23 @@ class Scheduler:
         of its sequences.
         """
         preempted, freed_slots = self._grow_block_tables()
-        rows: list[ScheduledRow] = []
-        budget = self._max_num_batched_tokens
-        catching_up: list[Sequence] = []
+        streams: list[Sequence] = []
+        prompts: list[Sequence] = []
         for sequence in self._running.values():
-            if sequence.num_tokens - sequence.num_computed == 1:
-                rows.append(ScheduledRow(sequence=sequence, num_new=1))
-                budget -= 1
-            else:
-                catching_up.append(sequence)
-        for sequence in catching_up:
-            budget -= self._take_chunk(sequence, budget, rows)
-        admitted: list[Sequence] = []
-        # Why not after a preemption: what was just evicted would come straight back, and evict.
-        while not preempted and budget > 0 and (fresh := self._admit()) is not None:
-            admitted.append(fresh)
-            budget -= self._take_chunk(fresh, budget, rows)
-        assert budget >= 0, budget
+            is_stream = sequence.num_tokens - sequence.num_computed == 1
+            (streams if is_stream else prompts).append(sequence)
+        budget = self._max_num_batched_tokens
+        if self._policy is SchedulerPolicy.FIFO:
+            budget -= len(streams)
+            if streams and self._pace is not None:
+                budget = min(budget, self._pace.max_prompt_tokens())
+        prompts.sort(key=lambda sequence: sequence.priority)
+        # Why none after a preemption: what was just evicted would come straight back, and evict.
+        chunks, admitted = self._share(budget, deque(prompts), may_admit=not preempted)
+        if self._policy is SchedulerPolicy.PREFILL_FIRST:
+            del streams[budget - sum(chunk.num_new for chunk in chunks) :]
+        # Why streams first, whoever went first: attention reads single tokens as one run of rows.
+        rows = [ScheduledRow(sequence=sequence, num_new=1) for sequence in streams] + chunks
         return Schedule(
             rows=tuple(rows),
             preempted=tuple(preempted),
@@ -145,12 +181,16 @@ class Scheduler:
         )
 
     def commit(self, schedule: Schedule) -> None:
-        """Note that the step was computed: each row's tokens are in the cache, and each row that
-        samples has one more token."""
+        """Note that the step was computed: each row's tokens are in the cache, each block that is
+        full and has a name can be found by it, and each row that samples has one more token."""
         for row in schedule.rows:
-            sampled = row.samples
-            row.sequence.num_computed += row.num_new
-            row.sequence.num_tokens += sampled
+            sequence, sampled = row.sequence, row.samples
+            sequence.num_computed += row.num_new
+            sequence.num_tokens += sampled
+            num_full = min(sequence.num_computed // self._block_size, len(sequence.block_hashes))
+            for index in range(sequence.num_named_blocks, num_full):
+                self._pool.name(sequence.block_table[index], sequence.block_hashes[index])
+            sequence.num_named_blocks = max(sequence.num_named_blocks, num_full)
 
     def remove(self, request_id: RequestId) -> int | None:
         """Forget a sequence, waiting or running; free its blocks and its slot.
@@ -158,31 +198,32 @@ class Scheduler:
         Returns:
             The slot it had; None if it was waiting.
         """
-        waiting = self._waiting.pop(request_id, None)
-        if waiting is not None:
+        if self._waiting.remove(request_id) is not None:
             return None
         return self._release(self._running.pop(request_id))
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` if the queues, the slots and the pool contradict each other."""
         running = list(self._running.values())
-        assert not self._waiting.keys() & self._running.keys()
-        for sequence in self._waiting.values():
+        for sequence in self._waiting:
+            assert sequence.request_id not in self._running, sequence
             assert sequence.slot is None, sequence
             assert not sequence.block_table, sequence
             assert sequence.num_computed == 0, sequence
         for sequence in running:
             assert 0 <= sequence.num_computed <= sequence.num_tokens, sequence
             assert sequence.num_computed <= len(sequence.block_table) * self._block_size, sequence
+            assert sequence.num_named_blocks * self._block_size <= sequence.num_computed, sequence
+            assert sequence.num_named_blocks <= len(sequence.block_hashes), sequence
         taken = sorted(slot for s in running if (slot := s.slot) is not None)
         assert len(taken) == len(running) <= self._max_num_running, running
         assert sorted(taken + self._free_slots) == list(range(self._num_slots)), taken
         self._pool.check_invariants(sequence.block_table for sequence in running)
 
     def sequences(self) -> Iterator[Sequence]:
-        """Yield every live sequence, the running ones first, oldest first."""
+        """Yield every live sequence: the running ones, oldest first, then the waiting ones."""
         yield from self._running.values()
-        yield from self._waiting.values()
+        yield from self._waiting
 
     def _num_blocks_of(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
@@ -193,48 +234,80 @@ class Scheduler:
         freed_slots: list[int] = []
         for sequence in list(self._running.values()):
             if sequence.slot is None:
-                break  # preempted below, and so is everything younger
+                continue  # preempted below
             missing = self._num_blocks_of(sequence.num_tokens) - len(sequence.block_table)
             while missing > self._pool.num_free and sequence.slot is not None:
-                _, youngest = self._running.popitem(last=True)
-                freed_slots.append(self._release(youngest))
-                youngest.num_computed = 0
-                self._waiting[youngest.request_id] = youngest
-                self._waiting.move_to_end(youngest.request_id, last=False)
-                preempted.append(youngest)
+                victim = max(reversed(self._running.values()), key=lambda one: one.priority)
+                del self._running[victim.request_id]
+                freed_slots.append(self._release(victim))
+                victim.num_computed = 0
+                self._waiting.put_back(victim)
+                preempted.append(victim)
             if missing > 0 and sequence.slot is not None:
                 sequence.block_table.extend(self._pool.allocate(missing))
         return preempted, freed_slots
 
-    def _take_chunk(self, sequence: Sequence, budget: int, rows: list[ScheduledRow]) -> int:
-        num_new = min(budget, sequence.num_tokens - sequence.num_computed)
-        if num_new > 0:
-            rows.append(ScheduledRow(sequence=sequence, num_new=num_new))
-        return num_new
+    def _share(
+        self, budget: int, prompts: deque[Sequence], *, may_admit: bool
+    ) -> tuple[list[ScheduledRow], list[Sequence]]:
+        """Hand out a budget to prompts that run, by priority, and to those that are admitted."""
+        chunks: list[ScheduledRow] = []
+        admitted: list[Sequence] = []
+        while budget > 0:
+            first = self._waiting.peek() if may_admit else None
+            sequence = None
+            if first is not None and (not prompts or first.priority < prompts[0].priority):
+                sequence = self._admit(first)
+                may_admit = sequence is not None
+                if sequence is not None:
+                    admitted.append(sequence)
+            elif prompts:
+                sequence = prompts.popleft()
+            else:
+                break
+            if sequence is not None:
+                num_new = min(budget, sequence.num_tokens - sequence.num_computed)
+                chunks.append(ScheduledRow(sequence=sequence, num_new=num_new))
+                budget -= num_new
+        return chunks, admitted
 
-    def _admit(self) -> Sequence | None:
+    def _admit(self, sequence: Sequence) -> Sequence | None:
         """Move the first waiting sequence to running if it fits whole; None if it does not."""
-        if not self._waiting or len(self._running) >= self._max_num_running:
+        if len(self._running) >= self._max_num_running:
             return None
-        sequence = next(iter(self._waiting.values()))
-        needed = self._num_blocks_of(sequence.num_tokens)
+        found = self._find_prefix(sequence)
+        needed = self._num_blocks_of(sequence.num_tokens) - len(found)
         # Why: each running sequence may want a block soon; without one in reserve for each, a
         # newcomer would be preempted again within a few steps.
         reserve = len(self._running)
-        if needed + reserve > self._pool.num_free:
+        if needed + reserve > self._pool.num_free - self._pool.num_free_among(found):
             return None
-        del self._waiting[sequence.request_id]
+        self._waiting.pop()
         self._running[sequence.request_id] = sequence
         sequence.slot = heappop(self._free_slots)
+        # Hazard: held before others are allocated, which would else forget what was just found.
+        self._pool.share(found)
         # Why all at once: one request's blocks come out as consecutive ids.
-        sequence.block_table.extend(self._pool.allocate(needed))
+        sequence.block_table.extend(found + self._pool.allocate(needed))
+        sequence.num_named_blocks = len(found)
+        sequence.num_computed = len(found) * self._block_size
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed
         return sequence
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """Return the blocks that are there of a sequence, at least one token short of all."""
+        if not sequence.reads_cache:
+            return []
+        most = (sequence.num_tokens - 1) // self._block_size
+        return self._pool.find(sequence.block_hashes[:most])
 
     def _release(self, sequence: Sequence) -> int:
         assert sequence.slot is not None, sequence
         slot = sequence.slot
         self._pool.release(sequence.block_table)
         sequence.block_table.clear()
+        sequence.num_named_blocks = 0
         heappush(self._free_slots, slot)
         sequence.slot = None
         return slot

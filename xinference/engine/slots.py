@@ -55,6 +55,10 @@ class SlotTable:
         """Return a copy of a slot's first tokens; a preempted sequence keeps them outside."""
         return self._token_ids[slot, :num_tokens].copy()
 
+    def tokens_between(self, slot: int, start: int, end: int) -> npt.NDArray[np.int32]:
+        """Return the tokens [start, end) of a slot, not copied."""
+        return self._token_ids[slot, start:end]
+
     def append(
         self,
         slots: npt.NDArray[np.int64],

@@ -134,6 +134,9 @@ class LanguageModel:
             request_id=request.request_id,
             prompt_token_ids=token_ids,
             sampling=self._with_own_stops(request.sampling),
+            priority=request.priority,
+            fairness_key=request.fairness_key,
+            cache_salt=request.cache_salt,
         )
 
     def _encode(self, text: str, *, field: str, special_tokens: bool) -> list[int]:

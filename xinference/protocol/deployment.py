@@ -15,7 +15,17 @@ from xinference.errors import InvalidRequest
 from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+MIN_STEP_SECONDS, MAX_STEP_SECONDS = 0.001, 60.0
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+
+
+class SchedulerPolicy(StrEnum):
+    """Who goes first in a step."""
+
+    FIFO = "fifo"
+    """Running streams get their token in every step; prompts get what is left of its time."""
+    PREFILL_FIRST = "prefill_first"
+    """Prompts are computed in chunks as large as may be, and streams wait while there are any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +50,12 @@ class EngineOptions:
     num_threads: int | None = None
     """Threads of the engine on CPU."""
     trust_remote_code: bool = False
+    enable_prefix_caching: bool = True
+    """Requests whose prompts begin alike compute the beginning once."""
+    scheduler_policy: SchedulerPolicy = SchedulerPolicy.FIFO
+    max_step_seconds: float | None = None
+    """Beside running streams, prompts are computed in chunks that keep a step about this short.
+    Not with `prefill_first`."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -67,11 +83,34 @@ class EngineOptions:
                 field="device",
                 problem=f"must be auto, cpu, cuda or cuda:<index>, got {self.device!r}",
             )
-        if not isinstance(self.trust_remote_code, bool):
+        for name in ("trust_remote_code", "enable_prefix_caching"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequest(
+                    field=name, problem=f"must be true or false, got {getattr(self, name)!r}"
+                )
+        if self.scheduler_policy not in tuple(SchedulerPolicy):
             raise InvalidRequest(
-                field="trust_remote_code",
-                problem=f"must be true or false, got {self.trust_remote_code!r}",
+                field="scheduler_policy",
+                problem=f"must be one of {', '.join(SchedulerPolicy)}, "
+                f"got {self.scheduler_policy!r}",
             )
+        # Why: a launch gives its word, and the engine compares by identity.
+        object.__setattr__(self, "scheduler_policy", SchedulerPolicy(self.scheduler_policy))
+        self._check_max_step_seconds()
+
+    def _check_max_step_seconds(self) -> None:
+        seconds = self.max_step_seconds
+        if seconds is None:
+            return
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            problem = f"must be a number of seconds, got {seconds!r}"
+        elif not MIN_STEP_SECONDS <= seconds <= MAX_STEP_SECONDS:
+            problem = f"must be from {MIN_STEP_SECONDS} to {MAX_STEP_SECONDS:g}, got {seconds!r}"
+        elif self.scheduler_policy is SchedulerPolicy.PREFILL_FIRST:
+            problem = "means nothing with scheduler_policy prefill_first; leave one of them out"
+        else:
+            return
+        raise InvalidRequest(field="max_step_seconds", problem=problem)
 
     @classmethod
     def from_mapping(cls, given: dict[str, Any]) -> Self:
@@ -117,6 +156,15 @@ class LaunchSpec:
     worker_ip: str | None = None
     envs: dict[str, str] = field(default_factory=dict)
     engine_options: EngineOptions = field(default_factory=EngineOptions)
+    request_limits: int | None = None
+    """Requests that each replica has at once; one more is refused. None: as many as queue up."""
+
+    def __post_init__(self) -> None:
+        limit = self.request_limits
+        if limit is not None and (isinstance(limit, bool) or limit < 1):
+            raise InvalidRequest(
+                field="request_limits", problem=f"must be a whole number above 0, got {limit!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +216,8 @@ class ReplicaSpec:
     """The interpreter of the process, so that a model can have an environment of its own."""
     envs: dict[str, str] = field(default_factory=dict)
     """Set before torch is imported."""
+    request_limits: int | None = None
+    """Requests at once; one more is refused with `ModelOverloaded`."""
 
 
 class ModelState(StrEnum):

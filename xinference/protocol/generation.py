@@ -15,6 +15,7 @@ from xinference.identifiers import RequestId
 
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64
+MAX_PRIORITY = 2**31 - 1
 
 
 class FinishReason(StrEnum):
@@ -111,6 +112,19 @@ class GenerationRequest:
     request_id: RequestId
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    """Lower is earlier."""
+    fairness_key: str = ""
+    """Requests of one priority take turns by it: a caller with many does not hold up the others."""
+    cache_salt: str = ""
+    """Only requests with the same one share what is cached of their prompts."""
+
+    def __post_init__(self) -> None:
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise InvalidRequest(
+                field="priority",
+                problem=f"must be from {-MAX_PRIORITY} to {MAX_PRIORITY}, got {self.priority}",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +134,8 @@ class Usage:
     num_prompt_tokens: int
     num_completion_tokens: int
     """Every token the engine generated for it, an end-of-turn token included."""
+    num_cached_tokens: int = 0
+    """Of the prompt: tokens that were in the KV cache already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from tests.raw_data_plane import frame
 from xinference.cluster.dataplane import frames
 from xinference.errors import InvalidRequest, ProtocolError
 from xinference.identifiers import InstanceId, ModelUid, ReplicaUid, RequestId
-from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec
+from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec, SchedulerPolicy
 from xinference.protocol.generation import (
     ChatPrompt,
     GenerationRequest,
@@ -38,7 +38,7 @@ SERVER_FRAMES = st.one_of(
     st.builds(frames.Accept, NUMBER, NUMBER),
     st.builds(frames.Reject, NUMBER, ERROR),
     st.builds(frames.Chunk, st.lists(DELTA, max_size=5)),
-    st.builds(frames.End, NUMBER, TEXT, NUMBER, NUMBER),
+    st.builds(frames.End, NUMBER, TEXT, NUMBER, NUMBER, NUMBER),
     st.builds(frames.Error, NUMBER, ERROR),
     st.builds(frames.Aborted, NUMBER, TEXT),
     st.builds(
@@ -68,6 +68,9 @@ REQUESTS = st.builds(
         stop_token_ids=st.lists(NUMBER, max_size=4).map(tuple),
         seed=st.none() | st.integers(-(2**63), 2**64 - 1),
     ),
+    priority=st.integers(-100, 100),
+    fairness_key=TEXT,
+    cache_salt=TEXT,
 )
 
 
@@ -129,9 +132,15 @@ def test_a_launch_specification_comes_back_as_it_was() -> None:
         instance=InstanceId("i"),
         source=ModelSource(path="package:guide", stop=("<|im_end|>",), stop_token_ids=(2,)),
         abilities=("chat",),
-        engine_options=EngineOptions(max_num_seqs=3, dtype="float32"),
+        engine_options=EngineOptions(
+            max_num_seqs=3,
+            dtype="float32",
+            scheduler_policy=SchedulerPolicy.PREFILL_FIRST,
+            enable_prefix_caching=False,
+        ),
         python_executable="python",
         envs={"A": "b"},
+        request_limits=5,
     )
 
     (received,) = frames.FrameDecoder.of_client_frames().feed(frames.encode_load(spec))
@@ -144,6 +153,14 @@ def test_the_bytes_of_a_frame_are_those_of_the_written_protocol() -> None:
 
     assert frames.encode(chunk) == frame("CHUNK", [[1, "hi", [5, 6]], [2, "", []]])
     assert frames.encode(frames.Drain()) == frame("DRAIN")
+
+
+def test_an_end_without_the_cached_tokens_has_none() -> None:
+    decoder = decoder_of_server_frames()
+
+    (received,) = decoder.feed(frame("END", 1, "stop", 5, 6))
+
+    assert received == frames.End(1, "stop", 5, 6, 0)
 
 
 def test_a_field_that_a_later_version_adds_is_ignored() -> None:

@@ -59,6 +59,7 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         worker_ip=body.worker_ip,
         envs=_envs(body.envs),
         engine_options=_engine_options(body),
+        request_limits=body.request_limits,
     )
 
 

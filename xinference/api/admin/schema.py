@@ -14,6 +14,7 @@ from xinference.protocol.deployment import EngineOptions
 
 MAX_BLOCK_SECONDS = 3600
 MAX_UID_LEN = 100
+MAX_REQUEST_LIMIT = 2**31 - 1
 
 
 class LaunchRequest(Body):
@@ -45,6 +46,8 @@ class LaunchRequest(Body):
     worker_ip: str | None = None
     envs: dict[str, Any] | None = None
     """Environment of the model's process; the values are texts."""
+    request_limits: int | None = Field(None, ge=1, le=MAX_REQUEST_LIMIT)
+    """Requests that each replica has at once; one more is refused with a 429."""
     n_gpu: Annotated[object, Only("auto", 0)] = "auto"
     """Null or 0: run on the CPU."""
 
@@ -52,7 +55,6 @@ class LaunchRequest(Body):
     n_worker: Annotated[object, Only(1)] = None
     gpu_idx: Annotated[object, Only([])] = None
     replica_config: Annotated[object, Only([])] = None
-    request_limits: Annotated[object, Only()] = None
     peft_model_config: Annotated[object, Only({})] = None
     quantization_config: Annotated[object, Only({})] = None
     download_hub: Annotated[object, Only("auto")] = None

@@ -61,7 +61,14 @@ def _request(
         stop_token_ids=tuple(body.stop_token_ids or ()),
         seed=body.seed,
     )
-    return GenerationRequest(request_id=request_id, prompt=prompt, sampling=sampling)
+    return GenerationRequest(
+        request_id=request_id,
+        prompt=prompt,
+        sampling=sampling,
+        priority=body.priority or 0,
+        fairness_key=body.user or "",
+        cache_salt=body.cache_salt or "",
+    )
 
 
 def _message(message: ChatMessage) -> Message:

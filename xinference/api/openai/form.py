@@ -77,16 +77,17 @@ class Form(ABC):
     def _chunk(self, piece: dict[str, Any], reason: FinishReason | None = None) -> bytes:
         return self._event([{"index": 0, **piece, "logprobs": None, "finish_reason": reason}], None)
 
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
+    def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
         chunk = {**self._about, "object": self.chunk_object, "choices": choices}
         if self._with_usage:
             chunk["usage"] = usage
         return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
 
-def _usage(usage: Usage) -> dict[str, int]:
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_completion_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
     }

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from xinference.api.fields import Answer, Body, Only, Shaped
-from xinference.protocol.generation import MAX_STOP_STRINGS
+from xinference.protocol.generation import MAX_PRIORITY, MAX_STOP_STRINGS
 
 MAX_TOKEN_COUNT = 2**31 - 1
 MAX_TOKEN_ID = 2**31 - 1
 MAX_MODEL_LEN = 256
+MAX_SALT_LEN = 1024
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1)]
@@ -59,7 +60,11 @@ class SharedParameters(Body):
     """Names the request, so that it can be aborted: 1 to 128 visible ASCII characters, unique among
     the live ones of the model."""
     user: str | None = None
-    """A label; it changes nothing."""
+    """On whose behalf: those who wait with one priority take turns by it."""
+    priority: int | None = Field(None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    """Lower is earlier. Null: 0."""
+    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_SALT_LEN)
+    """Only requests with the same one share what is cached of their prompts."""
 
     n: Annotated[object, Only(1)] = None
     best_of: Annotated[object, Only(1)] = None
@@ -78,10 +83,8 @@ class SharedParameters(Body):
     include_stop_str_in_output: Annotated[object, Only(False)] = None
     stream_interval: Annotated[object, Only(1)] = None
     use_beam_search: Annotated[object, Only(False)] = None
-    priority: Annotated[object, Only(0)] = None
     prompt_logprobs: Annotated[object, Only()] = None
     truncate_prompt_tokens: Annotated[object, Only()] = None
-    cache_salt: Annotated[object, Only()] = None
     lora_name: Annotated[object, Only()] = None
     response_format: Annotated[object, Only({"type": "text"})] = None
     guided_json: Annotated[object, Only()] = None
@@ -194,12 +197,20 @@ class CompletionRequest(SharedParameters):
     logprobs: Annotated[object, Only()] = None
 
 
+class PromptTokensDetails(Answer):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+    """Those that were not computed again, since another request had begun alike."""
+
+
 class UsageAnswer(Answer):
     """In tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class AnswerMessage(Answer):

@@ -433,10 +433,13 @@ class ReplicaConnection:
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)
-            case frames.End(number, reason, num_prompt_tokens, num_completion_tokens):
+            case frames.End(
+                number, reason, num_prompt_tokens, num_completion_tokens, num_cached_tokens
+            ):
                 usage = Usage(
                     num_prompt_tokens=num_prompt_tokens,
                     num_completion_tokens=num_completion_tokens,
+                    num_cached_tokens=num_cached_tokens,
                 )
                 if (stream := self._streams.get(number)) is not None:
                     stream._check_accepted("END")

@@ -123,6 +123,7 @@ class End(Frame, frozen=True, tag="END"):
     reason: str
     num_prompt_tokens: int
     num_completion_tokens: int
+    num_cached_tokens: int = 0
 
 
 class Error(Frame, frozen=True, tag="ERROR"):
@@ -256,6 +257,9 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_id: str
     prompt: WireChat | WireText | WireTokens
     sampling: SamplingParams
+    priority: int = 0
+    fairness_key: str = ""
+    cache_salt: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -298,7 +302,15 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
             wire = WireText(prompt.text)
         case TokenPrompt():
             wire = WireTokens(prompt.token_ids)
-    return encode(Req(stream, _raw(WireRequest(request.request_id, wire, request.sampling))))
+    wire_request = WireRequest(
+        request.request_id,
+        wire,
+        request.sampling,
+        priority=request.priority,
+        fairness_key=request.fairness_key,
+        cache_salt=request.cache_salt,
+    )
+    return encode(Req(stream, _raw(wire_request)))
 
 
 def decode_request(raw: msgspec.Raw) -> GenerationRequest:
@@ -319,7 +331,12 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         case WireTokens():
             prompt = TokenPrompt(token_ids=wire.prompt.token_ids)
     return GenerationRequest(
-        request_id=RequestId(wire.request_id), prompt=prompt, sampling=wire.sampling
+        request_id=RequestId(wire.request_id),
+        prompt=prompt,
+        sampling=wire.sampling,
+        priority=wire.priority,
+        fairness_key=wire.fairness_key,
+        cache_salt=wire.cache_salt,
     )
 
 

@@ -427,7 +427,13 @@ class _Outbox:
                     self._cut()
             case Finished(reason=reason, usage=usage):
                 self._ends.append(
-                    frames.End(stream, reason, usage.num_prompt_tokens, usage.num_completion_tokens)
+                    frames.End(
+                        stream,
+                        reason,
+                        usage.num_prompt_tokens,
+                        usage.num_completion_tokens,
+                        usage.num_cached_tokens,
+                    )
                 )
             case Accepted(num_prompt_tokens=num_prompt_tokens):
                 entry.is_accepted = True
