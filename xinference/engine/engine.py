@@ -54,6 +54,8 @@ class EngineRequest:
     request_id: RequestId
     prompt_token_ids: tuple[int, ...] | list[int]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    kept_token_ids: frozenset[int] = frozenset()
+    """Special tokens that are part of the text; others are left out of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class ValidRequest:
     prompt: npt.NDArray[np.int32]
     sampling: SamplingParams
     """Complete: nothing is None."""
+    kept_token_ids: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -211,6 +214,7 @@ class Engine:
             request_id=request.request_id,
             prompt=np.asarray(request.prompt_token_ids, np.int32),
             sampling=sampling,
+            kept_token_ids=request.kept_token_ids,
         )
 
     def add(self, request: ValidRequest) -> None:
@@ -225,7 +229,12 @@ class Engine:
             sampling=request.sampling,
             stop_token_ids=self.eos_token_ids | frozenset(request.sampling.stop_token_ids),
             max_num_tokens=num_tokens + request.sampling.max_tokens,
-            text=TextStream(self.tokenizer, request.prompt.tolist(), request.sampling.stop),
+            text=TextStream(
+                self.tokenizer,
+                request.prompt.tolist(),
+                request.sampling.stop,
+                request.kept_token_ids,
+            ),
             saved_tokens=request.prompt,
         )
         self._scheduler.add(live.sequence)

@@ -40,6 +40,9 @@ class EngineOptions:
     num_threads: int | None = None
     """Threads of the engine on CPU."""
     trust_remote_code: bool = False
+    enable_thinking: bool | None = None
+    """Of hybrid models: whether they think where a request does not say. None: the template's
+    choice."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -71,6 +74,11 @@ class EngineOptions:
             raise InvalidRequest(
                 field="trust_remote_code",
                 problem=f"must be true or false, got {self.trust_remote_code!r}",
+            )
+        if not isinstance(self.enable_thinking, bool | None):
+            raise InvalidRequest(
+                field="enable_thinking",
+                problem=f"must be true or false, got {self.enable_thinking!r}",
             )
 
     @classmethod
@@ -153,6 +161,10 @@ class ModelSource:
     """None: the tokenizer's own."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    tool_parser: str | None = None
+    """How its calls of tools are written; None: it makes none."""
+    reasoning_start_tag: str | None = None
+    reasoning_end_tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
