@@ -22,7 +22,9 @@ values = st.recursive(
 )
 
 
-@given(value=values, after=st.sampled_from(["", " ", "}", ",", "x", '"', "]"]), escapes=st.booleans())
+@given(
+    value=values, after=st.sampled_from(["", " ", "}", ",", "x", '"', "]"]), escapes=st.booleans()
+)
 def test_a_value_ends_where_it_ends(value: Any, after: str, escapes: bool) -> None:
     text = json.dumps(value, ensure_ascii=escapes)
     scanner = JsonScanner()
