@@ -232,6 +232,7 @@ class ChatRequest(SharedParameters):
     functions: Annotated[object, Only([])] = None
     function_call: Annotated[object, Only("none", "auto")] = None
     reasoning_effort: Annotated[object, Only()] = None
+    thinking_budget: Annotated[object, Only()] = None
     verbosity: Annotated[object, Only("medium")] = None
     modalities: Annotated[object, Only(["text"])] = None
     audio: Annotated[object, Only()] = None
