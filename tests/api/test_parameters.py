@@ -41,6 +41,11 @@ CHANGED: dict[str, Any] = {
     "user": "someone",
     "priority": -1,
     "cache_salt": "mine",
+    "enable_thinking": False,
+    "extra_body": {"chat_template_kwargs": {"a": 1}},
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "tool_choice": "none",
+    "parallel_tool_calls": False,
 }
 """A value of each honoured field that changes what the caller gets or the model is asked."""
 
@@ -185,7 +190,39 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]},
+            "messages[0].tool_call_id",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]},
+            "messages[0].reasoning_content",
+        ),
+        ({"tools": {}}, "tools"),
+        ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+            "tools[0].function.name",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+            "tools[0].function.strict",
+        ),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools"),
+        ({"tool_choice": "always"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ({"enable_thinking": "yes"}, "enable_thinking"),
+        (
+            {"enable_thinking": True, "extra_body": {"enable_thinking": False}},
+            "extra_body.enable_thinking",
+        ),
+        ({"extra_body": {"n": 2}}, "extra_body.n"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
@@ -193,7 +230,7 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
         ),
         (
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
-            "messages[0].tool_calls",
+            "messages[0].tool_calls[0].function",
         ),
         ({"priority": 1.5}, "priority"),
         ({"priority": 2**40}, "priority"),

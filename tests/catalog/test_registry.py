@@ -521,3 +521,34 @@ def test_what_cannot_be_launched_is_refused_even_with_files(
 ) -> None:
     with pytest.raises(error):
         catalog.resolve(LaunchSpec(**{"model_name": "qwen1.5-chat", "model_path": "/x", **given}))
+
+
+def test_a_launch_carries_how_answers_are_written(catalog: Catalog) -> None:
+    source = catalog.resolve(launch("qwen3", model_path="/x")).source
+
+    assert source.tool_parser == "qwen"
+    assert (source.reasoning_start_tag, source.reasoning_end_tag) == ("<think>", "</think>")
+
+
+@pytest.mark.parametrize(
+    ("name", "enable", "is_possible"),
+    [
+        ("qwen3", True, True),
+        ("qwen3", False, True),
+        ("QwQ-32B", True, True),
+        ("QwQ-32B", False, False),
+        ("qwen2.5-instruct", True, False),
+        ("qwen2.5-instruct", False, True),
+    ],
+)
+def test_only_hybrid_families_let_one_switch_their_thinking(
+    catalog: Catalog, name: str, enable: bool, is_possible: bool
+) -> None:
+    wish = launch(name, model_path="/x", engine_options=EngineOptions(enable_thinking=enable))
+
+    if is_possible:
+        catalog.resolve(wish)
+    else:
+        with pytest.raises(InvalidRequest) as refused:
+            catalog.resolve(wish)
+        assert refused.value.field == "enable_thinking"

@@ -116,7 +116,6 @@ def test_a_launch_that_fails_says_why(client: Client, cluster: FakeCluster) -> N
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("enable_thinking", True),
         ("replica", 2),
         ("n_worker", 2),
         ("gpu_idx", [0]),

@@ -283,7 +283,7 @@ async def test_one_step_is_one_frame_for_all_streams_of_a_connection(subject: Su
         streams: list[int] = []
         while len(streams) < 4:
             *_, (_, deltas) = await raw.receive_until("CHUNK")
-            streams = [stream for stream, _, _ in deltas]
+            streams = [stream for stream, *_ in deltas]
             assert len(set(streams)) == len(streams), "a step gives each stream one piece"
 
     assert sorted(streams) == [0, 1, 2, 3]

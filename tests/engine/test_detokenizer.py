@@ -139,3 +139,26 @@ def test_the_stop_string_that_is_complete_first_wins() -> None:
     assert find_stop("xabc", ("abc", "b")) == 2
     assert find_stop("xabc", ("bc", "abc")) == 1
     assert find_stop("x", ("abc",)) is None
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_special_tokens_are_left_out_but_those_that_are_to_be_kept(slow: bool) -> None:
+    kept, left_out = TOKENIZER.convert_tokens_to_ids(["<|im_start|>", "<|endoftext|>"])
+    half, rest = byte_tokens("é")
+    token_ids = [*byte_tokens("a b"), kept, left_out, *byte_tokens(" é"), half, kept, rest, kept]
+
+    class Slow(SlowTokenizer):
+        def convert_ids_to_tokens(self, token_id: int) -> str:
+            return str(TOKENIZER.convert_ids_to_tokens(token_id))
+
+    text = TextStream(
+        Slow() if slow else TOKENIZER,  # type: ignore[arg-type]
+        [5, 6, 7],
+        kept_token_ids=frozenset([kept]),
+    )
+    pieces = "".join([text.push(token_id) for token_id in token_ids]) + text.flush()
+
+    half_a_character = "\N{REPLACEMENT CHARACTER}"
+    assert pieces == (
+        f"a b<|im_start|> é{half_a_character}<|im_start|>{half_a_character}<|im_start|>"
+    )

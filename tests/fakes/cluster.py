@@ -55,11 +55,13 @@ from xinference.protocol.deployment import (
 from xinference.protocol.generation import (
     Accepted,
     ChatPrompt,
+    Delta,
     Finished,
     FinishReason,
     GenerationRequest,
     TextDelta,
     TextPrompt,
+    ToolCallStart,
     Usage,
 )
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
@@ -89,25 +91,26 @@ GUIDE: dict[str, Any] = {
     ],
 }
 
-Words = Callable[[GenerationRequest], Iterable[str]]
+Words = Callable[[GenerationRequest], Iterable[str | Delta]]
+"""What a model says to a request; a delta that is given goes out as it is."""
 
 
 def question_of(request: GenerationRequest) -> str:
     """Return the last thing that was said to the model."""
     match request.prompt:
         case ChatPrompt(messages=messages):
-            return messages[-1].content
+            return messages[-1].content or ""
         case TextPrompt(text=text):
             return text
     return " ".join(map(str, request.prompt.token_ids))
 
 
-def echo(request: GenerationRequest) -> Iterator[str]:
+def echo(request: GenerationRequest) -> Iterator[str | Delta]:
     """Say the question back, a word at a time, spaces kept."""
     return iter(re.findall(r"\S+\s*|\s+", f"You said: {question_of(request)}"))
 
 
-def endless(request: GenerationRequest) -> Iterator[str]:
+def endless(request: GenerationRequest) -> Iterator[str | Delta]:
     """Count for ever."""
     return (f"{number} " for number in itertools.count())
 
@@ -124,6 +127,7 @@ class FakeStream:
         self._length = length
         self._words = cluster.stopped_words(request)
         self._num_words = 0
+        self._has_called = False
         self._error: XinferenceError | None = None
         self._is_over = False
         self._is_aborted = False
@@ -133,10 +137,10 @@ class FakeStream:
     def accepted(self) -> Accepted:
         return Accepted(num_prompt_tokens=self._length)
 
-    def __aiter__(self) -> AsyncIterator[TextDelta | Finished]:
+    def __aiter__(self) -> AsyncIterator[Delta | Finished]:
         return self
 
-    async def __anext__(self) -> TextDelta | Finished:
+    async def __anext__(self) -> Delta | Finished:
         if self._is_over:
             raise StopAsyncIteration
         await self._wait_turn()
@@ -149,9 +153,13 @@ class FakeStream:
             return self._finished(FinishReason.ABORT)
         if word is None:
             is_cut = self._num_words >= limit
-            return self._finished(FinishReason.LENGTH if is_cut else FinishReason.STOP)
+            end = FinishReason.TOOL_CALLS if self._has_called else FinishReason.STOP
+            return self._finished(FinishReason.LENGTH if is_cut else end)
         self._num_words += 1
         self._cluster.count_step()
+        self._has_called |= isinstance(word, ToolCallStart)
+        if not isinstance(word, str):
+            return word
         return TextDelta(text=word, token_ids=(self._num_words,))
 
     async def _wait_turn(self) -> None:
@@ -314,12 +322,13 @@ class FakeCluster:
         """Return whether a stream that said so many words may go on."""
         return self.num_words_allowed is None or num_words < self.num_words_allowed
 
-    def stopped_words(self, request: GenerationRequest) -> Iterator[str]:
+    def stopped_words(self, request: GenerationRequest) -> Iterator[str | Delta]:
         """Return what the model says, cut before the first stop string."""
         words = iter(self.words(request))
         if not request.sampling.stop:
             return words
-        text = "".join(itertools.islice(words, CONTEXT_LENGTH))
+        said = itertools.islice(words, CONTEXT_LENGTH)
+        text = "".join([word for word in said if isinstance(word, str)])
         found = [text.find(stop) for stop in request.sampling.stop if stop in text]
         return iter(re.findall(r"\S+\s*|\s+", text[: min(found, default=len(text))]))
 
@@ -542,7 +551,7 @@ def _check_type(model_type: str) -> None:
 def _prompt_length(request: GenerationRequest) -> int:
     match request.prompt:
         case ChatPrompt(messages=messages):
-            return sum(1 + len(message.content.split()) for message in messages)
+            return sum(1 + len((message.content or "").split()) for message in messages)
         case TextPrompt(text=text):
             return len(text.split()) or 1
     return len(request.prompt.token_ids)

@@ -225,7 +225,7 @@ def _usage(live: _Live) -> Usage:
 
 def _num_tokens(prompt: Prompt) -> int:
     if isinstance(prompt, ChatPrompt):
-        return sum(len(message.content.split()) + 1 for message in prompt.messages)
+        return sum(len((message.content or "").split()) + 1 for message in prompt.messages)
     return len(prompt.text.split()) if isinstance(prompt, TextPrompt) else len(prompt.token_ids)
 
 

@@ -78,7 +78,7 @@ def asked(prompt: Prompt, **sampling: Any) -> GenerationRequest:
 
 
 def text_of(model: LanguageModel, prompt: Prompt) -> str:
-    return make_tokenizer().decode(model.prepare(asked(prompt)).prompt_token_ids)
+    return make_tokenizer().decode(model.prepare(asked(prompt)).request.prompt_token_ids)
 
 
 def test_every_kind_of_model_has_a_loader() -> None:
@@ -106,7 +106,10 @@ def test_a_familys_template_goes_before_the_tokenizers_own(
 
 def test_a_text_and_token_ids_go_in_as_they_stand(model: LanguageModel) -> None:
     assert text_of(model, TextPrompt(text="hello wörld")) == "hello wörld"
-    assert list(model.prepare(asked(TokenPrompt(token_ids=(5, 6)))).prompt_token_ids) == [5, 6]
+    assert list(model.prepare(asked(TokenPrompt(token_ids=(5, 6)))).request.prompt_token_ids) == [
+        5,
+        6,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -167,9 +170,9 @@ def test_a_model_that_was_not_made_to_chat_says_so(
 def test_a_familys_stops_are_added_to_the_requests(model: LanguageModel, spec: ReplicaSpec) -> None:
     of_family = variant(model, spec, stop=("###", "END"), stop_token_ids=(2,))
 
-    sampling = of_family.prepare(
-        asked(HELLO, stop=("END", "."), stop_token_ids=(7,), max_tokens=3)
-    ).sampling
+    prepared = of_family.prepare(asked(HELLO, stop=("END", "."), stop_token_ids=(7,), max_tokens=3))
+
+    sampling = prepared.request.sampling
 
     assert sampling.stop == ("END", ".", "###")
     assert sampling.stop_token_ids == (7, 2)

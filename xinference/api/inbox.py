@@ -20,17 +20,17 @@ from xinference.errors import InternalError, RequestAborted, XinferenceError
 from xinference.identifiers import ModelUid
 from xinference.protocol.generation import (
     Accepted,
+    Delta,
     Failed,
     Finished,
     FinishReason,
     GenerationRequest,
-    TextDelta,
 )
 
 logger = logging.getLogger(__name__)
 
-AnswerEvent = Accepted | TextDelta | Finished | Failed
-"""One Accepted, any number of TextDelta, then one Finished or Failed; or one Failed alone."""
+AnswerEvent = Accepted | Delta | Finished | Failed
+"""One Accepted, any number of deltas, then one Finished or Failed; or one Failed alone."""
 
 MAX_WAITING_EVENTS = 256
 """Events kept for a client that reads slowly; then its stream is not read until it catches up."""

@@ -31,7 +31,15 @@ from xinference.errors import (
 )
 from xinference.identifiers import ModelUid
 from xinference.protocol.deployment import ModelStatus
-from xinference.protocol.generation import Accepted, Failed, Finished, TextDelta, Usage
+from xinference.protocol.generation import (
+    Accepted,
+    Failed,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallStart,
+    Usage,
+)
 from xinference.protocol.nodes import ClusterInfo
 
 from .inbox import AnswerEvent
@@ -138,7 +146,7 @@ class Observation:
     def note(self, batch: Sequence[AnswerEvent]) -> None:
         """Look at events that are about to be written."""
         for event in batch:
-            if not self._has_text and isinstance(event, TextDelta) and event.text:
+            if not self._has_text and _has_text(event):
                 self._has_text = True
                 seconds = time.perf_counter() - self._started
                 self._metrics.first_token.labels(self._model, self._stream).observe(seconds)
@@ -292,3 +300,10 @@ def _engine_families(stats: dict[ModelUid, dict[str, float]]) -> Iterator[Metric
             if name in of_model:
                 family.add_metric((model,), of_model[name])
         yield family
+
+
+def _has_text(event: AnswerEvent) -> bool:
+    match event:
+        case TextDelta(text=text) | ReasoningDelta(text=text):
+            return bool(text)
+    return isinstance(event, ToolCallStart)

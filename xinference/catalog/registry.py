@@ -188,6 +188,7 @@ class Catalog:
         path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
         if path is None:
             raise DownloadUnavailable(family=family.model_name, model_id=variant.model_id or "")
+        _check_thinking(family, spec.engine_options.enable_thinking)
         _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
         return Resolved(
             description=_description(family, variant, spec, engine, path),
@@ -196,6 +197,9 @@ class Catalog:
                 chat_template=family.chat_template,
                 stop=family.stop,
                 stop_token_ids=family.stop_token_ids,
+                tool_parser=family.tool_parser,
+                reasoning_start_tag=family.reasoning_start_tag,
+                reasoning_end_tag=family.reasoning_end_tag,
             ),
             abilities=family.model_ability,
         )
@@ -269,6 +273,17 @@ def _checked_path(text: str) -> str:
             field="model_path", problem=f"must be an absolute path on the worker, got {text!r}"
         )
     return text
+
+
+def _check_thinking(family: ModelFamily, enable: bool | None) -> None:
+    """Refuse to switch what a family does not let one switch."""
+    if enable is not None and "hybrid" not in family.model_ability:
+        always = "reasoning" in family.model_ability
+        if enable is not always:
+            raise InvalidRequest(
+                field="enable_thinking",
+                problem=f"{family.model_name} {'always thinks' if always else 'cannot think'}",
+            )
 
 
 def _check_visible(path: str, field: str) -> None:

@@ -31,8 +31,12 @@ ABILITIES = ("generate", "chat", "tools", "reasoning", "hybrid")
 LATER_ABILITIES = ("vision", "audio", "omni", "embed")
 TOOL_PARSERS = (
     "qwen",
+    "hermes",
     "llama3",
+    "mistral",
+    "harmony",
     "glm4",
+    "glm4.5",
     "glm5",
     "gemma",
     "deepseek-r1",

@@ -18,12 +18,12 @@ from xinference.protocol.deployment import (
     ModelEvent,
     ModelStatus,
 )
-from xinference.protocol.generation import Accepted, Finished, GenerationRequest, TextDelta
+from xinference.protocol.generation import Accepted, Delta, Finished, GenerationRequest
 from xinference.protocol.nodes import ClusterInfo
 
 
 class GenerationStream(Protocol):
-    """An accepted request: zero or more `TextDelta`, then one `Finished`, or it raises.
+    """An accepted request: zero or more deltas, then one `Finished`, or it raises.
 
     It belongs to one task. Whoever got it must iterate it to its end or call `aclose`.
     """
@@ -33,7 +33,7 @@ class GenerationStream(Protocol):
         """What the replica said when it took the request."""
         ...
 
-    def __aiter__(self) -> AsyncIterator[TextDelta | Finished]:
+    def __aiter__(self) -> AsyncIterator[Delta | Finished]:
         """Iterate once.
 
         Raises:

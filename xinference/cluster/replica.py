@@ -385,7 +385,10 @@ def _refusal(error: BaseException) -> XinferenceError:
 def _num_chars(request: GenerationRequest) -> int:
     prompt = request.prompt
     if isinstance(prompt, ChatPrompt):
-        return sum(len(message.content) for message in prompt.messages)
+        return sum(
+            len(message.content or "") + sum(len(call.arguments) for call in message.tool_calls)
+            for message in prompt.messages
+        )
     return len(prompt.text) if isinstance(prompt, TextPrompt) else len(prompt.token_ids)
 
 

@@ -7,7 +7,7 @@ a stop string begins with. The pieces add up to what the tokenizer decodes of al
 once, however the text falls into tokens. Pure but for the tokenizer it asks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tokenizers.decoders import DecodeStream
@@ -83,6 +83,34 @@ class _SlowDecoder:
         return text
 
 
+class _KeepingDecoder:
+    """Over another decoder: special tokens that are to be kept come out as their own text."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        make: Callable[[PreTrainedTokenizerBase, list[int]], _Decoder],
+        context: list[int],
+        kept: frozenset[int],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._make = make
+        self._decoder = make(tokenizer, context)
+        self._kept = kept
+
+    def push(self, token_id: int) -> str:
+        # Why not by the tokenizer: it has one switch for all special tokens.
+        if token_id not in self._kept:
+            return self._decoder.push(token_id)
+        half_a_character = self.flush()
+        if half_a_character:
+            self._decoder = self._make(self._tokenizer, [])
+        return half_a_character + str(self._tokenizer.convert_ids_to_tokens(token_id))
+
+    def flush(self) -> str:
+        return self._decoder.flush()
+
+
 class TextStream:
     """The text of one sequence. After `push` has found a stop string it must not be used again."""
 
@@ -91,12 +119,17 @@ class TextStream:
         tokenizer: PreTrainedTokenizerBase,
         prompt_token_ids: Sequence[int],
         stop: tuple[str, ...] = (),
+        kept_token_ids: frozenset[int] = frozenset(),
     ) -> None:
         context = [int(token_id) for token_id in prompt_token_ids[-_NUM_CONTEXT_TOKENS:]]
         if str(tokenizer.decode(context, skip_special_tokens=True)).endswith(_INCOMPLETE):
             context = []  # half a character of the prompt is not the answer's
         decoder = _FastDecoder if tokenizer.is_fast else _SlowDecoder
-        self._decoder: _Decoder = decoder(tokenizer, context)
+        self._decoder: _Decoder = (
+            _KeepingDecoder(tokenizer, decoder, context, kept_token_ids)
+            if kept_token_ids
+            else decoder(tokenizer, context)
+        )
         self._stop = stop
         self._held = ""
         self.is_stopped = False

@@ -62,6 +62,8 @@ class EngineRequest:
     """Requests of one priority take turns by it."""
     cache_salt: str = ""
     """Only prompts with the same one share blocks."""
+    kept_token_ids: frozenset[int] = frozenset()
+    """Special tokens that are part of the text; others are left out of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,7 @@ class ValidRequest:
     """What stands before its first block's name."""
     block_hashes: tuple[bytes, ...]
     """The names of the prompt's full blocks; none where prefixes are not kept."""
+    kept_token_ids: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -252,6 +255,7 @@ class Engine:
             fairness_key=request.fairness_key,
             chain_start=start,
             block_hashes=tuple(hashes),
+            kept_token_ids=request.kept_token_ids,
         )
 
     def add(self, request: ValidRequest) -> None:
@@ -272,7 +276,12 @@ class Engine:
             chain_start=request.chain_start,
             stop_token_ids=self.eos_token_ids | frozenset(request.sampling.stop_token_ids),
             max_num_tokens=num_tokens + request.sampling.max_tokens,
-            text=TextStream(self.tokenizer, request.prompt.tolist(), request.sampling.stop),
+            text=TextStream(
+                self.tokenizer,
+                request.prompt.tolist(),
+                request.sampling.stop,
+                request.kept_token_ids,
+            ),
             saved_tokens=request.prompt,
         )
         self._scheduler.add(live.sequence)

@@ -1,41 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
 """A language model that is ready to answer: prompts become token ids, the engine does the rest.
 
-In: `GenerationRequest`. Out: the engine's events, unchanged. It owns the chat template, what the
-family adds to every request (stop texts and tokens), and the engine's thread; it knows no
-sockets and no event loop.
+In: `GenerationRequest`. Out: the engine's events; those of a chat are read as the model writes its
+thoughts and calls (`answer.py`). It owns the chat template, what the family adds to every request
+(stop texts and tokens), and the engine's thread; it knows no sockets and no event loop.
 """
 
 import importlib.resources
 import logging
+import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from xinference.engine import Engine, EngineLoop, EngineRequest, load_engine
-from xinference.errors import AbilityMissing, InvalidRequest, LoadFailed
+from xinference.errors import AbilityMissing, DuplicateRequest, InvalidRequest, LoadFailed
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 from xinference.protocol.generation import (
     MAX_STOP_STRINGS,
     Accepted,
     ChatPrompt,
+    Failed,
+    Finished,
+    GenerationEvent,
     GenerationRequest,
     SamplingParams,
     TextPrompt,
     TokenPrompt,
+    ToolChoice,
 )
 
+from .answer import AnswerReader
 from .base import OnProgress, Sink
 from .chat_template import ChatTemplate
+from .parsing.grammars import AnswerFormat
+from .parsing.reader import NUM_CALL_ID_CHARS
 
 logger = logging.getLogger(__name__)
 
 PACKAGED = "package:"
 IMPORTS_SHARE = 0.3
 """Of the time that loading takes, what the imports before it take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the engine is to be asked, and who reads what it answers."""
+
+    request: EngineRequest
+    reader: AnswerReader | None
+    """None: the events are passed on as they are."""
 
 
 class LanguageModel:
@@ -48,9 +66,22 @@ class LanguageModel:
         self._name = str(spec.replica.model)
         self._stop = spec.source.stop
         self._stop_token_ids = self._known_tokens(spec.source.stop_token_ids)
-        self._template = ChatTemplate(
-            self._tokenizer, template=spec.source.chat_template, model_name=self._name
+        self._answers = AnswerFormat(
+            tool_parser=spec.source.tool_parser,
+            reasoning_start_tag=spec.source.reasoning_start_tag,
+            reasoning_end_tag=spec.source.reasoning_end_tag,
         )
+        grammar = self._answers.grammar
+        self._template = ChatTemplate(
+            self._tokenizer,
+            template=spec.source.chat_template,
+            model_name=self._name,
+            arguments_are_text=grammar is not None and grammar.arguments_are_text,
+        )
+        self._kept_token_ids = self._special_tokens(self._answers.special_tokens)
+        self._enable_thinking = spec.engine_options.enable_thinking
+        self._readers: dict[RequestId, AnswerReader | None] = {}
+        """Of every live request, by the id that the engine knows it by."""
         self._max_prompt_chars = _max_chars(self._tokenizer, engine.config.max_model_len)
         self._loop: EngineLoop | None = None
 
@@ -82,7 +113,11 @@ class LanguageModel:
     def start(self, sink: Sink) -> None:
         """Start the engine's thread; events go to `sink`, in that thread."""
         assert self._loop is None, "start() was called before"
-        self._loop = EngineLoop(self._engine, sink)
+
+        def read(events: list[tuple[RequestId, GenerationEvent]]) -> None:
+            sink(self._read(events))
+
+        self._loop = EngineLoop(self._engine, read)
         self._loop.start()
 
     def submit(self, request: GenerationRequest) -> Accepted:
@@ -94,7 +129,18 @@ class LanguageModel:
             In every case nothing was enqueued.
         """
         assert self._loop is not None, "start() comes first"
-        return self._loop.submit(self.prepare(request))
+        prepared = self.prepare(request)
+        # Why so: it must not be replaced for a request of this id that lives. Setting and looking
+        # are one step under the interpreter's lock.
+        if self._readers.setdefault(request.request_id, prepared.reader) is not prepared.reader:
+            raise DuplicateRequest(request_id=request.request_id)
+        try:
+            return self._loop.submit(prepared.request)
+        except DuplicateRequest:
+            raise  # the reader, None both times, is the live request's
+        except BaseException:
+            self._readers.pop(request.request_id, None)
+            raise
 
     def abort(self, request_id: RequestId) -> bool:
         """Ask for the end of a request, within one step; return whether it was live."""
@@ -109,35 +155,94 @@ class LanguageModel:
         if self._loop is not None:
             self._loop.stop(timeout_seconds)
 
-    def prepare(self, request: GenerationRequest) -> EngineRequest:
-        """Return what the engine is to be asked. Changes nothing.
+    def prepare(self, request: GenerationRequest) -> Prepared:
+        """Return what the engine is to be asked, and the reader of the answer. Changes nothing.
 
         Raises:
             AbilityMissing, InvalidRequest
         """
         prompt = request.prompt
+        reader: AnswerReader | None = None
         match prompt:
             case ChatPrompt():
                 if "chat" not in self._abilities:
                     raise AbilityMissing(model=self._name, ability="chat")
+                self._check_tools(prompt)
+                if prompt.enable_thinking is None and "enable_thinking" not in (
+                    prompt.template_options
+                ):
+                    prompt = replace(prompt, enable_thinking=self._enable_thinking)
+                elif prompt.enable_thinking is not None:
+                    self._check_thinking(prompt.enable_thinking)
+                rendered = self._template.render(prompt)
                 # Why no special tokens: the template has written those that it wants.
-                token_ids = self._encode(
-                    self._template.render(prompt), field="messages", special_tokens=False
-                )
+                token_ids = self._encode(rendered, field="messages", special_tokens=False)
+                reader = self._reader(prompt, rendered)
             case TextPrompt(text=text):
                 if not text:
                     raise InvalidRequest(field="prompt", problem="must not be empty")
                 token_ids = self._encode(text, field="prompt", special_tokens=True)
             case TokenPrompt():
                 token_ids = list(prompt.token_ids)  # the engine checks them
-        return EngineRequest(
-            request_id=request.request_id,
-            prompt_token_ids=token_ids,
-            sampling=self._with_own_stops(request.sampling),
-            priority=request.priority,
-            fairness_key=request.fairness_key,
-            cache_salt=request.cache_salt,
+        return Prepared(
+            request=EngineRequest(
+                request_id=request.request_id,
+                prompt_token_ids=token_ids,
+                sampling=self._with_own_stops(request.sampling),
+                priority=request.priority,
+                fairness_key=request.fairness_key,
+                cache_salt=request.cache_salt,
+                kept_token_ids=self._kept_token_ids if reader is not None else frozenset(),
+            ),
+            reader=reader,
         )
+
+    def _read(
+        self, events: list[tuple[RequestId, GenerationEvent]]
+    ) -> list[tuple[RequestId, GenerationEvent]]:
+        """Return what callers are told of the events of a step. In the engine's thread."""
+        told: list[tuple[RequestId, GenerationEvent]] = []
+        for request_id, event in events:
+            reader = self._readers.get(request_id)
+            if isinstance(event, Finished | Failed):
+                # Invariant: before anyone hears of the end, who may then use the id again.
+                self._readers.pop(request_id, None)
+            if reader is None:
+                told.append((request_id, event))
+                continue
+            was_over = reader.is_over
+            told += [(request_id, one) for one in reader.read(event)]
+            if reader.is_over and not was_over:
+                self.abort(request_id)
+        return told
+
+    def _reader(self, prompt: ChatPrompt, rendered: str) -> AnswerReader | None:
+        tools = {} if prompt.tool_choice is ToolChoice.NONE else _schemas(prompt.tools)
+        parser = self._answers.parser(
+            prompt=rendered,
+            tools=tools,
+            new_call_id=lambda: secrets.token_hex(NUM_CALL_ID_CHARS // 2),
+        )
+        one_call = bool(tools) and not prompt.parallel_tool_calls
+        return None if parser is None else AnswerReader(parser, one_call=one_call)
+
+    def _check_tools(self, prompt: ChatPrompt) -> None:
+        """Refuse tools of a model that has none, and a choice that cannot be kept."""
+        has_history = any(one.tool_calls or one.role == "tool" for one in prompt.messages)
+        if (prompt.tools or has_history) and (
+            "tools" not in self._abilities
+            or self._answers.grammar is None
+            or not self._template.takes_tools
+        ):
+            raise AbilityMissing(model=self._name, ability="call tools")
+        constrain_to_calls(prompt)
+
+    def _check_thinking(self, enable: bool) -> None:
+        """Refuse what the model cannot do: to think, or not to."""
+        if enable and not self._abilities & {"reasoning", "hybrid"}:
+            raise InvalidRequest(field="enable_thinking", problem="this model cannot think")
+        if not enable and "reasoning" in self._abilities and "hybrid" not in self._abilities:
+            raise InvalidRequest(field="enable_thinking", problem="this model always thinks")
 
     def _encode(self, text: str, *, field: str, special_tokens: bool) -> list[int]:
         if self._max_prompt_chars is not None and len(text) > self._max_prompt_chars:
@@ -157,6 +262,14 @@ class LanguageModel:
         )
         token_ids: list[int] = encoded["input_ids"][0]
         return token_ids
+
+    def _special_tokens(self, texts: tuple[str, ...]) -> frozenset[int]:
+        """Return the ids of those texts that are special tokens, so not part of a text."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        special = {one for one, token in added if token.special}
+        special |= {*self._tokenizer.all_special_ids}
+        vocabulary = self._tokenizer.get_vocab()
+        return frozenset(vocabulary[text] for text in texts if vocabulary.get(text) in special)
 
     def _known_tokens(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
         """Leave out what is not a token of the files.
@@ -184,6 +297,28 @@ class LanguageModel:
                 f"than {MAX_STOP_STRINGS}",
             )
         return replace(sampling, stop=stop, stop_token_ids=stop_token_ids)
+
+
+def constrain_to_calls(prompt: ChatPrompt) -> None:
+    """Refuse `tool_choice` required and named: nothing here can hold a model to them yet.
+
+    Structured output belongs here: with it, this returns the constraint that makes the answer a
+    call in the grammar of the model, of `prompt.tool_name` or of any of `prompt.tools`.
+
+    Raises:
+        InvalidRequest: the answer would have to be a call.
+    """
+    if prompt.tool_choice is ToolChoice.REQUIRED:
+        raise InvalidRequest(
+            field="tool_choice",
+            problem="only none and auto are supported by this version: it cannot force a call",
+        )
+
+
+def _schemas(tools: tuple[dict[str, Any], ...]) -> dict[str, Mapping[str, Any]]:
+    """Return the schema of the parameters of each function, by its name."""
+    functions = [tool["function"] for tool in tools]
+    return {function["name"]: function.get("parameters") or {} for function in functions}
 
 
 def _max_chars(tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> int | None:

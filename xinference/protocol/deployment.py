@@ -56,6 +56,9 @@ class EngineOptions:
     max_step_seconds: float | None = None
     """Beside running streams, prompts are computed in chunks that keep a step about this short.
     Not with `prefill_first`."""
+    enable_thinking: bool | None = None
+    """Of hybrid models: whether they think where a request does not say. None: the template's
+    choice."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -93,6 +96,11 @@ class EngineOptions:
                 field="scheduler_policy",
                 problem=f"must be one of {', '.join(SchedulerPolicy)}, "
                 f"got {self.scheduler_policy!r}",
+            )
+        if not isinstance(self.enable_thinking, bool | None):
+            raise InvalidRequest(
+                field="enable_thinking",
+                problem=f"must be true or false, got {self.enable_thinking!r}",
             )
         # Why: a launch gives its word, and the engine compares by identity.
         object.__setattr__(self, "scheduler_policy", SchedulerPolicy(self.scheduler_policy))
@@ -201,6 +209,10 @@ class ModelSource:
     """None: the tokenizer's own."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    tool_parser: str | None = None
+    """How its calls of tools are written; None: it makes none."""
+    reasoning_start_tag: str | None = None
+    reasoning_end_tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

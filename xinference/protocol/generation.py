@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request for text, and what comes back of it.
 
-In: a `GenerationRequest`. Out: any number of `TextDelta`, then exactly one `Finished` or
-`Failed`. The same events feed streaming and non-streaming answers of every HTTP protocol, so
-the two cannot differ.
+In: a `GenerationRequest`. Out: any number of deltas, then exactly one `Finished` or `Failed`.
+The same events feed streaming and non-streaming answers of every HTTP protocol, so the two cannot
+differ.
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +23,8 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     """The model ended its turn, or a stop string came up."""
+    TOOL_CALLS = "tool_calls"
+    """The model ended its turn, and called at least one tool in it."""
     LENGTH = "length"
     """`max_tokens`, or the end of the context, was reached."""
     ABORT = "abort"
@@ -72,11 +74,39 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that an assistant's turn has made."""
+
+    call_id: str
+    name: str
+    arguments: str
+    """As the model wrote them; a JSON object, unless it was cut short."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn of a chat. Content is text; other parts come with the vision models."""
 
     role: str
-    content: str
+    content: str | None
+    """None only beside `tool_calls`."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant."""
+    tool_call_id: str | None = None
+    """Of a tool: the call whose result this is."""
+    name: str | None = None
+    """Of a tool: the function that was called."""
+    reasoning_content: str | None = None
+    """Of an assistant: what it thought before."""
+
+
+class ToolChoice(StrEnum):
+    """Whether an answer may, must not or must call tools."""
+
+    NONE = "none"
+    AUTO = "auto"
+    REQUIRED = "required"
+    """At least one, or with `ChatPrompt.tool_name` that one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +116,15 @@ class ChatPrompt:
     messages: tuple[Message, ...]
     template_options: dict[str, Any] = field(default_factory=dict)
     """Passed to the template as variables (`chat_template_kwargs`)."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """As OpenAI describes functions: {"type": "function", "function": {"name", …}}."""
+    tool_choice: ToolChoice = ToolChoice.AUTO
+    tool_name: str | None = None
+    """The one tool that REQUIRED means; None: any."""
+    parallel_tool_calls: bool = True
+    """False: the answer ends with its first call."""
+    enable_thinking: bool | None = None
+    """None: as the model was launched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +194,37 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningDelta:
+    """The next piece of what the model thinks before it answers."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    """As of a `TextDelta`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallStart:
+    """The model calls a tool; its arguments follow."""
+
+    index: int
+    """Of this call among those of the answer, from 0."""
+    call_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallArguments:
+    """The next piece of a call's arguments, which together are JSON."""
+
+    index: int
+    text: str
+
+
+Delta = TextDelta | ReasoningDelta | ToolCallStart | ToolCallArguments
+"""A piece of an answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The answer is whole."""
 
@@ -169,5 +239,5 @@ class Failed:
     error: XinferenceError
 
 
-GenerationEvent = TextDelta | Finished | Failed
-"""A stream is any number of TextDelta, then exactly one Finished or Failed."""
+GenerationEvent = Delta | Finished | Failed
+"""A stream is any number of deltas, then exactly one Finished or Failed."""

@@ -15,11 +15,18 @@ from xinference.identifiers import InstanceId, ModelUid, ReplicaUid, RequestId
 from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec, SchedulerPolicy
 from xinference.protocol.generation import (
     ChatPrompt,
+    Delta,
     GenerationRequest,
     Message,
+    ReasoningDelta,
     SamplingParams,
+    TextDelta,
     TextPrompt,
     TokenPrompt,
+    ToolCall,
+    ToolCallArguments,
+    ToolCallStart,
+    ToolChoice,
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -30,7 +37,30 @@ JSON = st.recursive(
     max_leaves=5,
 )
 ERROR = st.fixed_dictionaries({"code": TEXT, "fields": st.dictionaries(TEXT, JSON, max_size=3)})
-DELTA = st.builds(frames.Delta, NUMBER, TEXT, st.lists(NUMBER, max_size=4).map(tuple))
+PART = st.one_of(
+    st.none(),
+    st.just(frames.Thought()),
+    st.builds(frames.CallStart, NUMBER, TEXT, TEXT),
+    st.builds(frames.CallArguments, NUMBER),
+)
+DELTA = st.builds(frames.Delta, NUMBER, TEXT, st.lists(NUMBER, max_size=4).map(tuple), PART)
+PIECES = st.one_of(
+    st.builds(TextDelta, text=TEXT, token_ids=st.lists(NUMBER, max_size=4).map(tuple)),
+    st.builds(ReasoningDelta, text=TEXT, token_ids=st.lists(NUMBER, max_size=4).map(tuple)),
+    st.builds(ToolCallStart, index=NUMBER, call_id=TEXT, name=TEXT),
+    st.builds(ToolCallArguments, index=NUMBER, text=TEXT),
+)
+MESSAGES = st.builds(
+    Message,
+    role=TEXT,
+    content=st.none() | TEXT,
+    tool_calls=st.lists(
+        st.builds(ToolCall, call_id=TEXT, name=TEXT, arguments=TEXT), max_size=2
+    ).map(tuple),
+    tool_call_id=st.none() | TEXT,
+    name=st.none() | TEXT,
+    reasoning_content=st.none() | TEXT,
+)
 SERVER_FRAMES = st.one_of(
     st.builds(frames.Challenge, NUMBER, st.binary(max_size=40)),
     st.builds(frames.Welcome, st.binary(max_size=40), TEXT),
@@ -55,8 +85,13 @@ REQUESTS = st.builds(
     | st.builds(TokenPrompt, token_ids=st.lists(NUMBER, max_size=5).map(tuple))
     | st.builds(
         ChatPrompt,
-        messages=st.lists(st.builds(Message, role=TEXT, content=TEXT), max_size=3).map(tuple),
+        messages=st.lists(MESSAGES, max_size=3).map(tuple),
         template_options=st.dictionaries(TEXT, JSON, max_size=3),
+        tools=st.lists(st.dictionaries(TEXT, JSON, max_size=3), max_size=2).map(tuple),
+        tool_choice=st.sampled_from(ToolChoice),
+        tool_name=st.none() | TEXT,
+        parallel_tool_calls=st.booleans(),
+        enable_thinking=st.none() | st.booleans(),
     ),
     sampling=st.builds(
         SamplingParams,
@@ -96,6 +131,21 @@ def test_frames_come_back_however_the_bytes_are_cut(
 
     assert received == sent
     assert not decoder.is_mid_frame
+
+
+@given(PIECES)
+def test_a_piece_of_an_answer_comes_back_as_it_was(piece: Delta) -> None:
+    sent = frames.encode(frames.Chunk([frames.Delta.of(7, piece)]))
+
+    (received,) = decoder_of_server_frames().feed(sent)
+
+    assert [(delta.stream, delta.event()) for delta in received.deltas] == [(7, piece)]
+
+
+def test_a_delta_without_its_last_field_is_content() -> None:
+    (received,) = decoder_of_server_frames().feed(frame("CHUNK", [[1, "hi", [5]]]))
+
+    assert received.deltas[0].event() == TextDelta(text="hi", token_ids=(5,))
 
 
 @given(REQUESTS)
@@ -151,7 +201,7 @@ def test_a_launch_specification_comes_back_as_it_was() -> None:
 def test_the_bytes_of_a_frame_are_those_of_the_written_protocol() -> None:
     chunk = frames.Chunk([frames.Delta(1, "hi", (5, 6)), frames.Delta(2, "", ())])
 
-    assert frames.encode(chunk) == frame("CHUNK", [[1, "hi", [5, 6]], [2, "", []]])
+    assert frames.encode(chunk) == frame("CHUNK", [[1, "hi", [5, 6], None], [2, "", [], None]])
     assert frames.encode(frames.Drain()) == frame("DRAIN")
 
 

@@ -100,6 +100,8 @@ def _engine_options(body: LaunchRequest) -> EngineOptions:
             problem = "null and 0 mean the CPU, but device says otherwise; give one of them"
             raise InvalidRequest(field="n_gpu", problem=problem)
         given["device"] = "cpu"
+    if body.enable_thinking is not None:
+        given["enable_thinking"] = body.enable_thinking
     return EngineOptions.from_mapping(given)
 
 

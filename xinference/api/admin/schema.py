@@ -48,6 +48,8 @@ class LaunchRequest(Body):
     """Environment of the model's process; the values are texts."""
     request_limits: int | None = Field(None, ge=1, le=MAX_REQUEST_LIMIT)
     """Requests that each replica has at once; one more is refused with a 429."""
+    enable_thinking: bool | None = None
+    """Of hybrid models: whether they think where a request does not say."""
     n_gpu: Annotated[object, Only("auto", 0)] = "auto"
     """Null or 0: run on the CPU."""
 
@@ -58,7 +60,6 @@ class LaunchRequest(Body):
     peft_model_config: Annotated[object, Only({})] = None
     quantization_config: Annotated[object, Only({})] = None
     download_hub: Annotated[object, Only("auto")] = None
-    enable_thinking: Annotated[object, Only()] = None
     reasoning_content: Annotated[object, Only(False)] = None
     multimodal_projector: Annotated[object, Only()] = None
     enable_mtp: Annotated[object, Only(False)] = None

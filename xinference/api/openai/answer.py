@@ -22,10 +22,9 @@ from xinference.protocol.generation import (
     Failed,
     Finished,
     GenerationRequest,
-    TextDelta,
 )
 
-from .form import Form
+from .form import AnswerParts, Form
 from .schema import SharedParameters
 
 STREAM_HEADERS = [
@@ -86,25 +85,26 @@ class GenerationAnswer(Response):
 
     def _written(self, event: AnswerEvent) -> bytes:
         match event:
-            case TextDelta(text=text):
-                return self._form.delta(text) if text else b""
             case Accepted():
                 return self._form.opening()
             case Finished(reason=reason, usage=usage):
                 return self._form.ending(reason, usage)
             case Failed(error=error):
                 return error_event(error)
+        return self._form.delta(event)
 
     async def _send_whole(self, batches: AsyncIterator[list[AnswerEvent]], send: Send) -> None:
-        text: list[str] = []
+        parts = AnswerParts()
         async for batch in batches:
             self._observation.note(batch)
-            text += [event.text for event in batch if isinstance(event, TextDelta)]
+            for event in batch:
+                if not isinstance(event, Accepted | Finished | Failed):
+                    parts.add(event)
             match batch[-1]:
                 case Failed(error=error):
                     raise error
                 case Finished(reason=reason, usage=usage):
-                    body = self._form.whole("".join(text), reason, usage)
+                    body = self._form.whole(parts, reason, usage)
                     headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     await send({"type": "http.response.body", "body": body})

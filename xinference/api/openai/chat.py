@@ -9,10 +9,16 @@ from starlette.responses import Response
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
 from xinference.api.openapi import body_of, refusals
+from xinference.protocol.generation import (
+    Delta,
+    ReasoningDelta,
+    ToolCallArguments,
+    ToolCallStart,
+)
 
 from .answer import GenerationAnswer
 from .convert import chat_request, wants_usage
-from .form import Form
+from .form import AnswerParts, Form
 from .schema import ChatAnswer, ChatRequest
 
 router = APIRouter(tags=["OpenAI"])
@@ -37,9 +43,37 @@ class ChatForm(Form):
         """Return an empty delta."""
         return {"delta": {}}
 
-    def answer(self, text: str) -> dict[str, Any]:
+    def other_piece(self, delta: Delta) -> dict[str, Any] | None:
+        """Return the delta of a thought, or of a piece of a call."""
+        match delta:
+            case ReasoningDelta(text=text):
+                return {"delta": {"reasoning_content": text}} if text else None
+            case ToolCallStart(index=index):
+                return {"delta": {"tool_calls": [{"index": index, **_call(delta, "")}]}}
+            case ToolCallArguments(index=index, text=text):
+                return {
+                    "delta": {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+                }
+        return None
+
+    def answer(self, parts: AnswerParts) -> dict[str, Any]:
         """Return the assistant's turn."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+        text, calls = parts.text, parts.tool_calls
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if calls and not text else text,
+            "refusal": None,
+        }
+        if parts.reasoning:
+            message["reasoning_content"] = parts.reasoning
+        if calls:
+            message["tool_calls"] = [_call(start, arguments) for start, arguments in calls]
+        return {"message": message}
+
+
+def _call(start: ToolCallStart, arguments: str) -> dict[str, Any]:
+    function = {"name": start.name, "arguments": arguments}
+    return {"id": start.call_id, "type": "function", "function": function}
 
 
 @router.post(

@@ -12,7 +12,7 @@ from xinference.api.openapi import body_of, refusals
 
 from .answer import GenerationAnswer
 from .convert import completion_request, wants_usage
-from .form import Form
+from .form import AnswerParts, Form
 from .schema import CompletionAnswer, CompletionRequest
 
 router = APIRouter(tags=["OpenAI"])
@@ -37,9 +37,9 @@ class CompletionForm(Form):
         """Return an empty text."""
         return {"text": ""}
 
-    def answer(self, text: str) -> dict[str, Any]:
+    def answer(self, parts: AnswerParts) -> dict[str, Any]:
         """Return the text itself."""
-        return {"text": text}
+        return {"text": parts.text}
 
 
 @router.post(

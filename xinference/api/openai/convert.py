@@ -15,22 +15,43 @@ from xinference.protocol.generation import (
     SamplingParams,
     TextPrompt,
     TokenPrompt,
+    ToolCall,
+    ToolChoice,
 )
 
-from .schema import ChatMessage, ChatRequest, CompletionRequest, SharedParameters
+from .schema import (
+    ChatExtras,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    NamedToolChoice,
+    SharedParameters,
+)
 
 ROLES = {"developer": "system"}
 """Roles that templates do not know, and what they are to them."""
 
 MAX_TEMPLATE_DEPTH = 8
 MAX_TEMPLATE_BYTES = 16 * 2**10
+MAX_TOOL_DEPTH = 64
+MAX_TOOLS_BYTES = 2**20
 
 
 def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
     """Return what a chat body asks for."""
+    extras = body.extra_body or ChatExtras()
+    choice = body.tool_choice
+    named = choice.function.name if isinstance(choice, NamedToolChoice) else None
     prompt = ChatPrompt(
-        messages=tuple(_message(message) for message in body.messages),
-        template_options=_template_options(body.chat_template_kwargs),
+        messages=_messages(body.messages),
+        template_options=_template_options(
+            _given_once("chat_template_kwargs", body.chat_template_kwargs, extras)
+        ),
+        tools=_tools(body),
+        tool_choice=_tool_choice(choice),
+        tool_name=named,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        enable_thinking=_given_once("enable_thinking", body.enable_thinking, extras),
     )
     max_tokens = body.max_completion_tokens or body.max_tokens
     return _request(body, prompt, max_tokens, request_id)
@@ -71,11 +92,94 @@ def _request(
     )
 
 
-def _message(message: ChatMessage) -> Message:
+def _messages(given: list[ChatMessage]) -> tuple[Message, ...]:
+    messages: list[Message] = []
+    called: dict[str, str] = {}
+    for position, message in enumerate(given):
+        where = f"messages[{position}]"
+        _check_role(message, where)
+        calls = tuple(
+            ToolCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments)
+            for call in message.tool_calls or ()
+        )
+        called |= {call.call_id: call.name for call in calls}
+        name = message.name
+        if message.role == "tool":
+            # Why: some templates show a result under the name of the function.
+            name = name or called.get(message.tool_call_id or "")
+        messages.append(
+            Message(
+                role=ROLES.get(message.role, message.role),
+                content=_content(message, where),
+                tool_calls=calls,
+                tool_call_id=message.tool_call_id,
+                name=name,
+                reasoning_content=message.reasoning_content or None,
+            )
+        )
+    return tuple(messages)
+
+
+def _check_role(message: ChatMessage, where: str) -> None:
+    """Refuse what only another role may have; it would be ignored."""
+    owners = {"tool_calls": "assistant", "reasoning_content": "assistant"}
+    owners |= {"tool_call_id": "tool", "name": "tool"}
+    for field, role in owners.items():
+        if getattr(message, field) and message.role != role:
+            raise InvalidRequest(
+                field=f"{where}.{field}", problem=f"is only for messages of the role {role}"
+            )
+    if message.role == "tool" and not message.tool_call_id:
+        raise InvalidRequest(field=f"{where}.tool_call_id", problem="is needed")
+
+
+def _content(message: ChatMessage, where: str) -> str | None:
     content = message.content
-    if not isinstance(content, str):
-        content = "".join(part.text for part in content)
-    return Message(role=ROLES.get(message.role, message.role), content=content)
+    if content is None and not message.tool_calls:
+        raise InvalidRequest(field=f"{where}.content", problem="is needed")
+    if isinstance(content, list):
+        return "".join(part.text for part in content)
+    return content
+
+
+def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
+    tools = tuple(
+        tool.model_dump(exclude_unset=True, exclude_none=True) for tool in body.tools or ()
+    )
+    names = {tool["function"]["name"] for tool in tools}
+    if len(names) < len(tools):
+        raise InvalidRequest(field="tools", problem="must have a name each")
+    choice = body.tool_choice
+    if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
+        raise InvalidRequest(
+            field="tool_choice", problem=f"{choice.function.name!r} is none of the tools"
+        )
+    if choice == "required" and not tools:
+        raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
+    if (
+        any(_is_deeper(tool, MAX_TOOL_DEPTH) for tool in tools)
+        or len(orjson.dumps(tools)) > MAX_TOOLS_BYTES
+    ):
+        raise InvalidRequest(
+            field="tools",
+            problem=f"must be at most {MAX_TOOL_DEPTH} levels deep "
+            f"and {MAX_TOOLS_BYTES} bytes long",
+        )
+    return tools
+
+
+def _tool_choice(choice: str | NamedToolChoice | None) -> ToolChoice:
+    if isinstance(choice, NamedToolChoice):
+        return ToolChoice.REQUIRED
+    return ToolChoice(choice or ToolChoice.AUTO)
+
+
+def _given_once(field: str, given: Any, extras: ChatExtras) -> Any:
+    """Return a parameter that may stand in the extra body as well, with the same value."""
+    extra = getattr(extras, field)
+    if given is not None and extra is not None and given != extra:
+        raise InvalidRequest(field=f"extra_body.{field}", problem=f"differs from {field}")
+    return extra if given is None else given
 
 
 def _prompt(given: str | list[int] | list[str] | list[list[int]]) -> Prompt:

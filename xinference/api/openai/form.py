@@ -11,9 +11,53 @@ from typing import Any, ClassVar
 import orjson
 
 from xinference.identifiers import RequestId
-from xinference.protocol.generation import FinishReason, Usage
+from xinference.protocol.generation import (
+    Delta,
+    FinishReason,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+    Usage,
+)
 
 DONE = b"data: [DONE]\n\n"
+
+
+class AnswerParts:
+    """The deltas of an answer, put together."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[tuple[ToolCallStart, list[str]]] = []
+
+    def add(self, delta: Delta) -> None:
+        """Take the next one."""
+        match delta:
+            case TextDelta(text=text):
+                self._text.append(text)
+            case ReasoningDelta(text=text):
+                self._reasoning.append(text)
+            case ToolCallStart():
+                self._calls.append((delta, []))
+            case ToolCallArguments(index=index, text=text):
+                self._calls[index][1].append(text)
+
+    @property
+    def text(self) -> str:
+        """What is said to the reader."""
+        return "".join(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        """What was thought before."""
+        return "".join(self._reasoning)
+
+    @property
+    def tool_calls(self) -> list[tuple[ToolCallStart, str]]:
+        """The calls, with their arguments."""
+        return [(start, "".join(arguments)) for start, arguments in self._calls]
 
 
 class Form(ABC):
@@ -48,12 +92,19 @@ class Form(ABC):
         """Return what the choice says that has the finish reason."""
 
     @abstractmethod
-    def answer(self, text: str) -> dict[str, Any]:
+    def answer(self, parts: AnswerParts) -> dict[str, Any]:
         """Return what a whole choice says."""
 
-    def delta(self, text: str) -> bytes:
-        """Return the chunk of a piece of text."""
-        return self._before + orjson.dumps(text) + self._after
+    def other_piece(self, delta: Delta) -> dict[str, Any] | None:
+        """Return what a streamed choice says of a delta that is not text; None: nothing."""
+        return None
+
+    def delta(self, delta: Delta) -> bytes:
+        """Return the chunk of a delta; nothing if it says nothing."""
+        if isinstance(delta, TextDelta):
+            return self._before + orjson.dumps(delta.text) + self._after if delta.text else b""
+        piece = self.other_piece(delta)
+        return b"" if piece is None else self._chunk(piece)
 
     def ending(self, reason: FinishReason, usage: Usage) -> bytes:
         """Return what comes after the last text, `[DONE]` included."""
@@ -62,9 +113,9 @@ class Form(ABC):
             chunks += self._event([], _usage(usage))
         return chunks + DONE
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage) -> bytes:
+    def whole(self, parts: AnswerParts, reason: FinishReason, usage: Usage) -> bytes:
         """Return the body of the answer in one piece."""
-        choice = {"index": 0, **self.answer(text), "logprobs": None, "finish_reason": reason}
+        choice = {"index": 0, **self.answer(parts), "logprobs": None, "finish_reason": reason}
         return orjson.dumps(
             {
                 **self._about,

@@ -17,6 +17,8 @@ MAX_TOKEN_COUNT = 2**31 - 1
 MAX_TOKEN_ID = 2**31 - 1
 MAX_MODEL_LEN = 256
 MAX_SALT_LEN = 1024
+MAX_TOOL_NAME_LEN = 256
+MAX_TOOLS = 1024
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1)]
@@ -112,29 +114,90 @@ class ContentPart(Body):
 
 
 def _kind_of_content(given: object) -> str:
-    return "parts" if isinstance(given, list) else "text"
+    return "none" if given is None else "parts" if isinstance(given, list) else "text"
+
+
+class CalledFunction(Body):
+    """A function with the arguments that a model has written."""
+
+    name: str = Field(min_length=1, max_length=MAX_TOOL_NAME_LEN)
+    arguments: str
+
+
+class MessageToolCall(Body):
+    """A call in an assistant's turn."""
+
+    id: str = Field(min_length=1, max_length=MAX_TOOL_NAME_LEN)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+    """As in a stream; it changes nothing."""
 
 
 class ChatMessage(Body):
     """One turn. An assistant's turn may be sent back as it was received."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    """A developer speaks as the system does. Tool messages come with the tools."""
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    """A developer speaks as the system does."""
     content: Annotated[
         Annotated[str, Tag("text")]
-        | Annotated[list[ContentPart], Field(fail_fast=True, min_length=1), Tag("parts")],
+        | Annotated[list[ContentPart], Field(fail_fast=True, min_length=1), Tag("parts")]
+        | Annotated[None, Tag("none")],
         Discriminator(_kind_of_content),
-    ]
-    """A text, or parts of one, which are joined as they are."""
+    ] = None
+    """A text, or parts of one, which are joined as they are. Null only beside `tool_calls`."""
+    tool_calls: Annotated[list[MessageToolCall], Field(fail_fast=True)] | None = None
+    """Of an assistant."""
+    tool_call_id: str | None = Field(None, min_length=1, max_length=MAX_TOOL_NAME_LEN)
+    """Of a tool: the call whose result this is."""
+    reasoning_content: str | None = None
+    """Of an assistant: what it thought; templates show it or leave it out."""
+    name: str | None = Field(None, min_length=1, max_length=MAX_TOOL_NAME_LEN)
+    """Of a tool: the function. By default that of the call."""
 
-    name: Annotated[object, Only()] = None
     refusal: Annotated[object, Only("")] = None
     annotations: Annotated[object, Only([])] = None
     audio: Annotated[object, Only()] = None
     function_call: Annotated[object, Only()] = None
-    tool_calls: Annotated[object, Only([])] = None
-    tool_call_id: Annotated[object, Only()] = None
-    reasoning_content: Annotated[object, Only("")] = None
+
+
+class FunctionDescription(Body):
+    """A function that a model may call."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,256}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema of an object. Null: it takes none."""
+    strict: Annotated[object, Only(False)] = None
+
+
+class ToolDescription(Body):
+    """A tool; functions are the only kind."""
+
+    type: Literal["function"]
+    function: FunctionDescription
+
+
+class NamedFunction(Body):
+    """A function, by its name."""
+
+    name: str = Field(min_length=1)
+
+
+class NamedToolChoice(Body):
+    """The one tool to call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ChatExtras(Body):
+    """What clients of OpenAI's kind send beside its parameters, should they not unpack it."""
+
+    enable_thinking: bool | None = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | str | None, Shaped("an object, or an object as JSON text")
+    ] = None
 
 
 class ChatRequest(SharedParameters):
@@ -147,6 +210,21 @@ class ChatRequest(SharedParameters):
         dict[str, Any] | str | None, Shaped("an object, or an object as JSON text")
     ] = None
     """Variables for the model's chat template."""
+    enable_thinking: bool | None = None
+    """Whether to think before the answer. Null: as the model was launched."""
+    tools: Annotated[list[ToolDescription], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = (
+        None
+    )
+    """What the model may call."""
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedToolChoice | None,
+        Shaped('"none", "auto", "required" or {"type": "function", "function": {"name": …}}'),
+    ] = None
+    """Null: auto. Models refuse "required" and one by name: they cannot be held to it yet."""
+    parallel_tool_calls: bool | None = None
+    """False: the answer ends with its first call."""
+    extra_body: ChatExtras | None = None
+    """The same fields once more, one level down."""
     metadata: dict[str, Any] | None = None
     """Labels; like the next two they change nothing."""
     safety_identifier: str | None = None
@@ -154,13 +232,10 @@ class ChatRequest(SharedParameters):
 
     logprobs: Annotated[object, Only(False)] = None
     top_logprobs: Annotated[object, Only(0)] = None
-    tools: Annotated[object, Only([])] = None
-    tool_choice: Annotated[object, Only("none", "auto")] = None
-    parallel_tool_calls: Annotated[object, Only(True, False)] = None
     functions: Annotated[object, Only([])] = None
     function_call: Annotated[object, Only("none", "auto")] = None
-    enable_thinking: Annotated[object, Only()] = None
     reasoning_effort: Annotated[object, Only()] = None
+    thinking_budget: Annotated[object, Only()] = None
     verbosity: Annotated[object, Only("medium")] = None
     modalities: Annotated[object, Only(["text"])] = None
     audio: Annotated[object, Only()] = None
@@ -213,12 +288,33 @@ class UsageAnswer(Answer):
     prompt_tokens_details: PromptTokensDetails
 
 
+class AnswerFunction(Answer):
+    """A function with its arguments."""
+
+    name: str
+    arguments: str
+    """JSON, unless the answer was cut short."""
+
+
+class AnswerToolCall(Answer):
+    """A call."""
+
+    id: str
+    type: Literal["function"]
+    function: AnswerFunction
+
+
 class AnswerMessage(Answer):
     """The assistant's turn."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    """Null if there are only calls."""
     refusal: None
+    reasoning_content: str | None = None
+    """Only if the model has thought."""
+    tool_calls: list[AnswerToolCall] | None = None
+    """Only if there are any."""
 
 
 class ChatChoice(Answer):
@@ -227,7 +323,7 @@ class ChatChoice(Answer):
     index: int
     message: AnswerMessage
     logprobs: None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatAnswer(Answer):

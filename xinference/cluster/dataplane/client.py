@@ -27,11 +27,12 @@ from xinference.identifiers import InstanceId, ModelUid, RequestId
 from xinference.protocol.deployment import AbortOutcome, ReplicaSpec, ReplicaState
 from xinference.protocol.generation import (
     Accepted,
+    Delta,
     Failed,
     Finished,
     FinishReason,
     GenerationRequest,
-    TextDelta,
+    ToolCallStart,
     Usage,
 )
 
@@ -56,7 +57,7 @@ Answer = TypeVar("Answer")
 
 
 class ReplicaStream:
-    """An accepted request: zero or more `TextDelta`, then one `Finished`, or it raises.
+    """An accepted request: zero or more deltas, then one `Finished`, or it raises.
 
     Implements `GenerationStream`. It belongs to one task, which iterates it to its end or calls
     `aclose`; cancelling a wait for the next event loses none.
@@ -67,7 +68,7 @@ class ReplicaStream:
         self._stream = stream
         self._request_id = request_id
         self._accepted: Accepted | None = None
-        self._events: deque[TextDelta | Finished | Failed] = deque()
+        self._events: deque[Delta | Finished | Failed] = deque()
         self._num_chars = 0
         self._arrived = asyncio.Event()
         self._is_over = False
@@ -83,7 +84,7 @@ class ReplicaStream:
         """Iterate once."""
         return self
 
-    async def __anext__(self) -> TextDelta | Finished:
+    async def __anext__(self) -> Delta | Finished:
         """Return the next event.
 
         Raises:
@@ -100,8 +101,8 @@ class ReplicaStream:
         event = self._events.popleft()
         if isinstance(event, Failed):
             raise event.error
-        if isinstance(event, TextDelta):
-            self._num_chars -= len(event.text)
+        if not isinstance(event, Finished):
+            self._num_chars -= _num_chars(event)
         return event
 
     async def aclose(self) -> None:
@@ -131,8 +132,8 @@ class ReplicaStream:
         if self._accepted is None:
             raise ProtocolError(problem=f"{frame} before ACCEPT on stream {self._stream}")
 
-    def _push(self, delta: TextDelta) -> None:
-        self._num_chars += len(delta.text)
+    def _push(self, delta: Delta) -> None:
+        self._num_chars += _num_chars(delta)
         if len(self._events) >= MAX_BUFFERED_EVENTS or self._num_chars > MAX_BUFFERED_CHARS:
             logger.warning("request %s: its consumer is too slow; aborted", self._request_id)
             self._connection._forget(self._stream)
@@ -429,7 +430,7 @@ class ReplicaConnection:
                 for delta in deltas:
                     if (stream := self._streams.get(delta.stream)) is not None:
                         stream._check_accepted("CHUNK")
-                        stream._push(TextDelta(text=delta.text, token_ids=delta.token_ids))
+                        stream._push(delta.event())
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)
@@ -559,6 +560,10 @@ def _expect(answer_type: type[Answer], answer: object) -> Answer:
     if not isinstance(answer, answer_type):
         raise ProtocolError(problem=f"{answer} is no {answer_type.__name__}")
     return answer
+
+
+def _num_chars(delta: Delta) -> int:
+    return len(delta.name) if isinstance(delta, ToolCallStart) else len(delta.text)
 
 
 Choice = TypeVar("Choice", FinishReason, ReplicaState, AbortOutcome)

@@ -21,10 +21,16 @@ from xinference.protocol.generation import (
     GenerationRequest,
     Message,
     Prompt,
+    ReasoningDelta,
     SamplingParams,
+    TextDelta,
     TextPrompt,
     TokenPrompt,
+    ToolCallArguments,
+    ToolCallStart,
+    ToolChoice,
 )
+from xinference.protocol.generation import Delta as PieceOfAnswer
 
 VERSION = 1
 LENGTH_BYTES = 4
@@ -102,12 +108,57 @@ class Reject(Frame, frozen=True, tag="REJECT"):
     error: Wire
 
 
+class Thought(msgspec.Struct, frozen=True, array_like=True, tag="thought"):
+    """Says of a `Delta` that its text is reasoning."""
+
+
+class CallStart(msgspec.Struct, frozen=True, array_like=True, tag="call"):
+    """Says of a `Delta` without text that the model calls a tool."""
+
+    index: int
+    call_id: str
+    name: str
+
+
+class CallArguments(msgspec.Struct, frozen=True, array_like=True, tag="arguments"):
+    """Says of a `Delta` that its text is arguments of a call."""
+
+    index: int
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """One piece of one stream's answer. Not a frame: an element of `Chunk`."""
 
     stream: int
     text: str
     token_ids: tuple[int, ...]
+    part: Thought | CallStart | CallArguments | None = None
+    """What the text is; None: content."""
+
+    @classmethod
+    def of(cls, stream: int, delta: PieceOfAnswer) -> "Delta":
+        """Return a piece of an answer as it travels."""
+        match delta:
+            case TextDelta(text=text, token_ids=token_ids):
+                return cls(stream, text, token_ids)
+            case ReasoningDelta(text=text, token_ids=token_ids):
+                return cls(stream, text, token_ids, Thought())
+            case ToolCallStart(index=index, call_id=call_id, name=name):
+                return cls(stream, "", (), CallStart(index, call_id, name))
+            case ToolCallArguments(index=index, text=text):
+                return cls(stream, text, (), CallArguments(index))
+
+    def event(self) -> PieceOfAnswer:
+        """Return the piece of an answer that has travelled."""
+        match self.part:
+            case None:
+                return TextDelta(text=self.text, token_ids=self.token_ids)
+            case Thought():
+                return ReasoningDelta(text=self.text, token_ids=self.token_ids)
+            case CallStart(index, call_id, name):
+                return ToolCallStart(index=index, call_id=call_id, name=name)
+            case CallArguments(index):
+                return ToolCallArguments(index=index, text=self.text)
 
 
 class Chunk(Frame, frozen=True, tag="CHUNK"):
@@ -237,6 +288,11 @@ class WireChat(msgspec.Struct, frozen=True, tag_field="kind", tag="chat"):
 
     messages: list[Message]
     template_options: dict[str, Any]
+    tools: list[dict[str, Any]] = []
+    tool_choice: ToolChoice = ToolChoice.AUTO
+    tool_name: str | None = None
+    parallel_tool_calls: bool = True
+    enable_thinking: bool | None = None
 
 
 class WireText(msgspec.Struct, frozen=True, tag_field="kind", tag="text"):
@@ -296,7 +352,13 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
     match prompt:
         case ChatPrompt():
             wire: WireChat | WireText | WireTokens = WireChat(
-                list(prompt.messages), prompt.template_options
+                list(prompt.messages),
+                prompt.template_options,
+                list(prompt.tools),
+                prompt.tool_choice,
+                prompt.tool_name,
+                prompt.parallel_tool_calls,
+                prompt.enable_thinking,
             )
         case TextPrompt():
             wire = WireText(prompt.text)
@@ -324,7 +386,13 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
     match wire.prompt:
         case WireChat():
             prompt = ChatPrompt(
-                messages=tuple(wire.prompt.messages), template_options=wire.prompt.template_options
+                messages=tuple(wire.prompt.messages),
+                template_options=wire.prompt.template_options,
+                tools=tuple(wire.prompt.tools),
+                tool_choice=wire.prompt.tool_choice,
+                tool_name=wire.prompt.tool_name,
+                parallel_tool_calls=wire.prompt.parallel_tool_calls,
+                enable_thinking=wire.prompt.enable_thinking,
             )
         case WireText():
             prompt = TextPrompt(text=wire.prompt.text)

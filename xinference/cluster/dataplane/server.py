@@ -30,7 +30,15 @@ from xinference.errors import (
 )
 from xinference.identifiers import InstanceId, RequestId
 from xinference.protocol.deployment import AbortOutcome, ReplicaSpec, ReplicaState
-from xinference.protocol.generation import Accepted, Failed, Finished, TextDelta
+from xinference.protocol.generation import (
+    Accepted,
+    Failed,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+)
 
 from . import frames
 from .handshake import HANDSHAKE_SECONDS, ROLES, Transcript, is_same, new_nonce
@@ -419,10 +427,13 @@ class _Outbox:
     def add(self, entry: _Entry, event: ServiceEvent) -> None:
         stream = entry.stream
         match event:
-            case TextDelta(text=text, token_ids=token_ids):
-                self._deltas.append(frames.Delta(stream, text, token_ids))
+            case TextDelta() | ReasoningDelta() | ToolCallStart() | ToolCallArguments():
+                delta = frames.Delta.of(stream, event)
+                self._deltas.append(delta)
                 # Why an estimate: four bytes a character and five a token are the most.
-                self._num_bytes += 16 + 4 * len(text) + 5 * len(token_ids)
+                self._num_bytes += 16 + 4 * len(delta.text) + 5 * len(delta.token_ids)
+                if isinstance(event, ToolCallStart):
+                    self._num_bytes += 4 * (len(event.call_id) + len(event.name))
                 if self._num_bytes >= frames.CHUNK_BYTES:
                     self._cut()
             case Finished(reason=reason, usage=usage):

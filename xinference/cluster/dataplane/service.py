@@ -13,14 +13,14 @@ from xinference.identifiers import ModelUid, RequestId
 from xinference.protocol.deployment import ReplicaSpec, ReplicaState
 from xinference.protocol.generation import (
     Accepted,
+    Delta,
     Failed,
     Finished,
     GenerationRequest,
-    TextDelta,
 )
 
-ServiceEvent = Accepted | TextDelta | Finished | Failed
-"""Of a submitted request: Accepted, any number of TextDelta, then one Finished or Failed.
+ServiceEvent = Accepted | Delta | Finished | Failed
+"""Of a submitted request: Accepted, any number of deltas, then one Finished or Failed.
 
 Failed without Accepted before it is a rejection.
 """
