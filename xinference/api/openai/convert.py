@@ -18,6 +18,7 @@ from xinference.protocol.generation import (
 )
 
 from .schema import ChatMessage, ChatRequest, CompletionRequest, SharedParameters
+from .structure import grammar_of, is_deeper
 
 ROLES = {"developer": "system"}
 """Roles that templates do not know, and what they are to them."""
@@ -60,6 +61,7 @@ def _request(
         stop=tuple(stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         seed=body.seed,
+        grammar=grammar_of(body),
     )
     return GenerationRequest(request_id=request_id, prompt=prompt, sampling=sampling)
 
@@ -95,16 +97,10 @@ def _template_options(given: dict[str, Any] | str | None) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         raise InvalidRequest(field=field, problem="must be an object")
-    if _is_deeper(given, MAX_TEMPLATE_DEPTH) or len(orjson.dumps(given)) > MAX_TEMPLATE_BYTES:
+    if is_deeper(given, MAX_TEMPLATE_DEPTH) or len(orjson.dumps(given)) > MAX_TEMPLATE_BYTES:
         raise InvalidRequest(
             field=field,
             problem=f"must be at most {MAX_TEMPLATE_DEPTH} levels deep "
             f"and {MAX_TEMPLATE_BYTES} bytes long",
         )
     return given
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    """Return whether `value` nests in more than `levels`."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return bool(inner) and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inner))
