@@ -10,6 +10,7 @@ other token. A sequence without a grammar has no part in any of this.
 The only home of llguidance, which loads with the first grammar: without it everything else works.
 """
 
+import json
 import logging
 import threading
 from collections import OrderedDict
@@ -338,6 +339,14 @@ def _json_schema(text: str) -> str:
     return definition
 
 
+def _choice(text: str) -> str:
+    choices = json.loads(text)
+    if not isinstance(choices, list) or not choices:
+        raise ValueError("must be a list of at least one text")
+    definition: str = _ll().grammar_from("choice", text)
+    return definition
+
+
 def _ll() -> Any:
     import llguidance
 
@@ -347,7 +356,7 @@ def _ll() -> Any:
 _DEFINITIONS: dict[GrammarKind, Callable[[str], str]] = {
     GrammarKind.JSON_SCHEMA: _json_schema,
     GrammarKind.REGEX: lambda text: _ll().grammar_from("regex", text),
-    GrammarKind.CHOICE: lambda text: _ll().grammar_from("choice", text),
+    GrammarKind.CHOICE: _choice,
     GrammarKind.GRAMMAR: lambda text: _ll().grammar_from("grammar", text),
 }
 
