@@ -38,6 +38,13 @@ CHANGED: dict[str, Any] = {
     "stream_options": {"include_usage": True},
     "request_id": "mine",
     "chat_template_kwargs": {"a": 1},
+    "response_format": {"type": "json_object"},
+    "guided_json": {"type": "integer"},
+    "guided_json_object": True,
+    "guided_regex": "a+",
+    "guided_choice": ["yes", "no"],
+    "guided_grammar": 'start: "a"',
+    "extra_body": {"guided_regex": "a+"},
 }
 """A value of each honoured field that changes what the caller gets or the model is asked."""
 
