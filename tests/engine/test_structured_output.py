@@ -3,6 +3,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizer
 
 from tests.engine.tiny_engines import Transcript, add, run_to_end, tiny_engine
 from tests.json_schemas import BOUNDED, UNBOUNDED, Schema, record
 from tests.models_tiny import MAX_POSITIONS
 from xinference.engine import Engine, EngineRequest, load_engine
-from xinference.engine.grammar import Bits
-from xinference.errors import InternalError, InvalidRequest
+from xinference.engine.grammar import Bits, GrammarCompiler
+from xinference.errors import AbilityMissing, InternalError, InvalidRequest, ModelOverloaded
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions
 from xinference.protocol.generation import (
@@ -34,6 +36,20 @@ PROMPT = list(range(20, 45))
 HOT = {"temperature": 1.5, "top_p": 1.0, "top_k": 0}
 NUM_SEEDS_OF_CI = 2
 NUM_SEEDS = 10
+
+
+class SlowTokenizer(PreTrainedTokenizer):
+    """A tokenizer in Python, of bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @property
+    def vocab_size(self) -> int:
+        return 256
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(byte): byte for byte in range(256)}
 
 
 def a_grammar(kind: str, text: str) -> Grammar:
@@ -322,6 +338,45 @@ def test_what_cannot_be_compiled_is_refused_by_name(engine: Engine, grammar: Gra
 
     assert refused.value.field == "guided_thing"
     assert len(str(refused.value)) < 600
+
+
+def test_without_llguidance_a_grammar_is_refused_and_the_rest_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    engine = tiny_engine()
+
+    with pytest.raises(AbilityMissing, match="llguidance is not installed"):
+        add(engine, "held", PROMPT, grammar=json_schema({}))
+
+    assert reason_of(answers(engine, {"plain": {"max_tokens": 3}}), "plain") is FinishReason.LENGTH
+
+
+def test_a_tokenizer_that_cannot_be_held_to_a_grammar_is_said_to_be_so() -> None:
+    compiler = GrammarCompiler(
+        SlowTokenizer(),
+        vocab_size=300,
+        eos_token_ids=frozenset([1]),
+        model_name="m",
+    )
+
+    with pytest.raises(AbilityMissing, match="slow one"):
+        compiler.compile(json_schema({}))
+
+
+def test_compiling_has_a_deadline() -> None:
+    engine = tiny_engine()
+    compiler = GrammarCompiler(
+        engine.tokenizer,
+        vocab_size=engine.vocab_size,
+        eos_token_ids=frozenset([2]),
+        model_name="m",
+        compile_seconds=0.001,
+    )
+    properties = {f"property {index}": {"type": "string"} for index in range(1500)}
+
+    with pytest.raises((InvalidRequest, ModelOverloaded)):
+        compiler.compile(json_schema({"type": "object", "properties": properties}))
 
 
 class Breaks:
