@@ -112,6 +112,7 @@ def test_the_guard_refuses_what_it_should(here: str, module: str, why: str) -> N
         ("xinference.cluster.guardian", ["torch", "xoscar", "msgspec", "fastapi", "pandas"]),
         ("xinference.api.app", ["torch", "xoscar", "transformers"]),
         ("xinference.engine", ["xoscar", "fastapi", "msgspec", "psutil", "httpx"]),
+        ("xinference.engine.engine", ["llguidance", "xoscar", "msgspec"]),
     ],
 )
 def test_a_part_loads_without_what_it_does_not_use(module: str, absent: list[str]) -> None:

@@ -46,6 +46,12 @@ CHANGED: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "tool_choice": "none",
     "parallel_tool_calls": False,
+    "response_format": {"type": "json_object"},
+    "guided_json": {"type": "integer"},
+    "guided_json_object": True,
+    "guided_regex": "a+",
+    "guided_choice": ["yes", "no"],
+    "guided_grammar": 'start: "a"',
 }
 """A value of each honoured field that changes what the caller gets or the model is asked."""
 

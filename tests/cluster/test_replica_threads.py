@@ -23,6 +23,9 @@ from xinference.protocol.generation import (
     Finished,
     FinishReason,
     GenerationRequest,
+    Grammar,
+    GrammarKind,
+    SamplingParams,
     TextDelta,
     TextPrompt,
     Usage,
@@ -297,3 +300,30 @@ async def test_a_replica_that_was_drained_while_it_loaded_does_not_become_ready(
 
     assert replica.state is ReplicaState.STOPPING
     await replica.aclose(SECONDS)
+
+
+async def test_grammars_that_take_long_keep_no_plain_request_waiting(
+    replica: Replica, model: ScriptedModel, recorder: Recorder
+) -> None:
+    gates = {"slow 0": Gate(), "slow 1": Gate()}
+
+    def on_submit(request: GenerationRequest) -> None:
+        if request.request_id in gates:
+            gates[request.request_id](request)
+        else:
+            model.sink([(request.request_id, ABORTED)])
+
+    model.on_submit = on_submit
+    held = SamplingParams(grammar=Grammar(kind=GrammarKind.REGEX, text="a"))
+    for name, gate in gates.items():
+        replica.submit(replace(a_request(name), sampling=held))
+        await gate.wait_reached()
+
+    replica.submit(a_request("plain"))
+    events = await recorder.whole("plain")
+    submitted = list(model.submitted)
+    for gate in gates.values():
+        gate.open()
+
+    assert events == [ACCEPTED, ABORTED]
+    assert submitted == ["plain"]

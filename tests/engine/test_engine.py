@@ -11,10 +11,9 @@ from tests.models_tiny import VOCAB_SIZE
 from xinference.engine import Engine, EngineRequest
 from xinference.engine.batch import Batch
 from xinference.engine.model_runner import ModelRunner
-from xinference.errors import ContextLengthExceeded, InternalError, InvalidRequest
+from xinference.errors import ContextLengthExceeded, InvalidRequest
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
-    Failed,
     Finished,
     FinishReason,
     SamplingParams,
@@ -102,6 +101,19 @@ def test_without_prefix_caching_nothing_is_kept() -> None:
 
     assert [end.usage.num_cached_tokens for end in ends] == [0, 0]
     assert engine.num_blocks_kept == 0
+
+
+class Bomb:
+    """A runner that raises when a certain token is computed."""
+
+    def __init__(self, runner: ModelRunner, token_id: int) -> None:
+        self._runner = runner
+        self._token_id = token_id
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        if self._token_id in batch.token_ids:
+            raise RuntimeError("boom")
+        return self._runner.forward(batch)
 
 
 def test_what_a_failed_step_wrote_is_never_found() -> None:
@@ -286,39 +298,6 @@ def test_a_pool_smaller_than_the_context_shortens_the_context() -> None:
 
     assert engine.config.max_model_len == 3 * BLOCK_SIZE
     assert len(token_ids) == 3 * BLOCK_SIZE - 1
-
-
-class Bomb:
-    """A runner that raises when a certain token is computed."""
-
-    def __init__(self, runner: ModelRunner, token_id: int) -> None:
-        self._runner = runner
-        self._token_id = token_id
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        if self._token_id in batch.token_ids:
-            raise RuntimeError("boom")
-        return self._runner.forward(batch)
-
-
-def test_a_failing_step_fails_its_requests_with_the_cause_and_no_others() -> None:
-    engine = tiny_engine(max_num_seqs=2)
-    alone, _, _ = generate(engine, PROMPT, max_tokens=10)
-    engine._runner = Bomb(engine._runner, 1)  # type: ignore[assignment]
-    add(engine, "culprit", [1, 2], max_tokens=10)
-    add(engine, "beside", [5, 6], max_tokens=10)
-    add(engine, "later", PROMPT, max_tokens=10)
-
-    transcript = run_to_end(engine)
-
-    for name in ("culprit", "beside"):
-        end = transcript.ends[name]
-        assert isinstance(end, Failed)
-        assert isinstance(end.error, InternalError)
-        assert "RuntimeError: boom" in str(end.error)
-    assert transcript.token_ids["later"] == alone
-    assert engine.counters.num_failed_steps == 1
-    assert engine.num_blocks_used == 0
 
 
 def test_the_counters_tell_prompt_from_decoded_tokens() -> None:

@@ -33,6 +33,8 @@ from xinference.protocol.generation import (
     FinishReason,
     GenerationEvent,
     GenerationRequest,
+    Grammar,
+    GrammarKind,
     Message,
     Prompt,
     SamplingParams,
@@ -269,3 +271,24 @@ def test_a_refusal_of_the_engine_comes_out_of_submit(
 
     assert told.empty()
     assert not model.abort(RequestId("never came"))
+
+
+def test_a_grammar_that_cannot_be_compiled_refuses_its_request_alone(
+    running: tuple[LanguageModel, "queue.Queue[tuple[RequestId, GenerationEvent]]"],
+) -> None:
+    model, told = running
+    bad = Grammar(kind=GrammarKind.REGEX, text="(a", field="guided_regex")
+    good = Grammar(kind=GrammarKind.CHOICE, text='["yes", "no"]')
+    model.submit(replace(asked(HELLO, grammar=good, temperature=1.5), request_id=RequestId("b")))
+
+    with pytest.raises(InvalidRequest) as refused:
+        model.submit(asked(HELLO, grammar=bad))
+
+    assert refused.value.field == "guided_regex"
+    text, last = "", None
+    while not isinstance(last, Finished):
+        request_id, last = told.get(timeout=10.0)
+        assert request_id == "b"
+        text += last.text if isinstance(last, TextDelta) else ""
+    assert text in ("yes", "no")
+    assert last.reason is FinishReason.STOP

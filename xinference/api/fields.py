@@ -35,9 +35,10 @@ class Body(BaseModel):
         # Why not leave it to extra="forbid": that reports every unknown field of a hostile body,
         # and does not know what was meant.
         is_closed = cls.model_config.get("extra") == "forbid"
-        if is_closed and isinstance(given, dict) and not given.keys() <= cls.model_fields.keys():
-            name = next(key for key in given if key not in cls.model_fields)[:MAX_NAME_LEN]
-            near = difflib.get_close_matches(name, cls.model_fields, n=1)
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        if is_closed and isinstance(given, dict) and not given.keys() <= known:
+            name = next(key for key in given if key not in known)[:MAX_NAME_LEN]
+            near = difflib.get_close_matches(name, known, n=1)
             raise PydanticCustomError(
                 "unknown_field",
                 "is not a field of this request{hint}",

@@ -6,9 +6,10 @@ over the data plane. Out: one line of JSON on stdout, {"address", "pid"}, as soo
 which is before torch is imported; logs on stderr. It ends when it is told to stop, on SIGTERM,
 when its engine dies, and when stdin does: then whoever started it is gone.
 
-Four threads: the event loop, which only carries; the engine's, inside `xinference.models`; one
-that imports, loads and then turns prompts into tokens; and one that does so with long prompts,
-which take seconds and would keep the others waiting. It knows no actors and no cluster key.
+Its threads: the event loop, which only carries; the engine's, inside `xinference.models`; one
+that imports, loads and then turns prompts into tokens; and those that do so with long prompts and
+with grammars, which take seconds and would keep the others waiting. It knows no actors and no
+cluster key.
 """
 
 import asyncio
@@ -66,6 +67,7 @@ MAX_PREPARING = 256
 MAX_PREPARING_CHARS = 64 * 1024 * 1024
 LONG_PROMPT_CHARS = 64 * 1024
 """From here on a prompt becomes tokens in the thread for long ones."""
+GRAMMAR_THREADS = 2
 RETRY_AFTER_SECONDS = 1
 
 
@@ -159,6 +161,9 @@ class Replica:
         self._num_preparing_chars = 0
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
         self._long_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare-long")
+        self._grammar_worker = ThreadPoolExecutor(
+            max_workers=GRAMMAR_THREADS, thread_name_prefix="prepare-grammar"
+        )
         self._ended: asyncio.Future[int] = loop.create_future()
         self._watching: asyncio.Task[None] | None = None
 
@@ -245,6 +250,8 @@ class Replica:
         self._num_preparing += 1
         self._num_preparing_chars += num_chars
         worker = self._worker if num_chars < LONG_PROMPT_CHARS else self._long_worker
+        if request.sampling.grammar is not None:
+            worker = self._grammar_worker
         record.future = worker.submit(model.submit, request)
         record.future.add_done_callback(
             lambda future: self._post(self._on_submitted, request.request_id, future)
@@ -286,7 +293,7 @@ class Replica:
             stopping = asyncio.to_thread(self._model.stop, timeout_seconds)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping, timeout_seconds + 1.0)
-        for worker in (self._worker, self._long_worker):
+        for worker in (self._worker, self._long_worker, self._grammar_worker):
             worker.shutdown(wait=False, cancel_futures=True)
         # Invariant: what the engine's thread posted is ahead of this in the loop's queue.
         await asyncio.sleep(0)
@@ -383,13 +390,14 @@ def _refusal(error: BaseException) -> XinferenceError:
 
 
 def _num_chars(request: GenerationRequest) -> int:
-    prompt = request.prompt
+    prompt, grammar = request.prompt, request.sampling.grammar
+    of_grammar = 0 if grammar is None else len(grammar.text)
     if isinstance(prompt, ChatPrompt):
-        return sum(
+        return of_grammar + sum(
             len(message.content or "") + sum(len(call.arguments) for call in message.tool_calls)
             for message in prompt.messages
         )
-    return len(prompt.text) if isinstance(prompt, TextPrompt) else len(prompt.token_ids)
+    return of_grammar + len(prompt.text if isinstance(prompt, TextPrompt) else prompt.token_ids)
 
 
 async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.StreamReader) -> int:

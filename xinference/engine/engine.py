@@ -9,10 +9,12 @@ ids, events go out in the words of `xinference.protocol.generation`.
 import logging
 import secrets
 import time
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -36,17 +38,30 @@ from xinference.protocol.generation import (
 from .block_pool import BlockPool
 from .config import EngineConfig
 from .detokenizer import TextStream
+from .grammar import (
+    Constrained,
+    GrammarCompiler,
+    MaskFiller,
+    Matcher,
+    StepMasks,
+    grammar_failure,
+)
+from .isolation import run_apart
 from .model_runner import ModelRunner
 from .pace import StepPace
 from .prefix_hash import chain_start, next_hashes
 from .sampler import SamplingRows, sample
 from .sampling_defaults import resolve_sampling
-from .scheduler import Schedule, Scheduler, Sequence
+from .scheduler import Schedule, ScheduledRow, Scheduler, Sequence
 from .slots import SlotTable
 
 logger = logging.getLogger(__name__)
 
 Event = tuple[RequestId, GenerationEvent]
+
+_OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+_FATAL = (torch.AcceleratorError,)
+"""After one of these the device computes nothing more in this process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +88,7 @@ class ValidRequest:
     request_id: RequestId
     prompt: npt.NDArray[np.int32]
     sampling: SamplingParams
-    """Complete: nothing is None."""
+    """Complete: nothing is None but `grammar`."""
     priority: int
     fairness_key: str
     chain_start: bytes
@@ -81,6 +96,8 @@ class ValidRequest:
     block_hashes: tuple[bytes, ...]
     """The names of the prompt's full blocks; none where prefixes are not kept."""
     kept_token_ids: frozenset[int] = frozenset()
+    matcher: Matcher | None = None
+    """At the start of `sampling.grammar`; this request's own."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +120,10 @@ class EngineCounters:
     last_step_seconds: float = 0.0
 
 
+_Drawn = tuple[Sequence, int | None]
+"""A sequence and its new token; None if the model computed no numbers to draw it from."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Live:
     """An accepted request that has not ended."""
@@ -116,6 +137,8 @@ class _Live:
     text: TextStream
     saved_tokens: npt.NDArray[np.int32] | None
     """Its tokens while it has no slot."""
+    matcher: Matcher | None
+    """Where it is in its grammar; a preemption changes nothing about that."""
 
     @property
     def usage(self) -> Usage:
@@ -172,6 +195,13 @@ class Engine:
             block_size=config.block_size,
         )
         self._live: dict[RequestId, _Live] = {}
+        self._grammars = GrammarCompiler(
+            tokenizer,
+            vocab_size=vocab_size,
+            eos_token_ids=eos_token_ids,
+            model_name=config.model_name,
+        )
+        self._mask_filler = MaskFiller(self._grammars.num_words)
 
     @property
     def vocab_size(self) -> int:
@@ -202,8 +232,12 @@ class Engine:
     def validate(self, request: EngineRequest) -> ValidRequest:
         """Check a request against the model and fill in what it leaves open. Changes nothing.
 
+        Takes the time that its grammar needs to compile, at most a few seconds.
+
         Raises:
-            InvalidRequest: the prompt is empty, or a token id is not the model's.
+            InvalidRequest: the prompt is empty, a token id is not the model's, or the grammar
+                cannot be compiled.
+            AbilityMissing, ModelOverloaded: of the grammar, as `GrammarCompiler.compile`.
             ContextLengthExceeded: prompt and answer do not fit; they then would not fit the KV
                 cache either, which holds at least one whole context.
         """
@@ -256,6 +290,7 @@ class Engine:
             chain_start=start,
             block_hashes=tuple(hashes),
             kept_token_ids=request.kept_token_ids,
+            matcher=None if given.grammar is None else self._grammars.compile(given.grammar),
         )
 
     def add(self, request: ValidRequest) -> None:
@@ -283,6 +318,7 @@ class Engine:
                 request.kept_token_ids,
             ),
             saved_tokens=request.prompt,
+            matcher=request.matcher,
         )
         self._scheduler.add(live.sequence)
         self._live[request.request_id] = live
@@ -306,26 +342,28 @@ class Engine:
     def step(self) -> list[Event]:
         """Compute one step for whoever is to run, and return what it brought.
 
-        A forward that raises fails the requests of this step, each with the cause, and no others.
+        A forward that raises is run again with its rows apart, so that only those fail that raise
+        alone, each with its cause. One that runs out of memory is first tried with half the tokens.
+
+        Raises:
+            torch.AcceleratorError: the device is lost to this process.
         """
         started = time.perf_counter()
         schedule = self._scheduler.schedule()
         self._place(schedule)
         if not schedule.rows:
             return []
-        batch = self._slots.build(schedule.rows)
-        # Hazard: `samples` must be asked before the commit moves what it is computed from.
-        sampling = [row.sequence for row in schedule.rows if row.samples]
-        try:
-            logits = self._runner.forward(batch)
-            token_ids = self._sample(logits, sampling)
-        except Exception as error:  # noqa: BLE001  # boundary: foreign model code, logged below
-            events = self._fail_step(schedule, error)
-        else:
-            self._name_full_blocks(schedule)
-            self._scheduler.commit(schedule)
-            events = self._tell_all(sampling, token_ids)
-        self._count(schedule, time.perf_counter() - started)
+        masks = self._start_masks(schedule)
+        groups, culprits = self._run_apart(schedule, masks)
+        computed = replace(schedule, rows=tuple(row for rows, _ in groups for row in rows))
+        self._name_full_blocks(computed)
+        self._scheduler.commit(computed)
+        events = self._tell_all([one for _, drawn in groups for one in drawn], masks)
+        for row, error in culprits:
+            problem = f"{type(error).__name__}: {error}"
+            cause = InternalError(where="the engine's step", problem=problem)
+            events += self._fail(self._live[row.sequence.request_id], cause)
+        self._count(computed, time.perf_counter() - started)
         return events
 
     def check_invariants(self) -> None:
@@ -371,10 +409,69 @@ class Engine:
                     block_size,
                 )
 
-    def _sample(self, logits: Tensor, sequences: list[Sequence]) -> npt.NDArray[np.int64]:
+    def _start_masks(self, schedule: Schedule) -> StepMasks | None:
+        """Begin to ask the grammars of the rows that will draw; None if they have none."""
+        constrained = []
+        for row in schedule.rows:
+            live = self._live[row.sequence.request_id]
+            if live.matcher is not None and row.samples:
+                constrained.append(
+                    Constrained(
+                        request_id=row.sequence.request_id,
+                        matcher=live.matcher,
+                        stop_token_ids=live.stop_token_ids,
+                    )
+                )
+        return self._mask_filler.start(constrained) if constrained else None
+
+    def _run_apart(
+        self, schedule: Schedule, masks: StepMasks | None
+    ) -> tuple[
+        list[tuple[Items[ScheduledRow], list[_Drawn]]], list[tuple[ScheduledRow, Exception]]
+    ]:
+        """Run the rows of a step, as `run_apart` does; out of memory, half of them."""
+
+        def run(rows: Items[ScheduledRow]) -> list[_Drawn]:
+            return self._run(rows, masks)
+
+        try:
+            groups, culprits = run_apart(schedule.rows, run, fatal=_FATAL + _OUT_OF_MEMORY)
+        except _OUT_OF_MEMORY as error:
+            logger.warning("a step ran out of memory; trying half of it: %s", error)
+            is_out_of_memory = True
+        else:
+            is_out_of_memory = False
+        if is_out_of_memory:
+            # Why out here: the error held on to the tensors of the step.
+            torch.cuda.empty_cache()
+            groups, culprits = run_apart(self._scheduler.shrink(schedule).rows, run, fatal=_FATAL)
+        if is_out_of_memory or culprits or len(groups) > 1:
+            self.counters.num_failed_steps += 1
+        return groups, culprits
+
+    def _run(self, rows: Items[ScheduledRow], masks: StepMasks | None) -> list[_Drawn]:
+        """Compute these rows and draw a token for each that samples. May be repeated."""
+        logits = self._runner.forward(self._slots.build(rows))
+        return self._sample(logits, [row.sequence for row in rows if row.samples], masks)
+
+    def _sample(
+        self, logits: Tensor, sequences: list[Sequence], masks: StepMasks | None
+    ) -> list[_Drawn]:
         """Draw the next token of each sequence, in order, and append it to its slot."""
         if not sequences:
-            return np.empty(0, np.int64)
+            return []
+        # Why the maximum: it is NaN or infinite if one of them is; -inf, some models have anyway.
+        is_sound = torch.isfinite(logits.amax(-1)).cpu().numpy()
+        unsound: list[_Drawn] = []
+        if not is_sound.all():
+            sound = np.flatnonzero(is_sound)
+            unsound = [(sequences[index], None) for index in np.flatnonzero(~is_sound)]
+            sequences = [sequences[index] for index in sound]
+            logits = logits[torch.from_numpy(sound).to(logits.device)]
+            if not sequences:
+                return unsound
+        if masks is not None:
+            masks.apply(logits, [sequence.request_id for sequence in sequences])
         slots = np.array([sequence.slot for sequence in sequences])
         positions = np.array([sequence.num_tokens for sequence in sequences])
         table = self._slots
@@ -391,14 +488,22 @@ class Engine:
         # Why not the last token of a context: nothing will ever read it, and it has no place.
         inside = positions < self.config.max_model_len
         table.append(slots[inside], positions[inside], token_ids[inside])
-        return token_ids
+        return [*zip(sequences, token_ids.tolist(), strict=True), *unsound]
 
-    def _tell_all(self, sequences: list[Sequence], token_ids: npt.NDArray[np.int64]) -> list[Event]:
+    def _tell_all(self, drawn: Items[_Drawn], masks: StepMasks | None) -> list[Event]:
         """Turn each sequence's new token into text, and end what is at its end."""
         events: list[Event] = []
-        for sequence, token_id in zip(sequences, token_ids.tolist(), strict=True):
-            self.counters.num_generated_tokens += 1
-            events += self._tell(self._live[sequence.request_id], token_id)
+        broken = {} if masks is None else masks.failures
+        for sequence, token_id in drawn:
+            live = self._live[sequence.request_id]
+            if sequence.request_id in broken:
+                events += self._fail(live, broken[sequence.request_id])
+            elif token_id is None:
+                problem = "this request made it compute NaN or infinity"
+                events += self._fail(live, InternalError(where="the model", problem=problem))
+            else:
+                self.counters.num_generated_tokens += 1
+                events += self._tell(live, token_id)
         return events
 
     def _tell(self, live: _Live, token_id: int) -> list[Event]:
@@ -409,25 +514,23 @@ class Engine:
             # Why not pushed: the token that ends the text is not part of it.
             text, reason = live.text.flush(), FinishReason.STOP
         else:
+            if live.matcher is not None:
+                try:
+                    live.matcher.accept(token_id)
+                except Exception as error:  # noqa: BLE001  # boundary: foreign code
+                    return self._fail(live, grammar_failure(request_id, error))
+            is_whole = live.matcher is not None and live.matcher.is_finished
             text = live.text.push(token_id)
-            if not live.text.is_stopped and live.sequence.num_tokens >= live.max_num_tokens:
-                text, reason = text + live.text.flush(), FinishReason.LENGTH
+            is_full = live.sequence.num_tokens >= live.max_num_tokens
+            if not live.text.is_stopped and (is_whole or is_full):
+                reason = FinishReason.STOP if is_whole else FinishReason.LENGTH
+                text += live.text.flush()
             if live.text.is_stopped:
                 reason = FinishReason.STOP
         events: list[Event] = [(request_id, TextDelta(text=text, token_ids=(token_id,)))]
         if reason is not None:
             events += self._end(live, Finished(reason=reason, usage=live.usage))
         return events
-
-    def _fail_step(self, schedule: Schedule, error: Exception) -> list[Event]:
-        logger.error("a step of %d requests failed", len(schedule.rows), exc_info=error)
-        self.counters.num_failed_steps += 1
-        cause = InternalError(where="the engine's step", problem=f"{type(error).__name__}: {error}")
-        return [
-            event
-            for row in schedule.rows
-            for event in self._fail(self._live[row.sequence.request_id], cause)
-        ]
 
     def _fail(self, live: _Live, error: XinferenceError) -> list[Event]:
         return self._end(live, Failed(error=error))

@@ -23,7 +23,7 @@ again. Integers and names only: no tensors, tokens, clock or randomness.
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from xinference.identifiers import RequestId
@@ -191,6 +191,25 @@ class Scheduler:
             for index in range(sequence.num_named_blocks, num_full):
                 self._pool.name(sequence.block_table[index], sequence.block_hashes[index])
             sequence.num_named_blocks = max(sequence.num_named_blocks, num_full)
+
+    def shrink(self, schedule: Schedule) -> Schedule:
+        """Halve the token budget for good, and return the half of a step that it still holds.
+
+        For a step that does not fit the device's memory. Rows that are left out, or cut, catch up
+        in later steps.
+        """
+        budget = max(1, sum(row.num_new for row in schedule.rows) // 2)
+        # Why not lower: every running sequence needs a token of each step.
+        self._max_num_batched_tokens = max(
+            self._max_num_running, min(self._max_num_batched_tokens, budget)
+        )
+        rows: list[ScheduledRow] = []
+        for row in schedule.rows:
+            num_new = min(row.num_new, budget)
+            if num_new > 0:
+                rows.append(ScheduledRow(sequence=row.sequence, num_new=num_new))
+            budget -= num_new
+        return replace(schedule, rows=tuple(rows))
 
     def remove(self, request_id: RequestId) -> int | None:
         """Forget a sequence, waiting or running; free its blocks and its slot.

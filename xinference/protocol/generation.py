@@ -16,6 +16,7 @@ from xinference.identifiers import RequestId
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64
 MAX_PRIORITY = 2**31 - 1
+MAX_GRAMMAR_CHARS = 256 * 1024
 
 
 class FinishReason(StrEnum):
@@ -29,6 +30,36 @@ class FinishReason(StrEnum):
     """`max_tokens`, or the end of the context, was reached."""
     ABORT = "abort"
     """Somebody aborted it: by id, by disconnecting, or by stopping the replica."""
+
+
+class GrammarKind(StrEnum):
+    """How a grammar is written."""
+
+    JSON_SCHEMA = "json_schema"
+    """A JSON Schema, as JSON."""
+    REGEX = "regex"
+    """A regular expression that the whole answer matches."""
+    CHOICE = "choice"
+    """A JSON list of texts, of which the answer is one."""
+    GRAMMAR = "grammar"
+    """A context-free grammar, in Lark's notation or in llama.cpp's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What an answer has to look like: only tokens that can still lead there are drawn."""
+
+    kind: GrammarKind
+    text: str
+    field: str = "response_format"
+    """The field of the request that asks for it; an error names it."""
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MAX_GRAMMAR_CHARS:
+            raise InvalidRequest(
+                field=self.field,
+                problem=f"is {len(self.text)} characters long, more than {MAX_GRAMMAR_CHARS}",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +78,8 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
     """Draws are a function of (seed, position) alone. None takes a random one."""
+    grammar: Grammar | None = None
+    """What the answer is held to."""
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:

@@ -17,6 +17,8 @@ from xinference.protocol.generation import (
     ChatPrompt,
     Delta,
     GenerationRequest,
+    Grammar,
+    GrammarKind,
     Message,
     ReasoningDelta,
     SamplingParams,
@@ -102,6 +104,8 @@ REQUESTS = st.builds(
         stop=st.lists(TEXT.filter(bool), max_size=16).map(tuple),
         stop_token_ids=st.lists(NUMBER, max_size=4).map(tuple),
         seed=st.none() | st.integers(-(2**63), 2**64 - 1),
+        grammar=st.none()
+        | st.builds(Grammar, kind=st.sampled_from(GrammarKind), text=TEXT, field=TEXT),
     ),
     priority=st.integers(-100, 100),
     fairness_key=TEXT,

@@ -27,6 +27,7 @@ from .schema import (
     NamedToolChoice,
     SharedParameters,
 )
+from .structure import grammar_of, is_deeper
 
 ROLES = {"developer": "system"}
 """Roles that templates do not know, and what they are to them."""
@@ -39,7 +40,7 @@ MAX_TOOLS_BYTES = 2**20
 
 def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
     """Return what a chat body asks for."""
-    extras = body.extra_body or ChatExtras()
+    extras = body.extra_body
     choice = body.tool_choice
     named = choice.function.name if isinstance(choice, NamedToolChoice) else None
     prompt = ChatPrompt(
@@ -81,6 +82,7 @@ def _request(
         stop=tuple(stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
         seed=body.seed,
+        grammar=grammar_of(body),
     )
     return GenerationRequest(
         request_id=request_id,
@@ -157,7 +159,7 @@ def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
     if choice == "required" and not tools:
         raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
     if (
-        any(_is_deeper(tool, MAX_TOOL_DEPTH) for tool in tools)
+        any(is_deeper(tool, MAX_TOOL_DEPTH) for tool in tools)
         or len(orjson.dumps(tools)) > MAX_TOOLS_BYTES
     ):
         raise InvalidRequest(
@@ -174,9 +176,9 @@ def _tool_choice(choice: str | NamedToolChoice | None) -> ToolChoice:
     return ToolChoice(choice or ToolChoice.AUTO)
 
 
-def _given_once(field: str, given: Any, extras: ChatExtras) -> Any:
+def _given_once(field: str, given: Any, extras: ChatExtras | None) -> Any:
     """Return a parameter that may stand in the extra body as well, with the same value."""
-    extra = getattr(extras, field)
+    extra = None if extras is None else getattr(extras, field)
     if given is not None and extra is not None and given != extra:
         raise InvalidRequest(field=f"extra_body.{field}", problem=f"differs from {field}")
     return extra if given is None else given
@@ -206,16 +208,10 @@ def _template_options(given: dict[str, Any] | str | None) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         raise InvalidRequest(field=field, problem="must be an object")
-    if _is_deeper(given, MAX_TEMPLATE_DEPTH) or len(orjson.dumps(given)) > MAX_TEMPLATE_BYTES:
+    if is_deeper(given, MAX_TEMPLATE_DEPTH) or len(orjson.dumps(given)) > MAX_TEMPLATE_BYTES:
         raise InvalidRequest(
             field=field,
             problem=f"must be at most {MAX_TEMPLATE_DEPTH} levels deep "
             f"and {MAX_TEMPLATE_BYTES} bytes long",
         )
     return given
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    """Return whether `value` nests in more than `levels`."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return bool(inner) and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inner))

@@ -19,6 +19,7 @@ MAX_MODEL_LEN = 256
 MAX_SALT_LEN = 1024
 MAX_TOOL_NAME_LEN = 256
 MAX_TOOLS = 1024
+MAX_CHOICES = 1024
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1)]
@@ -33,7 +34,49 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[object, Only(False)] = None
 
 
-class SharedParameters(Body):
+class JsonSchemaFormat(Body):
+    """A JSON Schema and what it is called."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    """A label, as the description is."""
+    description: str | None = None
+    definition: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+    """The schema is followed to the letter whatever this says."""
+
+
+class ResponseFormat(Body):
+    """What the answer has to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+    """Only with the type json_schema."""
+
+
+class GuidedParameters(Body):
+    """What the answer has to look like, as Xinference's users say it. One of them at most."""
+
+    guided_json: Annotated[
+        dict[str, Any] | str | None, Shaped("a JSON Schema, as an object or as JSON text")
+    ] = None
+    guided_json_object: bool | None = None
+    """Any JSON object."""
+    guided_regex: str | None = Field(None, min_length=1)
+    """The whole answer matches it."""
+    guided_choice: Annotated[Texts, Field(min_length=1, max_length=MAX_CHOICES)] | None = None
+    """The answer is one of these."""
+    guided_grammar: str | None = Field(None, min_length=1)
+    """In Lark's notation, or in llama.cpp's (GBNF)."""
+
+    guided_decoding_backend: Annotated[object, Only("auto", "guidance")] = None
+    guided_whitespace_pattern: Annotated[object, Only()] = None
+
+
+class ExtraBody(GuidedParameters):
+    """Fields that a client has sent one level too deep."""
+
+
+class SharedParameters(GuidedParameters):
     """What chat completions and completions have in common."""
 
     model: str = Field(min_length=1, max_length=MAX_MODEL_LEN)
@@ -68,6 +111,11 @@ class SharedParameters(Body):
     cache_salt: str | None = Field(None, min_length=1, max_length=MAX_SALT_LEN)
     """Only requests with the same one share what is cached of their prompts."""
 
+    response_format: ResponseFormat | None = None
+    """Beside this, none of the `guided_` fields."""
+    extra_body: ExtraBody | None = None
+    """The `guided_` fields may be in here, too."""
+
     n: Annotated[object, Only(1)] = None
     best_of: Annotated[object, Only(1)] = None
     presence_penalty: Annotated[object, Only(0)] = None
@@ -88,15 +136,6 @@ class SharedParameters(Body):
     prompt_logprobs: Annotated[object, Only()] = None
     truncate_prompt_tokens: Annotated[object, Only()] = None
     lora_name: Annotated[object, Only()] = None
-    response_format: Annotated[object, Only({"type": "text"})] = None
-    guided_json: Annotated[object, Only()] = None
-    guided_json_object: Annotated[object, Only(False)] = None
-    guided_regex: Annotated[object, Only()] = None
-    guided_choice: Annotated[object, Only()] = None
-    guided_grammar: Annotated[object, Only()] = None
-    guided_decoding_backend: Annotated[object, Only()] = None
-    guided_whitespace_pattern: Annotated[object, Only()] = None
-    extra_body: Annotated[object, Only({})] = None
 
 
 class ContentPart(Body):
@@ -191,7 +230,7 @@ class NamedToolChoice(Body):
     function: NamedFunction
 
 
-class ChatExtras(Body):
+class ChatExtras(ExtraBody):
     """What clients of OpenAI's kind send beside its parameters, should they not unpack it."""
 
     enable_thinking: bool | None = None
