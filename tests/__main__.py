@@ -10,6 +10,7 @@ Anything else is handed to pytest.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,9 @@ def run(title: str, *command: str) -> None:
 def main() -> None:
     """Run the steps in order."""
     os.environ.update(ENVIRONMENT)
+    # Why: a shell starts background jobs with Ctrl-C ignored, children inherit that, and some tests
+    # are about Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     given = sys.argv[1:]
     own = {"--fast", "--fix"}
     code = ["xinference", "tests", "benchmarks", "training"]

@@ -119,7 +119,7 @@ def test_engines_say_what_they_run_or_why_they_do_not(catalog: Catalog) -> None:
         {
             "model_name": "xinference-guide",
             "model_format": "pytorch",
-            "model_size_in_billions": "0_005",
+            "model_size_in_billions": "0_002",
             "quantizations": ["none"],
         }
     ]

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Self
 
 from xinference.identifiers import Address
 
-MAX_RUN_DIRECTORY_LEN = 60
-"""Sockets below it must fit the 108 bytes of a unix address."""
+MAX_RUN_DIRECTORY_LEN = 48
+"""Sockets below it, up to 58 characters on, must fit the 108 bytes of a unix address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
