@@ -42,7 +42,7 @@ CHANGED: dict[str, Any] = {
     "priority": -1,
     "cache_salt": "mine",
     "enable_thinking": False,
-    "extra_body": {"chat_template_kwargs": {"a": 1}},
+    "extra_body": {"guided_regex": "a+"},
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "tool_choice": "none",
     "parallel_tool_calls": False,
