@@ -79,7 +79,7 @@ def test_what_is_given_is_taken() -> None:
 
 
 def test_steps_beside_streams_are_short_unless_prompts_go_first() -> None:
-    assert settle(EngineOptions()).max_step_seconds == 0.2
+    assert settle(EngineOptions()).max_step_seconds == 0.5
     assert settle(EngineOptions(), placement=CUDA).max_step_seconds == 0.04
     assert settle(EngineOptions(max_step_seconds=1)).max_step_seconds == 1
     assert settle(EngineOptions.from_mapping({"scheduler_policy": "prefill_first"})) == replace(
