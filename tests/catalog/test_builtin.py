@@ -115,8 +115,6 @@ def test_a_dozen_chat_families_are_there(families: dict[str, ModelFamily]) -> No
 
 def test_the_guide_is_described_as_its_files_are() -> None:
     config_file = directory_of("package:guide") / "config.json"
-    if not config_file.exists():
-        pytest.skip("the guide's files are not in this checkout")
     config = json.loads(config_file.read_text(encoding="utf-8"))
 
     guide = registry.builtin_families()["xinference-guide"]
