@@ -22,16 +22,20 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from xinference.errors import (
+    ApiKeyNotFound,
     CapacityError,
     ClusterError,
     ContextLengthExceeded,
     DuplicateRequest,
     FamilyNotFound,
+    InvalidApiKey,
     InvalidRequest,
     LaunchCancelled,
     LaunchError,
     ModelNotFound,
     ModelOverloaded,
+    NotAllowed,
+    RateLimitReached,
     RequestAborted,
     RequestError,
     XinferenceError,
@@ -41,12 +45,16 @@ logger = logging.getLogger(__name__)
 
 STATUS: Mapping[type[XinferenceError], int] = {
     RequestError: 400,
+    InvalidApiKey: 401,
+    NotAllowed: 403,
     ModelNotFound: 404,
     FamilyNotFound: 404,
+    ApiKeyNotFound: 404,
     RequestAborted: 409,
     DuplicateRequest: 409,
     CapacityError: 503,
     ModelOverloaded: 429,
+    RateLimitReached: 429,
     LaunchError: 503,
     LaunchCancelled: 499,
     ClusterError: 503,
@@ -78,6 +86,8 @@ def _param_of(error: XinferenceError) -> str | None:
             return field or None
         case ModelNotFound():
             return "model"
+        case ApiKeyNotFound():
+            return "key_id"
         case FamilyNotFound():
             return "model_name"
         case ContextLengthExceeded():
@@ -87,7 +97,9 @@ def _param_of(error: XinferenceError) -> str | None:
     return None
 
 
-def _retry_headers(error: XinferenceError, status: int) -> dict[str, str]:
+def _extra_headers(error: XinferenceError, status: int) -> dict[str, str]:
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, CapacityError | ClusterError):
         return {"Retry-After": str(getattr(error, "retry_after_seconds", RETRY_AFTER_SECONDS))}
     # Why: OpenAI's clients repeat a 409 by themselves, but what was aborted must stay aborted.
@@ -116,7 +128,7 @@ def error_response(error: XinferenceError) -> Response:
     return Response(
         orjson.dumps(error_body(error)),
         status,
-        _retry_headers(error, status),
+        _extra_headers(error, status),
         media_type="application/json",
     )
 

@@ -47,7 +47,7 @@ class GenerationAnswer(Response):
         self._stream = bool(body.stream)
         self._asked = asked
         self._form = form
-        self._observation = self._gateway.metrics.observe(self._model, stream=self._stream)
+        self._observation = self._gateway.observe(self._model, stream=self._stream)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; a client that leaves gets nothing more, and its request is aborted.
