@@ -34,7 +34,13 @@ class World:
     budget: int
     policy: SchedulerPolicy
     is_paced: bool
+    is_chunked: bool
+    """Prompts are cut at the multiples of a block, which needs a larger budget."""
     seed: int
+
+    @property
+    def step_budget(self) -> int:
+        return self.budget + (self.block_size + self.seqs if self.is_chunked else 0)
 
 
 class Text:
@@ -64,14 +70,16 @@ class History:
         self.world = world
         self.source = random.Random(world.seed)
         self.pool = BlockPool(world.num_blocks)
-        self.pace = StepPace(0.2) if world.is_paced else None
+        # Why not both: a pace cuts by the clock.
+        self.pace = StepPace(0.2) if world.is_paced and not world.is_chunked else None
         self.scheduler = Scheduler(
             self.pool,
             block_size=world.block_size,
             max_num_seqs=world.seqs,
-            max_num_batched_tokens=world.budget,
+            max_num_batched_tokens=world.step_budget,
             policy=world.policy,
             pace=self.pace,
+            chunk_size=world.block_size if world.is_chunked else None,
         )
         self.capacity = world.num_blocks * world.block_size
         self.memory: list[list[int | None]] = [
@@ -154,10 +162,16 @@ class History:
 
     def _check_shares(self, schedule: Schedule) -> None:
         world, rows = self.world, schedule.rows
-        assert sum(row.num_new for row in rows) <= world.budget
+        assert sum(row.num_new for row in rows) <= world.step_budget
         assert len({row.sequence.slot for row in rows}) == len(rows)
         assert bool(rows) == bool(self.sequences), "with work to do, every step does some"
         assert all(row.num_new >= 1 for row in rows)
+        if world.is_chunked:
+            for row in rows:
+                end = row.sequence.num_computed + row.num_new
+                is_cut = end % world.block_size == 0 or end == row.sequence.num_tokens
+                assert row.num_new <= world.block_size, row
+                assert is_cut, "where a chunk ends depends on its sequence alone"
         served = {row.sequence.request_id for row in rows}
         running = [one for one in self.sequences.values() if one.slot is not None]
         streams = [one for one in running if one.num_tokens - one.num_computed == 1]
@@ -249,6 +263,7 @@ WORLDS = st.builds(
     budget=st.integers(1, 40),
     policy=st.sampled_from(SchedulerPolicy),
     is_paced=st.booleans(),
+    is_chunked=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 
@@ -276,6 +291,7 @@ def test_the_invariants_hold_through_long_histories(is_long: bool) -> None:
                 budget=source.randint(1, 40),
                 policy=source.choice(list(SchedulerPolicy)),
                 is_paced=source.random() < 0.5,
+                is_chunked=source.random() < 0.3,
                 seed=source.getrandbits(32),
             )
         )
