@@ -111,7 +111,7 @@ class EngineOptions:
         if self.deterministic and self.dtype not in ("auto", "float32"):
             raise InvalidRequest(
                 field="dtype",
-                problem=f"deterministic computes in float32; leave one of them out, got {self.dtype!r}",
+                problem=f"must be auto or float32 with deterministic, got {self.dtype!r}",
             )
 
     def _check_max_step_seconds(self) -> None:
