@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.long_runs import RecordLongRun
 from xinference.engine.block_pool import BlockPool
 from xinference.engine.pace import StepPace
 from xinference.engine.scheduler import Schedule, Scheduler, Sequence
@@ -149,6 +150,7 @@ class History:
             self._name(row.sequence, row.sequence.num_computed + row.num_new)
         self.scheduler.commit(schedule)
         self.scheduler.check_invariants()
+        self.check_names()
         self._observe(schedule)
         self.num_computing += bool(schedule.rows)
         for row in schedule.rows:
@@ -206,8 +208,18 @@ class History:
         for position in range(sequence.num_computed, end):
             block_id = table[position // size]
             assert position // size >= sequence.num_named_blocks, "a named block is not written"
-            assert self.pool.num_free_among([block_id]) == 0
+            assert self.holders_of(block_id) == [name], "what is written is nobody else's"
             self.memory[block_id][position % size] = self.texts[name].prints[position]
+
+    def holders_of(self, block_id: int) -> list[str]:
+        return [one for one, known in self.sequences.items() if block_id in known.block_table]
+
+    def check_names(self) -> None:
+        """Check that every block that can be found by a name holds what the name says."""
+        for block_hash, block_id in self.pool._block_of.items():
+            last = self.memory[block_id][-1]
+            assert last is not None
+            assert last.to_bytes(8, "big", signed=True) == block_hash, block_id
 
     def _read(self, sequence: Sequence, num_tokens: int) -> None:
         """Check that all that a row attends to is its own, whoever computed it."""
@@ -279,9 +291,11 @@ def test_the_invariants_hold_through_any_history(world: World) -> None:
     History(world).live(num_steps=80)
 
 
-def test_the_invariants_hold_through_long_histories(is_long: bool) -> None:
+def test_the_invariants_hold_through_long_histories(
+    is_long: bool, record_long_run: RecordLongRun
+) -> None:
     source = random.Random(2)
-    num_computing = num_hit_tokens = num_preempted = 0
+    num_computing = num_hit_tokens = num_preempted = num_requests = 0
     for _ in range(400 if is_long else 10):
         history = History(
             World(
@@ -299,6 +313,14 @@ def test_the_invariants_hold_through_long_histories(is_long: bool) -> None:
         num_computing += history.num_computing
         num_hit_tokens += history.num_hit_tokens
         num_preempted += history.num_preempted
+        num_requests += next(history.numbers)
+    record_long_run(
+        "Scheduler and block pool, random histories",
+        steps=num_computing,
+        requests=num_requests,
+        preemptions=num_preempted,
+        tokens_found_in_the_cache=num_hit_tokens,
+    )
 
     assert num_computing > (100_000 if is_long else 2_000)
     assert num_hit_tokens > num_computing / 5, "the cache took part"
