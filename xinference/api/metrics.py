@@ -172,6 +172,7 @@ class Observation:
         self._has_text = False
         self._num_prompt_tokens = 0
         self._num_delivered = 0
+        self._num_thought = 0
         self._usage: Usage | None = None
         self._code: str | None = None
 
@@ -188,6 +189,7 @@ class Observation:
                     self._note_text(text)
                 case ReasoningDelta(text=text, token_ids=token_ids):
                     self._num_delivered += len(token_ids)
+                    self._num_thought += len(token_ids)
                     self._note_text(text)
                 case ToolCallStart(name=name):
                     self._note_text(name)
@@ -235,7 +237,9 @@ class Observation:
     def _count_tokens(self) -> None:
         # Why not only ended answers: what was generated was used, whoever did not wait for the end.
         usage = self._usage or Usage(
-            num_prompt_tokens=self._num_prompt_tokens, num_completion_tokens=self._num_delivered
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_completion_tokens=self._num_delivered,
+            num_reasoning_tokens=self._num_thought,
         )
         self._on_usage(usage)
         metrics, model = self._metrics, self._model
@@ -245,6 +249,7 @@ class Observation:
             "prompt": usage.num_prompt_tokens,
             "completion": usage.num_completion_tokens,
             "cached": usage.num_cached_tokens,
+            "reasoning": usage.num_reasoning_tokens,
         }
         for kind, num_tokens in counted.items():
             if num_tokens:

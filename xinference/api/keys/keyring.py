@@ -142,6 +142,7 @@ class Keyring:
             prompt_tokens=usage.num_prompt_tokens,
             completion_tokens=usage.num_completion_tokens,
             cached_tokens=usage.num_cached_tokens,
+            reasoning_tokens=usage.num_reasoning_tokens,
         )
         self._used[of] = self._used.get(of, Used()) + used
         if key is None or key.spec.tokens_per_minute is None:
