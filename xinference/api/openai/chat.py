@@ -8,30 +8,31 @@ from starlette.responses import Response
 
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
+from xinference.api.generation import GenerationAnswer
 from xinference.api.openapi import body_of, refusals
 from xinference.protocol.generation import (
+    Accepted,
     Delta,
     ReasoningDelta,
     ToolCallArguments,
     ToolCallStart,
 )
 
-from .answer import GenerationAnswer
 from .convert import chat_request, wants_usage
-from .form import AnswerParts, Form
+from .form import AnswerParts, ChoiceForm
 from .schema import ChatAnswer, ChatRequest
 
 router = APIRouter(tags=["OpenAI"])
 
 
-class ChatForm(Form):
+class ChatForm(ChoiceForm):
     """Writes a chat's answer."""
 
     id_prefix: ClassVar[str] = "chatcmpl"
     whole_object: ClassVar[str] = "chat.completion"
     chunk_object: ClassVar[str] = "chat.completion.chunk"
 
-    def opening(self) -> bytes:
+    def opening(self, accepted: Accepted) -> bytes:
         """Return the chunk that says who speaks."""
         return self._chunk({"delta": {"role": "assistant", "content": ""}})
 
@@ -90,4 +91,4 @@ async def create_chat_completion(request: Request) -> Response:
     body = await read_body(request, ChatRequest)
     asked = chat_request(body, name_request(request, body.request_id))
     form = ChatForm(asked.request_id, body.model, with_usage=wants_usage(body))
-    return GenerationAnswer(request, body, asked, form)
+    return GenerationAnswer(request, body.model, asked, form, stream=bool(body.stream))

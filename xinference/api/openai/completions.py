@@ -8,24 +8,25 @@ from starlette.responses import Response
 
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
+from xinference.api.generation import GenerationAnswer
 from xinference.api.openapi import body_of, refusals
+from xinference.protocol.generation import Accepted
 
-from .answer import GenerationAnswer
 from .convert import completion_request, wants_usage
-from .form import AnswerParts, Form
+from .form import AnswerParts, ChoiceForm
 from .schema import CompletionAnswer, CompletionRequest
 
 router = APIRouter(tags=["OpenAI"])
 
 
-class CompletionForm(Form):
+class CompletionForm(ChoiceForm):
     """Writes a completion's answer."""
 
     id_prefix: ClassVar[str] = "cmpl"
     whole_object: ClassVar[str] = "text_completion"
     chunk_object: ClassVar[str] = "text_completion"
 
-    def opening(self) -> bytes:
+    def opening(self, accepted: Accepted) -> bytes:
         """Return nothing: a completion has no role to tell."""
         return b""
 
@@ -56,4 +57,4 @@ async def create_completion(request: Request) -> Response:
     body = await read_body(request, CompletionRequest)
     asked = completion_request(body, name_request(request, body.request_id))
     form = CompletionForm(asked.request_id, body.model, with_usage=wants_usage(body))
-    return GenerationAnswer(request, body, asked, form)
+    return GenerationAnswer(request, body.model, asked, form, stream=bool(body.stream))

@@ -5,14 +5,20 @@ What differs between chats and completions is how one choice looks; they say it 
 """
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import orjson
 
+from xinference.api.error_shapes import openai_body
+from xinference.api.errors import told
+from xinference.api.generation import Form
+from xinference.errors import XinferenceError
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
     Delta,
+    Finished,
     FinishReason,
     ReasoningDelta,
     TextDelta,
@@ -27,13 +33,14 @@ DONE = b"data: [DONE]\n\n"
 class AnswerParts:
     """The deltas of an answer, put together."""
 
-    def __init__(self) -> None:
+    def __init__(self, deltas: Sequence[Delta]) -> None:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[ToolCallStart, list[str]]] = []
+        for delta in deltas:
+            self._add(delta)
 
-    def add(self, delta: Delta) -> None:
-        """Take the next one."""
+    def _add(self, delta: Delta) -> None:
         match delta:
             case TextDelta(text=text):
                 self._text.append(text)
@@ -60,7 +67,7 @@ class AnswerParts:
         return [(start, "".join(arguments)) for start, arguments in self._calls]
 
 
-class Form(ABC):
+class ChoiceForm(Form):
     """Writes the answer of one request. The chunks are whole server-sent events."""
 
     id_prefix: ClassVar[str]
@@ -78,10 +85,6 @@ class Form(ABC):
         # The text is the last NUL in it; a caller may have put one into the model's name.
         sample = self._chunk(self.piece("\0"))
         self._before, _, self._after = sample.rpartition(b'"\\u0000"')
-
-    @abstractmethod
-    def opening(self) -> bytes:
-        """Return the chunk that comes before the first text; may be empty."""
 
     @abstractmethod
     def piece(self, text: str) -> dict[str, Any]:
@@ -106,22 +109,27 @@ class Form(ABC):
         piece = self.other_piece(delta)
         return b"" if piece is None else self._chunk(piece)
 
-    def ending(self, reason: FinishReason, usage: Usage) -> bytes:
+    def ending(self, finished: Finished) -> bytes:
         """Return what comes after the last text, `[DONE]` included."""
-        chunks = self._chunk(self.last_piece(), reason)
+        chunks = self._chunk(self.last_piece(), finished.reason)
         if self._with_usage:
-            chunks += self._event([], _usage(usage))
+            chunks += self._event([], _usage(finished.usage))
         return chunks + DONE
 
-    def whole(self, parts: AnswerParts, reason: FinishReason, usage: Usage) -> bytes:
+    def failure(self, error: XinferenceError) -> bytes:
+        """Return the event that OpenAI's clients raise; no `[DONE]` follows it."""
+        return b"data: " + orjson.dumps(openai_body(told(error), "")) + b"\n\n"
+
+    def whole(self, deltas: Sequence[Delta], finished: Finished) -> bytes:
         """Return the body of the answer in one piece."""
-        choice = {"index": 0, **self.answer(parts), "logprobs": None, "finish_reason": reason}
+        answer = self.answer(AnswerParts(deltas))
+        choice = {"index": 0, **answer, "logprobs": None, "finish_reason": finished.reason}
         return orjson.dumps(
             {
                 **self._about,
                 "object": self.whole_object,
                 "choices": [choice],
-                "usage": _usage(usage),
+                "usage": _usage(finished.usage),
             }
         )
 
