@@ -33,7 +33,7 @@ from xinference.errors import (
     XinferenceError,
 )
 
-from .error_shapes import ToldError, shape_of
+from .error_shapes import ToldError, openai_body, shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,11 @@ def told(error: XinferenceError) -> ToldError:
         code=error.code,
         param=_param_of(error),
     )
+
+
+def error_event(error: XinferenceError) -> bytes:
+    """Return the server-sent event that ends a stream of OpenAI's which has failed."""
+    return b"data: " + orjson.dumps(openai_body(told(error), "")) + b"\n\n"
 
 
 class ErrorResponse(Response):

@@ -8,8 +8,10 @@ from starlette.responses import Response
 
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
-from xinference.api.generation import GenerationAnswer
+from xinference.api.gateway import gateway_of
+from xinference.api.generation import Generation, GenerationAnswer
 from xinference.api.openapi import body_of, refusals
+from xinference.identifiers import ModelUid
 from xinference.protocol.generation import (
     Accepted,
     Delta,
@@ -19,13 +21,13 @@ from xinference.protocol.generation import (
 )
 
 from .convert import chat_request, wants_usage
-from .form import AnswerParts, ChoiceForm
+from .form import AnswerParts, Form
 from .schema import ChatAnswer, ChatRequest
 
 router = APIRouter(tags=["OpenAI"])
 
 
-class ChatForm(ChoiceForm):
+class ChatForm(Form):
     """Writes a chat's answer."""
 
     id_prefix: ClassVar[str] = "chatcmpl"
@@ -91,4 +93,5 @@ async def create_chat_completion(request: Request) -> Response:
     body = await read_body(request, ChatRequest)
     asked = chat_request(body, name_request(request, body.request_id))
     form = ChatForm(asked.request_id, body.model, with_usage=wants_usage(body))
-    return GenerationAnswer(request, body.model, asked, form, stream=bool(body.stream))
+    generation = Generation(model=ModelUid(body.model), asked=asked, form=form)
+    return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))

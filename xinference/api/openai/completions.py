@@ -8,18 +8,20 @@ from starlette.responses import Response
 
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
-from xinference.api.generation import GenerationAnswer
+from xinference.api.gateway import gateway_of
+from xinference.api.generation import Generation, GenerationAnswer
 from xinference.api.openapi import body_of, refusals
+from xinference.identifiers import ModelUid
 from xinference.protocol.generation import Accepted
 
 from .convert import completion_request, wants_usage
-from .form import AnswerParts, ChoiceForm
+from .form import AnswerParts, Form
 from .schema import CompletionAnswer, CompletionRequest
 
 router = APIRouter(tags=["OpenAI"])
 
 
-class CompletionForm(ChoiceForm):
+class CompletionForm(Form):
     """Writes a completion's answer."""
 
     id_prefix: ClassVar[str] = "cmpl"
@@ -57,4 +59,5 @@ async def create_completion(request: Request) -> Response:
     body = await read_body(request, CompletionRequest)
     asked = completion_request(body, name_request(request, body.request_id))
     form = CompletionForm(asked.request_id, body.model, with_usage=wants_usage(body))
-    return GenerationAnswer(request, body.model, asked, form, stream=bool(body.stream))
+    generation = Generation(model=ModelUid(body.model), asked=asked, form=form)
+    return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))

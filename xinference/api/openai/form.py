@@ -6,14 +6,13 @@ What differs between chats and completions is how one choice looks; they say it 
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import orjson
 
-from xinference.api.error_shapes import openai_body
-from xinference.api.errors import told
-from xinference.api.generation import Form
+from xinference.api.errors import error_event
+from xinference.api.generation import AnswerForm
 from xinference.errors import XinferenceError
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
@@ -33,7 +32,7 @@ DONE = b"data: [DONE]\n\n"
 class AnswerParts:
     """The deltas of an answer, put together."""
 
-    def __init__(self, deltas: Sequence[Delta]) -> None:
+    def __init__(self, deltas: Iterable[Delta]) -> None:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[ToolCallStart, list[str]]] = []
@@ -67,7 +66,7 @@ class AnswerParts:
         return [(start, "".join(arguments)) for start, arguments in self._calls]
 
 
-class ChoiceForm(Form):
+class Form(AnswerForm):
     """Writes the answer of one request. The chunks are whole server-sent events."""
 
     id_prefix: ClassVar[str]
@@ -117,13 +116,18 @@ class ChoiceForm(Form):
         return chunks + DONE
 
     def failure(self, error: XinferenceError) -> bytes:
-        """Return the event that OpenAI's clients raise; no `[DONE]` follows it."""
-        return b"data: " + orjson.dumps(openai_body(told(error), "")) + b"\n\n"
+        """Return the event of an error, after which there is no `[DONE]`."""
+        return error_event(error)
 
     def whole(self, deltas: Sequence[Delta], finished: Finished) -> bytes:
         """Return the body of the answer in one piece."""
-        answer = self.answer(AnswerParts(deltas))
-        choice = {"index": 0, **answer, "logprobs": None, "finish_reason": finished.reason}
+        parts = AnswerParts(deltas)
+        choice = {
+            "index": 0,
+            **self.answer(parts),
+            "logprobs": None,
+            "finish_reason": finished.reason,
+        }
         return orjson.dumps(
             {
                 **self._about,
