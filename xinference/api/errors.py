@@ -159,6 +159,8 @@ def invalid_request(errors: Sequence[Mapping[str, Any]], *, given: object) -> In
 def _path(error: Mapping[str, Any], given: object) -> str:
     steps = list(error["loc"])
     named = error.get("ctx", {}).get("field") or (steps[-1] if error["type"] == "missing" else None)
+    if error["type"] in UNION_FINDINGS:
+        named = error["ctx"]["discriminator"].strip("'")
     path = ""
     for step in steps:
         if isinstance(given, dict) and step in given:
@@ -182,19 +184,27 @@ PROBLEMS = {
     "list_type": "must be a list",
     "dict_type": "must be an object",
     "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
     "too_short": "must have more items",
     "too_long": "must have fewer items",
     "string_too_short": "must be longer",
     "string_too_long": "must be shorter",
+    "union_tag_not_found": "is required",
 }
 """Pydantic's findings in JSON's words; the others are clear as they are."""
+
+UNION_FINDINGS = frozenset({"union_tag_invalid", "union_tag_not_found"})
+"""What it finds of the field that tells objects of several kinds apart."""
 
 
 def _problem(error: Mapping[str, Any]) -> str:
     said = str(error["msg"])
     problem = PROBLEMS.get(error["type"]) or said.replace("Input should be", "must be", 1)
-    if error["type"] in ("missing", "unknown_field"):
+    if error["type"] in ("missing", "unknown_field", "union_tag_not_found"):
         return problem
+    if error["type"] == "union_tag_invalid":
+        # Why here: pydantic tells the kinds in a sentence of its own.
+        return f"must be one of {error['ctx']['expected_tags']}, got {_shown(error['ctx']['tag'])}"
     return f"{problem}, got {_shown(error['input'])}"
 
 
