@@ -205,8 +205,8 @@ class Replica:
 
                 return load_model(spec, on_progress=tell)
 
-        # Why a thread that ends: its OpenMP team ends with it. Two teams are more threads than cores,
-        # and then the runtime no longer spins at barriers, which makes a step half as long again.
+        # Why a thread that ends: its OpenMP team ends with it. Two teams are more threads than
+        # cores; then the runtime no longer spins at barriers, and a step takes half as long again.
         loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
         try:
             model = await self._loop.run_in_executor(loader, load_in_thread)
