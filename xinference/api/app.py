@@ -40,6 +40,8 @@ from .openai import chat, completions
 from .openapi import document_of, page_of
 
 ROUTES = (chat, completions, model_routes, registrations, cluster_routes, key_routes)
+KEEP_ALIVE_SECONDS = 15.0
+"""Proxies and clients close what is silent for a minute, some for half of one."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -48,6 +50,7 @@ def create_app(
     *,
     key_store: KeyStore | None = None,
     disable_metrics: bool = False,
+    keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """Return the application that serves `cluster` over HTTP.
@@ -56,6 +59,7 @@ def create_app(
         key_store: where API keys are kept and usage is counted; closed when the server ends.
             None: in memory.
         disable_metrics: there is no `/metrics`.
+        keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         on_shutdown: awaited once when the server ends.
     """
 
@@ -83,7 +87,10 @@ def create_app(
         openapi_url=None,
     )
     metrics = Metrics()
-    install_gateway(app, Gateway(cluster=cluster, metrics=metrics, keyring=keyring))
+    gateway = Gateway(
+        cluster=cluster, metrics=metrics, keyring=keyring, keep_alive_seconds=keep_alive_seconds
+    )
+    install_gateway(app, gateway)
     install_error_answers(app)
     app.add_middleware(Edge, metrics=metrics)
     for path, page in PAGES.items():

@@ -22,6 +22,8 @@ class Gateway:
     cluster: Cluster
     metrics: Metrics
     keyring: Keyring
+    keep_alive_seconds: float
+    """A stream that has had nothing to say for so long says that it lives."""
     key: ApiKey | None = None
     """The caller's; None while the gateway is open."""
 
