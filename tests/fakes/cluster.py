@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Self
 
@@ -59,6 +60,8 @@ from xinference.protocol.generation import (
     GenerationRequest,
     TextDelta,
     TextPrompt,
+    TokenCandidate,
+    TokenLogprob,
     Usage,
 )
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
@@ -123,6 +126,8 @@ class FakeStream:
         self._length = length
         self._words = cluster.stopped_words(request)
         self._num_words = 0
+        self._num_chars = 0
+        self._told: deque[TextDelta | Finished] = deque()
         self._error: XinferenceError | None = None
         self._is_over = False
         self._is_aborted = False
@@ -136,6 +141,8 @@ class FakeStream:
         return self
 
     async def __anext__(self) -> TextDelta | Finished:
+        if self._told:
+            return self._told.popleft()
         if self._is_over:
             raise StopAsyncIteration
         await self._wait_turn()
@@ -146,12 +153,46 @@ class FakeStream:
         word = next(self._words, None) if self._num_words < limit else None
         if self._is_aborted:
             return self._finished(FinishReason.ABORT)
+        n = self._request.sampling.n
         if word is None:
             is_cut = self._num_words >= limit
-            return self._finished(FinishReason.LENGTH if is_cut else FinishReason.STOP)
+            reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
+            ends = [TextDelta(text="", index=index, reason=reason) for index in range(n)]
+            self._told.extend(ends if n > 1 else [])
+            self._told.append(self._finished(reason))
+            return self._told.popleft()
         self._num_words += 1
         self._cluster.count_step()
-        return TextDelta(text=word, token_ids=(self._num_words,))
+        self._told.extend(
+            TextDelta(
+                text=word,
+                token_ids=(self._num_words,),
+                index=index,
+                logprobs=self._logprobs(word, index),
+            )
+            for index in range(n)
+        )
+        self._num_chars += len(word)
+        return self._told.popleft()
+
+    def _logprobs(self, word: str, index: int) -> tuple[TokenLogprob, ...]:
+        """Say that each word was as likely as its answer's number says."""
+        wanted = self._request.sampling.logprobs
+        if wanted is None:
+            return ()
+        token, logprob = word.encode(), -1.0 - index
+        top = tuple(
+            TokenCandidate(token_id=rank, token=token + b"!" * rank, logprob=logprob - rank)
+            for rank in range(wanted)
+        )
+        one = TokenLogprob(
+            token_id=self._num_words,
+            token=token,
+            logprob=logprob,
+            text_offset=self._num_chars,
+            top=top,
+        )
+        return (one,)
 
     async def _wait_turn(self) -> None:
         """Wait as the cluster is told to; an abort or a loss interrupts."""
@@ -163,7 +204,8 @@ class FakeStream:
 
     def _finished(self, reason: FinishReason) -> Finished:
         self._end()
-        usage = Usage(num_prompt_tokens=self._length, num_completion_tokens=self._num_words)
+        num_completion_tokens = self._num_words * self._request.sampling.num_made
+        usage = Usage(num_prompt_tokens=self._length, num_completion_tokens=num_completion_tokens)
         return Finished(reason=reason, usage=usage)
 
     def _end(self) -> None:

@@ -62,7 +62,8 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._wakened = threading.Condition()
         # Guarded by the condition's lock:
-        self._live: set[RequestId] = set()
+        self._live: dict[RequestId, int] = {}
+        """With how many answers each wants."""
         self._submitted: list[ValidRequest] = []
         self._to_abort: list[RequestId] = []
         self._is_stopping = False
@@ -102,13 +103,15 @@ class EngineLoop:
                 )
             if valid.request_id in self._live:
                 raise DuplicateRequest(request_id=valid.request_id)
-            if len(self._live) >= config.max_num_seqs + config.max_queue_size:
+            num_after = sum(self._live.values()) + valid.sampling.num_made
+            # Why any into an empty one: its answers take turns.
+            if self._live and num_after > config.max_num_seqs + config.max_queue_size:
                 raise ModelOverloaded(
                     model=config.model_name,
                     num_waiting=self._num_waiting(),
                     retry_after_seconds=RETRY_AFTER_SECONDS,
                 )
-            self._live.add(valid.request_id)
+            self._live[valid.request_id] = valid.sampling.num_made
             self._submitted.append(valid)
             self._wakened.notify()
         return Accepted(num_prompt_tokens=len(valid.prompt))
@@ -148,7 +151,7 @@ class EngineLoop:
             raise TimeoutError(f"the engine's step did not end within {timeout_seconds} s")
 
     def _num_waiting(self) -> int:
-        return max(0, len(self._live) - self._stats.num_running)
+        return max(0, sum(self._live.values()) - self._stats.num_running)
 
     def _run(self) -> None:
         try:
@@ -184,7 +187,8 @@ class EngineLoop:
         ended = [request_id for request_id, event in events if isinstance(event, Finished | Failed)]
         with self._wakened:
             # Why before the sink: who hears of an end may use the id again at once.
-            self._live.difference_update(ended)
+            for request_id in ended:
+                self._live.pop(request_id, None)
             self._stats = EngineStats(
                 progress=counters.num_steps,
                 num_steps=counters.num_steps,

@@ -25,6 +25,9 @@ from xinference.identifiers import RequestId
 
 from .block_pool import BlockPool
 
+MAX_LOGIT_ROWS = 256
+"""Of prompts, in one step."""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
@@ -42,6 +45,9 @@ class Sequence:
     """The tokens [0, num_computed) are in the KV cache."""
     slot: int | None = None
     block_table: list[int] = field(default_factory=list)
+    wants_prompt_logits: bool = False
+    """Every token of its prompt is to be computed, none taken from a cache, and not too many in one
+    step: each has a row of logits as wide as the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,8 @@ class Scheduler:
         self._num_slots = max_num_seqs
         self._waiting: OrderedDict[RequestId, Sequence] = OrderedDict()
         self._running: OrderedDict[RequestId, Sequence] = OrderedDict()
+        self._num_logit_rows = MAX_LOGIT_ROWS
+        """Of the step that is being decided, for prompts; what is left."""
 
     @property
     def num_waiting(self) -> int:
@@ -122,6 +130,7 @@ class Scheduler:
         preempted, freed_slots = self._grow_block_tables()
         rows: list[ScheduledRow] = []
         budget = self._max_num_batched_tokens
+        self._num_logit_rows = MAX_LOGIT_ROWS
         catching_up: list[Sequence] = []
         for sequence in self._running.values():
             if sequence.num_tokens - sequence.num_computed == 1:
@@ -208,6 +217,9 @@ class Scheduler:
 
     def _take_chunk(self, sequence: Sequence, budget: int, rows: list[ScheduledRow]) -> int:
         num_new = min(budget, sequence.num_tokens - sequence.num_computed)
+        if sequence.wants_prompt_logits:
+            num_new = min(num_new, self._num_logit_rows)
+            self._num_logit_rows -= num_new
         if num_new > 0:
             rows.append(ScheduledRow(sequence=sequence, num_new=num_new))
         return num_new

@@ -134,6 +134,7 @@ class LanguageModel:
             request_id=request.request_id,
             prompt_token_ids=token_ids,
             sampling=self._with_own_stops(request.sampling),
+            prompt_text=prompt.text if isinstance(prompt, TextPrompt) else None,
         )
 
     def _encode(self, text: str, *, field: str, special_tokens: bool) -> list[int]:
@@ -171,7 +172,9 @@ class LanguageModel:
         return known
 
     def _with_own_stops(self, sampling: SamplingParams) -> SamplingParams:
-        """Add what the family stops at to what the request does."""
+        """Add what the family stops at to what the request does, if it heeds it."""
+        if sampling.ignore_eos:
+            return sampling
         stop = tuple(dict.fromkeys((*sampling.stop, *self._stop)))
         stop_token_ids = tuple(dict.fromkeys((*sampling.stop_token_ids, *self._stop_token_ids)))
         if len(stop) > MAX_STOP_STRINGS:

@@ -142,7 +142,9 @@ def test_a_launch_specification_comes_back_as_it_was() -> None:
 def test_the_bytes_of_a_frame_are_those_of_the_written_protocol() -> None:
     chunk = frames.Chunk([frames.Delta(1, "hi", (5, 6)), frames.Delta(2, "", ())])
 
-    assert frames.encode(chunk) == frame("CHUNK", [[1, "hi", [5, 6]], [2, "", []]])
+    assert frames.encode(chunk) == frame(
+        "CHUNK", [[1, "hi", [5, 6], 0, None, []], [2, "", [], 0, None, []]]
+    )
     assert frames.encode(frames.Drain()) == frame("DRAIN")
 
 

@@ -86,25 +86,25 @@ class GenerationAnswer(Response):
 
     def _written(self, event: AnswerEvent) -> bytes:
         match event:
-            case TextDelta(text=text):
-                return self._form.delta(text) if text else b""
+            case TextDelta():
+                return self._form.delta(event)
             case Accepted():
                 return self._form.opening()
-            case Finished(reason=reason, usage=usage):
-                return self._form.ending(reason, usage)
+            case Finished():
+                return self._form.ending(event)
             case Failed(error=error):
                 return error_event(error)
 
     async def _send_whole(self, batches: AsyncIterator[list[AnswerEvent]], send: Send) -> None:
-        text: list[str] = []
+        deltas: list[TextDelta] = []
         async for batch in batches:
             self._observation.note(batch)
-            text += [event.text for event in batch if isinstance(event, TextDelta)]
+            deltas += [event for event in batch if isinstance(event, TextDelta)]
             match batch[-1]:
                 case Failed(error=error):
                     raise error
-                case Finished(reason=reason, usage=usage):
-                    body = self._form.whole("".join(text), reason, usage)
+                case Finished() as finished:
+                    body = self._form.whole(deltas, finished)
                     headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     await send({"type": "http.response.body", "body": body})

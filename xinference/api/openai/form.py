@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The JSON of an answer in OpenAI's protocol: whole, or chunk by chunk.
 
-What differs between chats and completions is how one choice looks; they say it in four methods.
+What differs between chats and completions is how one choice looks; they say it in five methods.
 """
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import orjson
 
-from xinference.identifiers import RequestId
-from xinference.protocol.generation import FinishReason, Usage
+from xinference.protocol.generation import (
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
 
 DONE = b"data: [DONE]\n\n"
 
@@ -23,21 +31,33 @@ class Form(ABC):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, request_id: RequestId, model: str, *, with_usage: bool) -> None:
+    def __init__(self, asked: GenerationRequest, model: str, *, with_usage: bool) -> None:
         self._with_usage = with_usage
+        self._num_choices = asked.sampling.n
+        self._with_logprobs = asked.sampling.logprobs is not None
         self._about = {
-            "id": f"{self.id_prefix}-{request_id}",
+            "id": f"{self.id_prefix}-{asked.request_id}",
             "created": int(time.time()),
             "model": model,
         }
         # Why: one chunk is written per token, and all of it but the text is always the same.
         # The text is the last NUL in it; a caller may have put one into the model's name.
-        sample = self._chunk(self.piece("\0"))
-        self._before, _, self._after = sample.rpartition(b'"\\u0000"')
+        samples = [self._chunk(self.piece("\0"), index) for index in range(self._num_choices)]
+        self._around = [
+            (before, after)
+            for before, _, after in (one.rpartition(b'"\\u0000"') for one in samples)
+        ]
+
+    def opening(self) -> bytes:
+        """Return what comes before the first text; may be empty."""
+        piece = self.first_piece()
+        if piece is None:
+            return b""
+        return b"".join(self._chunk(piece, index) for index in range(self._num_choices))
 
     @abstractmethod
-    def opening(self) -> bytes:
-        """Return the chunk that comes before the first text; may be empty."""
+    def first_piece(self) -> dict[str, Any] | None:
+        """Return what a streamed choice says before its text, if anything."""
 
     @abstractmethod
     def piece(self, text: str) -> dict[str, Any]:
@@ -51,31 +71,63 @@ class Form(ABC):
     def answer(self, text: str) -> dict[str, Any]:
         """Return what a whole choice says."""
 
-    def delta(self, text: str) -> bytes:
-        """Return the chunk of a piece of text."""
-        return self._before + orjson.dumps(text) + self._after
+    @abstractmethod
+    def logprobs(self, told: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Return what a choice says of the tokens it has, or of those of a chunk."""
 
-    def ending(self, reason: FinishReason, usage: Usage) -> bytes:
-        """Return what comes after the last text, `[DONE]` included."""
-        chunks = self._chunk(self.last_piece(), reason)
+    def delta(self, delta: TextDelta) -> bytes:
+        """Return the chunks of a piece of text, and of the end of a choice that is not the only."""
+        chunks = b""
+        if delta.logprobs and self._with_logprobs:
+            told = self.logprobs(delta.logprobs)
+            chunks = self._chunk(self.piece(delta.text), delta.index, logprobs=told)
+        elif delta.text:
+            before, after = self._around[delta.index]
+            chunks = before + orjson.dumps(delta.text) + after
+        if delta.reason is not None and self._num_choices > 1:
+            chunks += self._chunk(self.last_piece(), delta.index, delta.reason)
+        return chunks
+
+    def ending(self, finished: Finished) -> bytes:
+        """Return what comes after the last text of all choices, `[DONE]` included."""
+        chunks = b""
+        if self._num_choices == 1:
+            chunks = self._chunk(self.last_piece(), 0, finished.reason)
         if self._with_usage:
-            chunks += self._event([], _usage(usage))
+            chunks += self._event([], _usage(finished.usage))
         return chunks + DONE
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage) -> bytes:
+    def whole(self, deltas: Sequence[TextDelta], finished: Finished) -> bytes:
         """Return the body of the answer in one piece."""
-        choice = {"index": 0, **self.answer(text), "logprobs": None, "finish_reason": reason}
+        choices = [_Choice() for _ in range(self._num_choices)]
+        for delta in deltas:
+            choices[delta.index].take(delta)
         return orjson.dumps(
             {
                 **self._about,
                 "object": self.whole_object,
-                "choices": [choice],
-                "usage": _usage(usage),
+                "choices": [
+                    {
+                        "index": index,
+                        **self.answer("".join(choice.texts)),
+                        "logprobs": self.logprobs(choice.logprobs) if self._with_logprobs else None,
+                        "finish_reason": choice.reason or finished.reason,
+                    }
+                    for index, choice in enumerate(choices)
+                ],
+                "usage": _usage(finished.usage),
             }
         )
 
-    def _chunk(self, piece: dict[str, Any], reason: FinishReason | None = None) -> bytes:
-        return self._event([{"index": 0, **piece, "logprobs": None, "finish_reason": reason}], None)
+    def _chunk(
+        self,
+        piece: dict[str, Any],
+        index: int,
+        reason: FinishReason | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
+        choice = {"index": index, **piece, "logprobs": logprobs, "finish_reason": reason}
+        return self._event([choice], None)
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
         chunk = {**self._about, "object": self.chunk_object, "choices": choices}
@@ -90,3 +142,25 @@ def _usage(usage: Usage) -> dict[str, int]:
         "completion_tokens": usage.num_completion_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
     }
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What is known of one answer that is told in one piece."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reason: FinishReason | None = None
+
+    def take(self, delta: TextDelta) -> None:
+        self.texts.append(delta.text)
+        self.logprobs += delta.logprobs
+        self.reason = delta.reason or self.reason
+
+
+def token_text(token: bytes) -> str:
+    """Return a token's text; for a piece of a character, which has none, its bytes in words."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)

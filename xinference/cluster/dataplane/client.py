@@ -429,7 +429,7 @@ class ReplicaConnection:
                 for delta in deltas:
                     if (stream := self._streams.get(delta.stream)) is not None:
                         stream._check_accepted("CHUNK")
-                        stream._push(TextDelta(text=delta.text, token_ids=delta.token_ids))
+                        stream._push(frames.text_delta_of(delta))
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)

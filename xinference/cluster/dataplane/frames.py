@@ -18,11 +18,15 @@ from xinference.identifiers import RequestId
 from xinference.protocol.deployment import ReplicaSpec
 from xinference.protocol.generation import (
     ChatPrompt,
+    FinishReason,
     GenerationRequest,
     Message,
     Prompt,
     SamplingParams,
+    TextDelta,
     TextPrompt,
+    TokenCandidate,
+    TokenLogprob,
     TokenPrompt,
 )
 
@@ -102,12 +106,41 @@ class Reject(Frame, frozen=True, tag="REJECT"):
     error: Wire
 
 
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """A `TokenCandidate`."""
+
+    token_id: int
+    token: bytes
+    logprob: float
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """A `TokenLogprob`."""
+
+    token_id: int
+    token: bytes
+    logprob: float | None
+    text_offset: int
+    top: tuple[Candidate, ...]
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """One piece of one stream's answer. Not a frame: an element of `Chunk`."""
 
     stream: int
     text: str
     token_ids: tuple[int, ...]
+    index: int = 0
+    reason: str | None = None
+    logprobs: tuple[Logprob, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """About how long it is at most: four bytes a character, five a token, nine a logprob."""
+        num_bytes = 16 + 4 * len(self.text) + 5 * len(self.token_ids)
+        for one in self.logprobs:
+            num_bytes += 32 + len(one.token) + sum(24 + len(each.token) for each in one.top)
+        return num_bytes
 
 
 class Chunk(Frame, frozen=True, tag="CHUNK"):
@@ -256,6 +289,57 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_id: str
     prompt: WireChat | WireText | WireTokens
     sampling: SamplingParams
+
+
+def delta_of(stream: int, event: TextDelta) -> Delta:
+    """Return a piece as it travels."""
+    if not (event.index or event.logprobs or event.reason):
+        return Delta(stream, event.text, event.token_ids)
+    logprobs = tuple(
+        Logprob(
+            one.token_id,
+            one.token,
+            one.logprob,
+            one.text_offset,
+            tuple(Candidate(each.token_id, each.token, each.logprob) for each in one.top),
+        )
+        for one in event.logprobs
+    )
+    return Delta(stream, event.text, event.token_ids, event.index, event.reason, logprobs)
+
+
+def text_delta_of(delta: Delta) -> TextDelta:
+    """Return what a piece on the wire says.
+
+    Raises:
+        ProtocolError: the reason is none.
+    """
+    if not (delta.index or delta.logprobs or delta.reason):
+        return TextDelta(text=delta.text, token_ids=delta.token_ids)
+    try:
+        reason = None if delta.reason is None else FinishReason(delta.reason)
+    except ValueError as error:
+        raise ProtocolError(problem=f"an unknown reason: {delta.reason!r}") from error
+    return TextDelta(
+        text=delta.text,
+        token_ids=delta.token_ids,
+        index=delta.index,
+        reason=reason,
+        logprobs=tuple(_token_logprob(one) for one in delta.logprobs),
+    )
+
+
+def _token_logprob(one: Logprob) -> TokenLogprob:
+    return TokenLogprob(
+        token_id=one.token_id,
+        token=one.token,
+        logprob=one.logprob,
+        text_offset=one.text_offset,
+        top=tuple(
+            TokenCandidate(token_id=each.token_id, token=each.token, logprob=each.logprob)
+            for each in one.top
+        ),
+    )
 
 
 _encoder = msgspec.msgpack.Encoder()

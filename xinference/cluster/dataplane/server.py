@@ -419,10 +419,10 @@ class _Outbox:
     def add(self, entry: _Entry, event: ServiceEvent) -> None:
         stream = entry.stream
         match event:
-            case TextDelta(text=text, token_ids=token_ids):
-                self._deltas.append(frames.Delta(stream, text, token_ids))
-                # Why an estimate: four bytes a character and five a token are the most.
-                self._num_bytes += 16 + 4 * len(text) + 5 * len(token_ids)
+            case TextDelta():
+                delta = frames.delta_of(stream, event)
+                self._deltas.append(delta)
+                self._num_bytes += delta.num_bytes
                 if self._num_bytes >= frames.CHUNK_BYTES:
                     self._cut()
             case Finished(reason=reason, usage=usage):
