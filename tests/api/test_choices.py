@@ -61,7 +61,7 @@ async def test_a_stream_says_what_the_whole_answer_says(
     http: httpx.AsyncClient, route: str, given: dict[str, Any]
 ) -> None:
     if route == COMPLETIONS and "logprobs" in given:
-        given = {**given, "logprobs": given["top_logprobs"] if "top_logprobs" in given else 0}
+        given = {**given, "logprobs": given.get("top_logprobs", 0)}
         given.pop("top_logprobs", None)
     body = {CHAT: chat, COMPLETIONS: completion}[route]
 
