@@ -19,12 +19,13 @@ from xinference.api.inbox import AnswerEvent, answer_events
 from xinference.identifiers import ModelUid
 from xinference.protocol.generation import (
     Accepted,
+    Delta,
     Failed,
     Finished,
     GenerationRequest,
 )
 
-from .form import AnswerParts, Form
+from .form import Form
 from .schema import SharedParameters
 
 STREAM_HEADERS = [
@@ -87,24 +88,24 @@ class GenerationAnswer(Response):
         match event:
             case Accepted():
                 return self._form.opening()
-            case Finished(reason=reason, usage=usage):
-                return self._form.ending(reason, usage)
+            case Finished():
+                return self._form.ending(event)
             case Failed(error=error):
                 return error_event(error)
         return self._form.delta(event)
 
     async def _send_whole(self, batches: AsyncIterator[list[AnswerEvent]], send: Send) -> None:
-        parts = AnswerParts()
+        deltas: list[Delta] = []
         async for batch in batches:
             self._observation.note(batch)
-            for event in batch:
-                if not isinstance(event, Accepted | Finished | Failed):
-                    parts.add(event)
+            deltas += [
+                event for event in batch if not isinstance(event, Accepted | Finished | Failed)
+            ]
             match batch[-1]:
                 case Failed(error=error):
                     raise error
-                case Finished(reason=reason, usage=usage):
-                    body = self._form.whole(parts, reason, usage)
+                case Finished() as finished:
+                    body = self._form.whole(deltas, finished)
                     headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     await send({"type": "http.response.body", "body": body})
