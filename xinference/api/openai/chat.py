@@ -9,7 +9,10 @@ from starlette.responses import Response
 
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
+from xinference.api.gateway import gateway_of
+from xinference.api.generation import Generation, GenerationAnswer
 from xinference.api.openapi import body_of, refusals
+from xinference.identifiers import ModelUid
 from xinference.protocol.generation import (
     Delta,
     ReasoningDelta,
@@ -19,7 +22,6 @@ from xinference.protocol.generation import (
     ToolCallStart,
 )
 
-from .answer import GenerationAnswer
 from .convert import chat_request, wants_usage
 from .form import AnswerParts, Form, token_text
 from .schema import ChatAnswer, ChatRequest
@@ -109,4 +111,5 @@ async def create_chat_completion(request: Request) -> Response:
     body = await read_body(request, ChatRequest)
     asked = chat_request(body, name_request(request, body.request_id))
     form = ChatForm(asked, body.model, with_usage=wants_usage(body))
-    return GenerationAnswer(request, body, asked, form)
+    generation = Generation(model=ModelUid(body.model), asked=asked, form=form)
+    return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))

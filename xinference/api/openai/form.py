@@ -11,7 +11,10 @@ from typing import Any, ClassVar
 
 import orjson
 
+from xinference.api.errors import error_event
+from xinference.errors import XinferenceError
 from xinference.protocol.generation import (
+    Accepted,
     Delta,
     Finished,
     FinishReason,
@@ -30,16 +33,17 @@ DONE = b"data: [DONE]\n\n"
 class AnswerParts:
     """The deltas of one answer, put together."""
 
-    def __init__(self) -> None:
+    def __init__(self, deltas: Iterable[Delta]) -> None:
         self.logprobs: list[TokenLogprob] = []
         self.reason: FinishReason | None = None
         """Why it ended, if that was told of it alone."""
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[ToolCallStart, list[str]]] = []
+        for delta in deltas:
+            self._add(delta)
 
-    def add(self, delta: Delta) -> None:
-        """Take the next one."""
+    def _add(self, delta: Delta) -> None:
         match delta:
             case TextDelta(text=text, logprobs=logprobs, reason=reason):
                 self._text.append(text)
@@ -92,7 +96,7 @@ class Form(ABC):
             for before, _, after in (one.rpartition(b'"\\u0000"') for one in samples)
         ]
 
-    def opening(self) -> bytes:
+    def opening(self, accepted: Accepted) -> bytes:
         """Return what comes before the first text; may be empty."""
         piece = self.first_piece()
         if piece is None:
@@ -152,11 +156,16 @@ class Form(ABC):
             chunks += self._event([], _usage(finished.usage))
         return chunks + DONE
 
-    def whole(self, deltas: Iterable[Delta], finished: Finished) -> bytes:
+    def failure(self, error: XinferenceError) -> bytes:
+        """Return the event of an error, after which there is no `[DONE]`."""
+        return error_event(error)
+
+    def whole(self, deltas: Sequence[Delta], finished: Finished) -> bytes:
         """Return the body of the answer in one piece."""
-        choices = [AnswerParts() for _ in range(self._num_choices)]
+        deltas_of: list[list[Delta]] = [[] for _ in range(self._num_choices)]
         for delta in deltas:
-            choices[delta.choice_index].add(delta)
+            deltas_of[delta.choice_index].append(delta)
+        choices = [AnswerParts(own) for own in deltas_of]
         return orjson.dumps(
             {
                 **self._about,
