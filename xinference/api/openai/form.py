@@ -5,13 +5,14 @@ What differs between chats and completions is how one choice looks; they say it 
 """
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import orjson
 
 from xinference.api.errors import error_event
+from xinference.api.generation import AnswerForm
 from xinference.errors import XinferenceError
 from xinference.protocol.generation import (
     Accepted,
@@ -72,7 +73,7 @@ class AnswerParts:
         return [(start, "".join(arguments)) for start, arguments in self._calls]
 
 
-class Form(ABC):
+class Form(AnswerForm):
     """Writes the answer of one request. The chunks are whole server-sent events."""
 
     id_prefix: ClassVar[str]
