@@ -50,7 +50,7 @@ OFFLINE = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[int]):
     """A time such as 90s, 15m, 12h or 30d, as seconds."""
 
     name = "duration"
