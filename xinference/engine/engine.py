@@ -47,7 +47,7 @@ from .grammar import (
     grammar_failure,
 )
 from .isolation import run_apart
-from .model_runner import ModelRunner
+from .model_runner import Runner
 from .pace import StepPace
 from .prefix_hash import chain_start, next_hashes
 from .sampler import SamplingRows, sample
@@ -163,7 +163,7 @@ class Engine:
         *,
         config: EngineConfig,
         model_config: PreTrainedConfig,
-        runner: ModelRunner,
+        runner: Runner,
         tokenizer: PreTrainedTokenizerBase,
         vocab_size: int,
         generation_defaults: SamplingParams,
