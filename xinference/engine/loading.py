@@ -25,7 +25,7 @@ from xinference.errors import LoadFailed, XinferenceError
 from xinference.protocol.deployment import EngineOptions
 
 from .attention.cpu import CpuAttention
-from .attention.interface import AttentionBackend, register
+from .attention.interface import STATE_PROBLEM, AttentionBackend, register
 from .attention.reference import ReferenceAttention
 from .config import (
     PADDED,
@@ -145,6 +145,8 @@ def make_engine(
         LoadFailed, InvalidRequest: as `load_engine`.
     """
     register()
+    if model._is_stateful:
+        raise LoadFailed(model=name, problem=f"{type(model).__name__}: {STATE_PROBLEM}")
     text_config = model.config.get_text_config(decoder=True)
     vocab_size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]  # always an nn.Embedding
     max_positions = getattr(
@@ -168,7 +170,9 @@ def make_engine(
         attention: lambda: RaggedExecution(model, backend or _BACKENDS[attention]()),
         PADDED: lambda: PaddedExecution(model),
     }
-    attention, execution = _first_that_is_right(ways, stock, name, placement, block_size)
+    attention, execution = _first_that_is_right(
+        ways, stock, name, type(model).__name__, placement, block_size
+    )
     facts = ModelFacts(
         max_positions=max_positions,
         rope_limit=rope_limit(text_config),
@@ -200,6 +204,7 @@ def _first_that_is_right(
     ways: dict[str, Callable[[], Execution]],
     stock: StockAnswer,
     model_name: str,
+    class_name: str,
     placement: Placement,
     block_size: int,
 ) -> tuple[str, Execution]:
@@ -221,7 +226,7 @@ def _first_that_is_right(
             return name, execution
         logger.warning("model %s cannot run with %s attention: %s", model_name, name, problem)
         problems.append(f"with {name} attention: {problem}")
-    raise LoadFailed(model=model_name, problem="; ".join(problems))
+    raise LoadFailed(model=model_name, problem=f"{class_name}: {'; '.join(problems)}")
 
 
 def eos_token_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
-from .attention.interface import Pages
+from .attention.interface import BlockCache, Pages
 from .batch import Batch, IntArray
 
 # Why: bounds what one forward of single tokens gathers, padding included.
@@ -60,7 +59,7 @@ class _Group:
     """(B, C) 1 where there is context, 0 where padding."""
 
 
-class PaddedCache(Cache):
+class PaddedCache(BlockCache):
     """Pages of all layers, (num_blocks × P, numbers of a token). Engine thread only."""
 
     def __init__(
@@ -72,7 +71,7 @@ class PaddedCache(Cache):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        super().__init__(layers=[])
+        super().__init__()
 
         def zeros(shape: tuple[int, int]) -> Tensor:
             return torch.zeros(num_blocks * block_size, *shape, dtype=dtype, device=device)
@@ -107,11 +106,11 @@ class PaddedCache(Cache):
         return pages[self._group.context_slots].transpose(1, 2)
 
 
-class _ProbeCache(Cache):
+class _ProbeCache(BlockCache):
     """Notes what each layer stores in a forward without a past."""
 
     def __init__(self) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self.stored: dict[int, StoredShape] = {}
 
     def update(
@@ -181,7 +180,7 @@ def probe_padded(model: PreTrainedModel) -> list[StoredShape]:
 
 def _run(
     model: PreTrainedModel,
-    cache: Cache,
+    cache: BlockCache,
     token_ids: Tensor,
     positions: Tensor,
     mask: Tensor,
