@@ -3,13 +3,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.architectures import PADDED
-from tests.engine.test_oracle import NEW_TOKENS, engine_of, oracle, prompts
-from tests.engine.tiny_engines import Transcript, add, run_to_end
+from tests.engine.test_oracle import NEW_TOKENS, engine_of, oracle, prompts, stock_model
+from tests.engine.tiny_engines import BLOCK_SIZE, Transcript, add, run_to_end
 from xinference.engine import padded
+from xinference.engine.batch import Batch
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "mpt", "deepseek_v3"])
@@ -44,3 +46,26 @@ def test_numbers_that_are_none_in_one_context_stay_there(architecture: str) -> N
     run_to_end(engine, transcript)
 
     assert {name: transcript.token_ids[name] for name in expected} == expected
+
+
+def test_logits_come_in_the_order_they_were_asked_for() -> None:
+    engine = engine_of("bloom")
+    model = stock_model("bloom")
+    text = [5, 9, 40, 41, 7]
+    logits = engine._runner.forward(
+        Batch(
+            token_ids=np.array([3, *text]),
+            positions=np.array([0, *range(5)]),
+            query_starts=np.array([0, 1, 6]),
+            context_lens=np.array([1, 5]),
+            block_tables=np.array([[1], [0]]),
+            block_size=BLOCK_SIZE,
+            sample_tokens=np.array([5, 0, 2]),
+        )
+    )
+
+    with torch.inference_mode():
+        alone = model(torch.tensor([[3]])).logits[0]
+        expected = model(torch.tensor([text])).logits[0]
+    wanted = torch.stack((expected[4], alone[0], expected[1]))
+    torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)

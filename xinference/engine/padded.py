@@ -138,12 +138,14 @@ class PaddedRunner:
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute a step in as many forwards as it has groups; else as `ModelRunner.forward`."""
-        logits = []
-        for group in _groups(batch, self.model.device):
+        device = self.model.device
+        logits, found = [], []
+        for group in _groups(batch, device):
             self.cache.begin(group)
             last = group.first + group.token_ids.numel()
-            wanted = batch.sample_tokens - group.first
-            wanted = wanted[(batch.sample_tokens >= group.first) & (batch.sample_tokens < last)]
+            here = (batch.sample_tokens >= group.first) & (batch.sample_tokens < last)
+            found.append(np.flatnonzero(here))
+            wanted = batch.sample_tokens[here] - group.first
             logits.append(
                 _run(
                     self.model,
@@ -151,10 +153,11 @@ class PaddedRunner:
                     group.token_ids,
                     group.positions,
                     group.mask,
-                    torch.from_numpy(wanted).to(self.model.device),
+                    torch.from_numpy(wanted).to(device),
                 )
             )
-        return torch.cat(logits)
+        order = np.argsort(np.concatenate(found))
+        return torch.cat(logits)[torch.from_numpy(order).to(device)]
 
 
 def probe_padded(model: PreTrainedModel) -> list[StoredShape]:
