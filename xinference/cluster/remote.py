@@ -28,11 +28,12 @@ from xinference.protocol.deployment import (
 )
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo
+from xinference.protocol.vectors import VectorRequest
 
 from .control_bus import ControlBus, Endpoint
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
-from .interface import GenerationStream
+from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesVersion, RoutingTable
 from .routing import route_for, routes_of
 from .worker import SUPERVISOR
@@ -206,6 +207,11 @@ class RemoteCluster:
         route = route_for(self._table, model)
         connection = await self._connection(route)
         return await connection.generate(request, timeout_seconds=ACCEPT_TIMEOUT_SECONDS)
+
+    async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
+        """See `Cluster`."""
+        connection = await self._connection(route_for(self._table, model))
+        return await connection.compute(request, timeout_seconds=ACCEPT_TIMEOUT_SECONDS)
 
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float

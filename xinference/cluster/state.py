@@ -652,6 +652,8 @@ def _spec(model: _Model, replica: _Replica, instance: InstanceId) -> ReplicaSpec
         python_executable="",
         envs=model.desired.spec.envs,
         request_limits=model.desired.spec.request_limits,
+        model_type=model.desired.spec.model_type,
+        encoder_options=model.desired.spec.encoder_options,
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any, Self
 from xinference.errors import InvalidRequest
 from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
+from .encoding import EncoderOptions, RerankTemplate
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MIN_STEP_SECONDS, MAX_STEP_SECONDS = 0.001, 60.0
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
@@ -164,6 +166,8 @@ class LaunchSpec:
     worker_ip: str | None = None
     envs: dict[str, str] = field(default_factory=dict)
     engine_options: EngineOptions = field(default_factory=EngineOptions)
+    encoder_options: EncoderOptions = field(default_factory=EncoderOptions)
+    """Of models that embed or rerank."""
     request_limits: int | None = None
     """Requests that each replica has at once; one more is refused. None: as many as queue up."""
 
@@ -177,7 +181,7 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """What a model is: the fields that `GET /v1/models` shows of a language model."""
+    """What a model is: what `GET /v1/models` shows of it."""
 
     model_uid: ModelUid
     model_type: str
@@ -197,6 +201,10 @@ class ModelDescription:
     address: str | None = None
     """Where its process listens; None until it is ready."""
     accelerators: tuple[str, ...] = ()
+    dimensions: int | None = None
+    """Of a model that embeds: how many numbers a vector has."""
+    rerank_type: str | None = None
+    """Of a model that reranks: how it scores, in the catalogue's words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +221,10 @@ class ModelSource:
     """How its calls of tools are written; None: it makes none."""
     reasoning_start_tag: str | None = None
     reasoning_end_tag: str | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Of a model that embeds: what is put before texts, by the name of what they are for."""
+    rerank_template: RerankTemplate | None = None
+    """Of a language model that reranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +242,9 @@ class ReplicaSpec:
     """Set before torch is imported."""
     request_limits: int | None = None
     """Requests at once; one more is refused with `ModelOverloaded`."""
+    model_type: str = "LLM"
+    encoder_options: EncoderOptions = field(default_factory=EncoderOptions)
+    """Of models that embed or rerank."""
 
 
 class ModelState(StrEnum):

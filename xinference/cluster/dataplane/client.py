@@ -14,7 +14,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from xinference.errors import (
     PeerUnreachable,
@@ -35,6 +35,15 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
+from xinference.protocol.vectors import (
+    DenseVectors,
+    ModelRequest,
+    Scores,
+    SparseVector,
+    TokenVectors,
+    VectorPiece,
+    VectorRequest,
+)
 
 from . import frames
 from .address import UnixAddress, parse_address
@@ -54,13 +63,14 @@ MAX_BUFFERED_CHARS = 4 * 1024 * 1024
 """What one stream may hold that its consumer has not taken."""
 
 Answer = TypeVar("Answer")
+Piece = TypeVar("Piece", bound=Delta | VectorPiece)
 
 
-class ReplicaStream:
-    """An accepted request: zero or more deltas, then one `Finished`, or it raises.
+class ReplicaStream(Generic[Piece]):
+    """An accepted request: zero or more pieces, then one `Finished`, or it raises.
 
-    Implements `GenerationStream`. It belongs to one task, which iterates it to its end or calls
-    `aclose`; cancelling a wait for the next event loses none.
+    Implements `GenerationStream` and `VectorStream`. It belongs to one task, which iterates it to
+    its end or calls `aclose`; cancelling a wait for the next event loses none.
     """
 
     def __init__(self, connection: "ReplicaConnection", stream: int, request_id: RequestId) -> None:
@@ -68,7 +78,7 @@ class ReplicaStream:
         self._stream = stream
         self._request_id = request_id
         self._accepted: Accepted | None = None
-        self._events: deque[Delta | Finished | Failed] = deque()
+        self._events: deque[Piece | Finished | Failed] = deque()
         self._num_chars = 0
         self._arrived = asyncio.Event()
         self._is_over = False
@@ -84,7 +94,7 @@ class ReplicaStream:
         """Iterate once."""
         return self
 
-    async def __anext__(self) -> Delta | Finished:
+    async def __anext__(self) -> Piece | Finished:
         """Return the next event.
 
         Raises:
@@ -132,14 +142,14 @@ class ReplicaStream:
         if self._accepted is None:
             raise ProtocolError(problem=f"{frame} before ACCEPT on stream {self._stream}")
 
-    def _push(self, delta: Delta) -> None:
-        self._num_chars += _num_chars(delta)
+    def _push(self, piece: Piece) -> None:
+        self._num_chars += _num_chars(piece)
         if len(self._events) >= MAX_BUFFERED_EVENTS or self._num_chars > MAX_BUFFERED_CHARS:
             logger.warning("request %s: its consumer is too slow; aborted", self._request_id)
             self._connection._forget(self._stream)
             self._finish(Failed(error=RequestAborted(request_id=self._request_id)))
         else:
-            self._events.append(delta)
+            self._events.append(piece)
             self._arrived.set()
 
     def _finish(self, last: Finished | Failed) -> None:
@@ -171,7 +181,7 @@ class ReplicaConnection:
         self._writer = writer
         self._decoder = decoder
         self._silence_seconds = silence_seconds
-        self._streams: dict[int, ReplicaStream] = {}
+        self._streams: dict[int, ReplicaStream[Any]] = {}
         self._stream_numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[object]] = {}
         self._seqs = itertools.count()
@@ -245,8 +255,18 @@ class ReplicaConnection:
 
     async def generate(
         self, request: GenerationRequest, *, timeout_seconds: float
-    ) -> ReplicaStream:
-        """Send a request; return when the replica has accepted it.
+    ) -> ReplicaStream[Delta]:
+        """Send a request for text; return when the replica has accepted it.
+
+        Raises:
+            As `compute`.
+        """
+        return await self._request(request, timeout_seconds)
+
+    async def compute(
+        self, request: VectorRequest, *, timeout_seconds: float
+    ) -> ReplicaStream[VectorPiece]:
+        """Send a request for vectors or scores; return when the replica has accepted it.
 
         A caller that is cancelled meanwhile, or that runs out of time, leaves nothing behind.
 
@@ -254,10 +274,14 @@ class ReplicaConnection:
             ReplicaLost: the connection is lost, or there was no answer in time.
             XinferenceError: the replica refused it; nothing was started.
         """
+        return await self._request(request, timeout_seconds)
+
+    async def _request(self, request: ModelRequest, timeout_seconds: float) -> ReplicaStream[Any]:
         self._check_open()
         number = next(self._stream_numbers)
         encoded = frames.encode_request(number, request)
-        stream = self._streams[number] = ReplicaStream(self, number, request.request_id)
+        stream: ReplicaStream[Any] = ReplicaStream(self, number, request.request_id)
+        self._streams[number] = stream
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._send(encoded)
@@ -431,6 +455,10 @@ class ReplicaConnection:
                     if (stream := self._streams.get(delta.stream)) is not None:
                         stream._check_accepted("CHUNK")
                         stream._push(delta.event())
+            case frames.Vectors(number):
+                if (stream := self._streams.get(number)) is not None:
+                    stream._check_accepted("VECTORS")
+                    stream._push(frame.event())
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)
@@ -562,8 +590,17 @@ def _expect(answer_type: type[Answer], answer: object) -> Answer:
     return answer
 
 
-def _num_chars(delta: Delta) -> int:
-    return len(delta.name) if isinstance(delta, ToolCallStart) else len(delta.text)
+def _num_chars(piece: Delta | VectorPiece) -> int:
+    """Return how large a piece is, in characters or, of numbers, in bytes."""
+    match piece:
+        case ToolCallStart(name=name):
+            return len(name)
+        case DenseVectors(data=data) | TokenVectors(data=data) | SparseVector(weights=data):
+            return len(data)
+        case Scores(scores=scores):
+            return 8 * len(scores)
+        case _:
+            return len(piece.text)
 
 
 Choice = TypeVar("Choice", FinishReason, ReplicaState, AbortOutcome)
