@@ -31,8 +31,9 @@ from .gateway import Gateway, gateway_of, install_gateway
 from .metrics import Metrics, metrics_page
 from .openai import chat, completions
 from .openapi import document_of, page_of
+from .vectors import embeddings, rerank
 
-ROUTES = (chat, completions, model_routes, registrations, cluster_routes)
+ROUTES = (chat, completions, embeddings, rerank, model_routes, registrations, cluster_routes)
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 

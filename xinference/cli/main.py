@@ -12,6 +12,7 @@ from .connection import CONTEXT_SETTINGS
 
 COMMANDS = {
     "chat": "chat",
+    "embed": "vectors",
     "engine": "registrations",
     "generate": "chat",
     "launch": "models",
@@ -19,6 +20,7 @@ COMMANDS = {
     "quickstart": "quickstart",
     "register": "registrations",
     "registrations": "registrations",
+    "rerank": "vectors",
     "stop-cluster": "serve",
     "terminate": "models",
     "unregister": "registrations",

@@ -98,16 +98,17 @@ class RerankRequest:
     """Of models that take one: what makes a document relevant."""
     max_chunks_per_doc: int | None = None
     """A longer document is scored by so many of its first chunks. None: by all of them."""
+    max_tokens_per_doc: int | None = None
+    """Longer documents are cut to so many tokens first."""
 
     def __post_init__(self) -> None:
         if not self.query:
             raise InvalidRequest(field="query", problem="must not be empty")
         _check_num_inputs("documents", len(self.documents))
-        if self.max_chunks_per_doc is not None and self.max_chunks_per_doc < 1:
-            raise InvalidRequest(
-                field="max_chunks_per_doc",
-                problem=f"must be at least 1, got {self.max_chunks_per_doc}",
-            )
+        for name in ("max_chunks_per_doc", "max_tokens_per_doc"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise InvalidRequest(field=name, problem=f"must be at least 1, got {limit}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
