@@ -7,7 +7,6 @@ owns prompts, token limits and what is computed of a batch; `encoder_loop.py` ow
 compute the vectors, so they are those of `SentenceTransformer.encode`.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch.nn import functional
 
-from xinference.engine.config import Placement, free_memory_bytes
+from xinference.engine.config import Placement
 from xinference.errors import AbilityMissing, InvalidRequest, LoadFailed
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import ReplicaSpec
-from xinference.protocol.generation import Accepted
 from xinference.protocol.vectors import (
     BYTES_PER_NUMBER,
     CUT_TO_MODEL,
@@ -38,18 +36,18 @@ from xinference.protocol.vectors import (
     VectorPiece,
 )
 
-from .base import OnProgress, Sink, expect
-from .batching import MAX_ANSWER_BYTES, BatchLimits
+from .base import OnProgress, expect
+from .batching import MAX_ANSWER_BYTES
 from .embedding_heads import MultiVectorHead, SparseHead, load_heads
+from .encoder import Described, EncoderModel
 from .encoder_loading import loading, place, set_threads
-from .encoder_loop import EncoderLoop, Texts, TokenIds
-from .encoder_memory import batch_limits
+from .encoder_loop import Texts, TokenIds
 from .text_tokens import TextTokens, ids_of
-
-logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
+DEFAULT_MAX_TOKENS = 512
+"""Of a text, where the files do not say."""
 PIECE_BYTES = 256 * 1024
 """About so much of a text's many vectors travels in one piece."""
 PROMPTS_OF: Mapping[InputType, tuple[str, ...]] = {
@@ -140,8 +138,8 @@ def _token_pieces(index: int, rows: Floats) -> list[VectorPiece]:
     ]
 
 
-class EmbeddingModel:
-    """A loaded embedding model. Implements `Model`; any thread may call any method."""
+class EmbeddingModel(EncoderModel):
+    """A loaded embedding model."""
 
     def __init__(
         self,
@@ -152,52 +150,30 @@ class EmbeddingModel:
         sparse: SparseHead | None = None,
         multi_vector: MultiVectorHead | None = None,
     ) -> None:
-        self._name = str(spec.replica.model)
         first, *rest = model.children()
         if not isinstance(first, Transformer) or "message" in first.modality_config:
             raise LoadFailed(
-                model=self._name,
+                model=str(spec.replica.model),
                 problem=f"its first module, {type(first).__name__}, does not take plain tokens; "
                 "only models whose first module is a Transformer are served",
             )
+        super().__init__(
+            spec,
+            placement,
+            first.config,
+            max_tokens=int(model.max_seq_length or DEFAULT_MAX_TOKENS),
+        )
         self._transformer = first
         self._rest = rest
-        self._placement = placement
         self._sparse = sparse
         self._multi_vector = multi_vector
         self._tokens = TextTokens(first.tokenizer, model_name=self._name)
         self._normalize = spec.encoder_options.normalize_embeddings
-        self._max_queue_size = spec.engine_options.max_queue_size
-        self._interval_seconds = spec.encoder_options.batch_interval or 0.0
-        self._limits = batch_limits(
-            spec.encoder_options,
-            first.config,
-            item_bytes=placement.dtype.itemsize,
-            free_bytes=free_memory_bytes(placement.device),
-            on_cpu=placement.device.type == "cpu",
-        )
         self._prompts = {**spec.source.prompts, **_given_prompts(model.prompts)}
         self._default_prompt = self._prompts.get(model.default_prompt_name or "", "")
         self._excludes_prompt = any(getattr(one, "include_prompt", True) is False for one in rest)
         self.dimensions = int(model.get_embedding_dimension() or 0)
         """Of a dense vector."""
-        self._context_length = _context_length(self._name, model, spec, self._limits)
-        self._loop: EncoderLoop | None = None
-
-    @property
-    def context_length(self) -> int:
-        """Of one text, in tokens."""
-        return self._context_length
-
-    @property
-    def max_num_seqs(self) -> int:
-        """Texts that are computed at once."""
-        return self._limits.max_items
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the model's thread runs."""
-        return self._loop is not None and self._loop.alive
 
     @property
     def kinds(self) -> tuple[VectorKind, ...]:
@@ -209,74 +185,24 @@ class EmbeddingModel:
         }
         return tuple(kind for kind, is_there in has.items() if is_there)
 
-    def description(self) -> Mapping[str, str | int | float | bool | None]:
-        """Return what was chosen at load, by name."""
+    def about(self) -> Mapping[str, Described]:
+        """Return what it gives and takes."""
         return {
-            "device": str(self._placement.device),
-            "dtype": str(self._placement.dtype).removeprefix("torch."),
             "dimensions": self.dimensions,
-            "max_tokens": self._context_length,
             "kinds": ", ".join(self.kinds),
             "prompts": ", ".join(sorted(self._prompts)),
-            "batch_size": self._limits.max_items,
-            "batch_interval": self._interval_seconds,
-            "max_batch_tokens": self._limits.max_tokens,
-            "max_batch_bytes": self._limits.max_bytes,
-            "max_queue_size": self._max_queue_size,
         }
 
-    def counters(self) -> dict[str, float]:
-        """Return what has been done and has to be done, by name."""
-        return {} if self._loop is None else self._loop.counters()
+    # --- before the model's thread
 
-    def start(self, sink: Sink) -> None:
-        """Start the model's thread; events go to `sink`, in that thread."""
-        assert self._loop is None, "start() was called before"
-        self._loop = EncoderLoop(
-            self.compute,
-            limits=self._limits,
-            interval_seconds=self._interval_seconds,
-            max_queue_size=self._max_queue_size,
-            model_name=self._name,
-            sink=sink,
-        )
-        self._loop.start()
-
-    def submit(self, request: ModelRequest) -> Accepted:
-        """Turn the texts into tokens and enqueue them. Takes time that grows with the texts.
+    def prepare(self, request: ModelRequest) -> EmbeddingJob:
+        """Return the token ids of a request.
 
         Raises:
             AbilityMissing: the request is not for vectors, or for a kind that this model has not.
             InvalidRequest: a text is longer than the model takes, say.
-            ModelOverloaded, DuplicateRequest
-            In every case nothing was enqueued.
         """
-        assert self._loop is not None, "start() comes first"
-        return self._loop.submit(
-            self.prepare(expect(request, EmbeddingRequest, model_name=self._name))
-        )
-
-    def abort(self, request_id: RequestId) -> bool:
-        """Ask for the end of a request, within one batch; return whether it was live."""
-        return self._loop is not None and self._loop.abort(request_id)
-
-    def stop(self, timeout_seconds: float) -> None:
-        """End every request and the model's thread.
-
-        Raises:
-            TimeoutError: a batch did not end in time.
-        """
-        if self._loop is not None:
-            self._loop.stop(timeout_seconds)
-
-    # --- before the model's thread
-
-    def prepare(self, request: EmbeddingRequest) -> EmbeddingJob:
-        """Return what is to be computed. Changes nothing.
-
-        Raises:
-            AbilityMissing, InvalidRequest
-        """
+        request = expect(request, EmbeddingRequest, model_name=self._name)
         for kind in request.kinds:
             if kind not in self.kinds:
                 raise AbilityMissing(model=self._name, ability=ABILITY_OF[kind])
@@ -431,26 +357,6 @@ def _without_prompts(mask: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor
 def _given_prompts(prompts: Mapping[str, str | None]) -> dict[str, str]:
     # Why not the empty ones: sentence_transformers adds query and document to every model.
     return {name: text for name, text in prompts.items() if text}
-
-
-def _context_length(
-    name: str, model: SentenceTransformer, spec: ReplicaSpec, limits: BatchLimits
-) -> int:
-    """Return how many tokens a text may have.
-
-    Raises:
-        InvalidRequest: the launch wants more than the model or the memory has room for.
-    """
-    own = int(model.max_seq_length or 512)
-    fitting = limits.longest_alone()
-    wanted = spec.engine_options.max_model_len
-    if wanted is not None and wanted > min(own, fitting):
-        reason = f"the model takes {own}" if own < wanted else f"the memory holds {fitting}"
-        raise InvalidRequest(field="max_model_len", problem=f"is {wanted}, but {reason}")
-    if fitting < own and wanted is None:
-        logger.warning("%s: texts may have %d tokens instead of %d: %d bytes for a batch hold no "
-                       "more", name, fitting, own, limits.max_bytes)  # fmt: skip
-    return wanted or min(own, fitting)
 
 
 def load_embedding_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> EmbeddingModel:

@@ -10,10 +10,11 @@ import torch
 from transformers import AutoConfig
 
 from xinference.engine.config import Placement, has_native_bfloat16, resolve_placement
-from xinference.errors import LoadFailed, XinferenceError
+from xinference.errors import InvalidRequest, LoadFailed, XinferenceError
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 
 from .base import OnProgress
+from .batching import BatchLimits
 from .files import model_directory
 
 logger = logging.getLogger(__name__)
@@ -71,3 +72,28 @@ def set_threads(options: EngineOptions) -> None:
     """Compute on the CPU with as many threads as the launch says."""
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
+
+
+def context_length(name: str, own: int, wanted: int | None, limits: BatchLimits) -> int:
+    """Return how many tokens a text may have.
+
+    Args:
+        own: what the files say.
+        wanted: what the launch says, if it does.
+
+    Raises:
+        InvalidRequest: the launch wants more than the model or the memory has room for.
+    """
+    fitting = limits.longest_alone()
+    if wanted is not None and wanted > min(own, fitting):
+        reason = f"the model takes {own}" if own < wanted else f"the memory holds {fitting}"
+        raise InvalidRequest(field="max_model_len", problem=f"is {wanted}, but {reason}")
+    if fitting < own and wanted is None:
+        logger.warning(
+            "%s: texts may have %d tokens instead of %d: the %d bytes of a batch hold no more",
+            name,
+            fitting,
+            own,
+            limits.max_bytes,
+        )
+    return wanted or min(own, fitting)

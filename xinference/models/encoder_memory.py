@@ -26,7 +26,7 @@ def batch_limits(
     item_bytes: int,
     free_bytes: int,
     on_cpu: bool,
-    logits_bytes: int = 0,
+    bytes_per_row: int = 0,
 ) -> BatchLimits:
     """Return the limits of batches for a model.
 
@@ -34,7 +34,7 @@ def batch_limits(
         config: of the model, as transformers has it.
         item_bytes: of one number of its activations.
         free_bytes: on the device, with the weights in place.
-        logits_bytes: for each token, of a model that computes them for all.
+        bytes_per_row: that a text takes whatever its length.
     """
     assert options.batch_size is not None, "the process has completed the options"
     max_bytes = options.max_batch_bytes or min(MAX_BATCH_BYTES, int(free_bytes * FREE_MEMORY_SHARE))
@@ -46,9 +46,9 @@ def batch_limits(
         max_items=options.batch_size,
         max_tokens=options.max_batch_tokens or (CPU_BATCH_TOKENS if on_cpu else CUDA_BATCH_TOKENS),
         max_bytes=max_bytes,
-        bytes_per_token=(HIDDEN_COPIES * hidden + INTERMEDIATE_COPIES * intermediate) * item_bytes
-        + logits_bytes,
+        bytes_per_token=(HIDDEN_COPIES * hidden + INTERMEDIATE_COPIES * intermediate) * item_bytes,
         bytes_per_pair=MASK_BYTES_PER_PAIR if is_fused else 3 * heads * item_bytes,
+        bytes_per_row=bytes_per_row,
     )
 
 
