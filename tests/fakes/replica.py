@@ -39,6 +39,9 @@ from xinference.protocol.generation import (
     TextPrompt,
     Usage,
 )
+from xinference.protocol.vectors import ModelRequest
+
+from .vectors import pieces_of, tokens_of
 
 COUNTING = ModelUid("counting")
 FAILS = "fake:fails"
@@ -135,7 +138,18 @@ class FakeReplica:
             context_length=self._context_length, max_num_seqs=self._max_num_seqs, config={}
         )
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: ModelRequest) -> None:
+        if not isinstance(request, GenerationRequest):
+            num_tokens = tokens_of(request)
+            usage = Usage(num_prompt_tokens=num_tokens, num_completion_tokens=0)
+            events = (
+                Accepted(num_prompt_tokens=num_tokens),
+                *pieces_of(request),
+                Finished(reason=FinishReason.STOP, usage=usage),
+            )
+            told = [(request.request_id, event) for event in events]
+            self._loop.call_soon(self._deliver, told)
+            return
         try:
             live = self._validate(request)
         except XinferenceError as error:
@@ -194,14 +208,25 @@ class FakeReplica:
 
     def _step(self) -> None:
         self._timer = None
+        if not self._live:
+            return
         self._num_steps += 1
         events: list[tuple[RequestId, ServiceEvent]] = []
         for request_id, live in list(self._live.items())[: self._max_num_seqs]:
+            n = live.request.sampling.n
             for _ in range(self._tokens_per_step):
-                live.num_completion_tokens += 1
-                self._num_generated_tokens += 1
-                number = live.num_completion_tokens
-                events.append((request_id, TextDelta(text=f" {number}", token_ids=(number,))))
+                live.num_completion_tokens += n
+                self._num_generated_tokens += n
+                number = live.num_completion_tokens // n
+                for index in range(n):
+                    is_last = n > 1 and number == live.max_tokens
+                    delta = TextDelta(
+                        text=f" {number}",
+                        token_ids=(number,),
+                        choice_index=index,
+                        reason=FinishReason.LENGTH if is_last else None,
+                    )
+                    events.append((request_id, delta))
                 if number == live.max_tokens:
                     finished = Finished(reason=FinishReason.LENGTH, usage=_usage(live))
                     events.append((request_id, finished))

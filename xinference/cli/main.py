@@ -15,15 +15,19 @@ COMMANDS = {
     "embed": "vectors",
     "engine": "registrations",
     "generate": "chat",
+    "keys": "keys",
     "launch": "models",
     "list": "models",
+    "login": "keys",
     "quickstart": "quickstart",
     "register": "registrations",
     "registrations": "registrations",
     "rerank": "vectors",
+    "scale": "models",
     "stop-cluster": "serve",
     "terminate": "models",
     "unregister": "registrations",
+    "usage": "keys",
 }
 """Command to its module; there it is `<name>_command`, with "_" for "-"."""
 

@@ -33,6 +33,9 @@ from .block_pool import BlockPool
 from .pace import StepPace
 from .waiting import WaitingQueue
 
+MAX_LOGIT_ROWS = 256
+"""Of prompts, in one step."""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
@@ -57,9 +60,9 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     """The names of its first full blocks of known tokens, by `prefix_hash`; the engine appends.
     Empty where prefixes are not kept."""
-    reads_cache: bool = True
-    """Whether it may start behind blocks that are there; one that wants the logits of its prompt
-    may not."""
+    wants_prompt_logits: bool = False
+    """Every token of its prompt is to be computed, none taken from the cache, and not too many in
+    one step: each has a row of logits as wide as the vocabulary."""
     num_cached_tokens: int | None = None
     """Of its prompt, how many were there when it was first admitted; None before."""
     num_named_blocks: int = 0
@@ -108,6 +111,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         policy: SchedulerPolicy = SchedulerPolicy.FIFO,
         pace: StepPace | None = None,
+        chunk_size: int | None = None,
     ) -> None:
         """Make one for a pool.
 
@@ -118,7 +122,11 @@ class Scheduler:
             max_num_batched_tokens: of one step.
             policy: who goes first.
             pace: limits the prompt tokens of a step beside streams; None does not.
+            chunk_size: prompts are cut at its multiples and nowhere else, so that how a sequence is
+                computed is the same whatever runs beside it; None cuts where a step is full. A step
+                must hold one chunk beside a token for every other slot.
         """
+        assert chunk_size is None or max_num_batched_tokens >= chunk_size + max_num_seqs
         self._pool = pool
         self._block_size = block_size
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -128,6 +136,7 @@ class Scheduler:
         self._num_slots = max_num_seqs
         self._policy = policy
         self._pace = pace
+        self._chunk_size = chunk_size
         self._waiting = WaitingQueue()
         self._running: OrderedDict[RequestId, Sequence] = OrderedDict()
 
@@ -203,6 +212,9 @@ class Scheduler:
         self._max_num_batched_tokens = max(
             self._max_num_running, min(self._max_num_batched_tokens, budget)
         )
+        if self._chunk_size is not None:
+            spare = self._max_num_batched_tokens - self._max_num_running
+            self._chunk_size = max(1, min(self._chunk_size, spare))
         rows: list[ScheduledRow] = []
         for row in schedule.rows:
             num_new = min(row.num_new, budget)
@@ -272,7 +284,9 @@ class Scheduler:
         """Hand out a budget to prompts that run, by priority, and to those that are admitted."""
         chunks: list[ScheduledRow] = []
         admitted: list[Sequence] = []
-        while budget > 0:
+        least = self._chunk_size or 1
+        num_logit_rows = max(MAX_LOGIT_ROWS, least)
+        while budget >= least:
             first = self._waiting.peek() if may_admit else None
             sequence = None
             if first is not None and (not prompts or first.priority < prompts[0].priority):
@@ -286,8 +300,18 @@ class Scheduler:
                 break
             if sequence is not None:
                 num_new = min(budget, sequence.num_tokens - sequence.num_computed)
-                chunks.append(ScheduledRow(sequence=sequence, num_new=num_new))
-                budget -= num_new
+                if self._chunk_size is not None:
+                    num_new = min(
+                        num_new, self._chunk_size - sequence.num_computed % self._chunk_size
+                    )
+                if sequence.wants_prompt_logits:
+                    if num_new > num_logit_rows:
+                        # Why none of a fixed chunk: it is cut nowhere else.
+                        num_new = num_logit_rows if self._chunk_size is None else 0
+                    num_logit_rows -= num_new
+                if num_new > 0:
+                    chunks.append(ScheduledRow(sequence=sequence, num_new=num_new))
+                    budget -= num_new
         return chunks, admitted
 
     def _admit(self, sequence: Sequence) -> Sequence | None:
@@ -316,7 +340,7 @@ class Scheduler:
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """Return the blocks that are there of a sequence, at least one token short of all."""
-        if not sequence.reads_cache:
+        if sequence.wants_prompt_logits:
             return []
         most = (sequence.num_tokens - 1) // self._block_size
         return self._pool.find(sequence.block_hashes[:most])

@@ -74,7 +74,7 @@ class VectorAnswer(Response):
         Raises:
             XinferenceError: the request was refused, or failed.
         """
-        with self._gateway.metrics.observe(self._model, stream=False) as observation:
+        with self._gateway.observe(self._model, stream=False) as observation:
             answer = await self._computed_unless_left(receive)
             if answer is None:
                 return
