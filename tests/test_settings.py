@@ -29,6 +29,8 @@ def test_every_variable_fills_its_setting() -> None:
         "XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU": "0",
         "XINFERENCE_REPLICA_PORTS": "4000-4010",
         "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": "2.5",
+        "XINFERENCE_BATCH_SIZE": "64",
+        "XINFERENCE_BATCH_INTERVAL": "0",
     }
     assert environ.keys() == VARIABLES.keys()
 
@@ -46,6 +48,8 @@ def test_every_variable_fills_its_setting() -> None:
         allow_multi_replica_per_gpu=False,
         replica_ports=PortRange(4000, 4010),
         http_keep_alive_seconds=2.5,
+        batch_size=64,
+        batch_interval_seconds=0.0,
     )
     assert warnings == []
 
@@ -56,6 +60,9 @@ def test_every_variable_fills_its_setting() -> None:
         ("XINFERENCE_DISABLE_METRICS", "perhaps"),
         ("XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT", "-1"),
         ("XINFERENCE_LAUNCH_STRATEGY", "busiest"),
+        ("XINFERENCE_BATCH_SIZE", "0"),
+        ("XINFERENCE_BATCH_INTERVAL", "soon"),
+        ("XINFERENCE_BATCH_INTERVAL", "nan"),
         ("XINFERENCE_REPLICA_PORTS", "10-5"),
         ("XINFERENCE_REPLICA_PORTS", "1-99999"),
         ("XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE", "nan"),

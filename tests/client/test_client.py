@@ -17,7 +17,9 @@ from tests.fakes.http import DEADLINE_SECONDS, Reply, Script, events, serving
 from xinference.client import (
     AsyncChatModelHandle,
     AsyncClient,
+    AsyncEmbeddingModelHandle,
     AsyncGenerateModelHandle,
+    AsyncRerankModelHandle,
     BadRequest,
     ChatModelHandle,
     Client,
@@ -25,10 +27,12 @@ from xinference.client import (
     Conflict,
     ConnectionFailed,
     ConnectionLost,
+    EmbeddingModelHandle,
     GenerateModelHandle,
     LaunchCancelled,
     NotFound,
     ReplyTimeout,
+    RerankModelHandle,
     ServerFault,
     StreamFailed,
     Unauthorized,
@@ -114,6 +118,8 @@ def refused_endpoint() -> str:
         (Client, AsyncClient),
         (GenerateModelHandle, AsyncGenerateModelHandle),
         (ChatModelHandle, AsyncChatModelHandle),
+        (EmbeddingModelHandle, AsyncEmbeddingModelHandle),
+        (RerankModelHandle, AsyncRerankModelHandle),
     ],
 )
 def test_plain_and_awaited_have_the_same_methods_and_signatures(plain: type, awaited: type) -> None:
@@ -138,7 +144,8 @@ def test_every_operation_is_a_method() -> None:
         and not name.startswith("_")
     }
 
-    methods = dir(Client) + dir(ChatModelHandle)
+    handles = (ChatModelHandle, EmbeddingModelHandle, RerankModelHandle)
+    methods = [name for kind in (Client, *handles) for name in dir(kind)]
 
     assert described <= set(methods)
 

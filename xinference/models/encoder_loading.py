@@ -2,9 +2,10 @@
 """What loading a model that embeds or reranks has in common: files, device, type of the weights."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -66,6 +67,21 @@ def place(path: Path, spec: ReplicaSpec, name: str) -> Placement:
         has_cuda=has_cuda,
         has_native_bfloat16=has_native_bfloat16(cuda_name if on_cuda else "cpu"),
     )
+
+
+def check_complete(found: Mapping[str, Any], name: str) -> None:
+    """Refuse weights that transformers has made up because the files lack them.
+
+    Args:
+        found: what `from_pretrained` says with `output_loading_info`.
+
+    Raises:
+        LoadFailed: naming some of them.
+    """
+    for what in ("missing_keys", "mismatched_keys"):
+        if found[what]:
+            lacking = ", ".join(sorted(str(key) for key in found[what])[:5])
+            raise LoadFailed(model=name, problem=f"the weights have {what}: {lacking}")
 
 
 def set_threads(options: EngineOptions) -> None:

@@ -27,13 +27,15 @@ from xinference.protocol.vectors import ModelRequest, RerankRequest, Scores, Vec
 
 from .base import OnProgress, expect
 from .encoder import Described, EncoderModel
-from .encoder_loading import loading, place, set_threads
+from .encoder_loading import check_complete, loading, place, set_threads
 from .encoder_loop import Texts, TokenIds
 from .text_tokens import TextTokens, ids_of
 
 OVERLAP_SHARE = 8
 """A chunk begins with the last eighth of the one before, so that no sentence is only cut."""
 SCORE_BYTES = 9
+DEFAULT_MAX_TOKENS = 512
+"""Of a row, where the files do not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,11 @@ class CrossEncoderScorer:
         (first, *_) = model.children()
         if not isinstance(first, Transformer) or "message" in first.modality_config:
             raise LoadFailed(model=model_name, problem="it does not take plain pairs of texts")
+        architectures = first.config.architectures or ["its class"]
+        if not any(one.endswith("ForSequenceClassification") for one in architectures):
+            # Why: transformers would make up the classifier's weights.
+            problem = f"{', '.join(architectures)} is no classifier over pairs of texts"
+            raise LoadFailed(model=model_name, problem=problem)
         if model.num_labels != 1:
             raise LoadFailed(
                 model=model_name,
@@ -99,7 +106,7 @@ class CrossEncoderScorer:
         self._placement = placement
         self.config = first.config
         self.tokens = TextTokens(first.tokenizer, model_name=model_name)
-        self.max_tokens = int(model.max_length or 512)
+        self.max_tokens = int(model.max_seq_length or DEFAULT_MAX_TOKENS)
         self.bytes_per_row = 0
 
     def rows(self, request: RerankRequest, room: int) -> Iterator[tuple[int, Row]]:
@@ -333,7 +340,10 @@ def load_rerank_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> RerankMo
             scorer = CrossEncoderScorer(model, placement, model_name=name)
         else:
             trust = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
-            language = AutoModelForCausalLM.from_pretrained(path, dtype=placement.dtype, **trust)
+            language, found = AutoModelForCausalLM.from_pretrained(
+                path, dtype=placement.dtype, output_loading_info=True, **trust
+            )
+            check_complete(found, name)
             language.eval().requires_grad_(False).to(placement.device)
             tokenizer = AutoTokenizer.from_pretrained(path, **trust)
             scorer = LanguageScorer(language, tokenizer, template, placement, model_name=name)
