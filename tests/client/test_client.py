@@ -431,6 +431,36 @@ def test_a_model_that_only_generates_cannot_be_asked_to_chat(client: Any, script
     assert type(getattr(model, "handle", model)) in {GenerateModelHandle, AsyncGenerateModelHandle}
 
 
+def test_a_model_that_embeds_gets_a_handle_that_embeds(client: Any, script: Script) -> None:
+    script.replies |= {
+        "GET /v1/models/m": Reply(json={"model_type": "embedding", "model_ability": ["embed"]}),
+        "POST /v1/embeddings": Reply(json={"data": []}),
+    }
+
+    answer = client.get_model("m").create_embedding(["a", "b"], dimensions=3)
+
+    assert answer == {"data": []}
+    assert script.asked[-1].body == {"model": "m", "input": ["a", "b"], "dimensions": 3}
+
+
+def test_a_model_that_reranks_gets_a_handle_that_reranks(client: Any, script: Script) -> None:
+    script.replies |= {
+        "GET /v1/models/m": Reply(json={"model_type": "rerank", "model_ability": ["rerank"]}),
+        "POST /v1/rerank": Reply(json={"results": []}),
+    }
+
+    answer = client.get_model("m").rerank(["a", "b"], "q", top_n=1, instruction="be strict")
+
+    assert answer == {"results": []}
+    assert script.asked[-1].body == {
+        "model": "m",
+        "documents": ["a", "b"],
+        "query": "q",
+        "top_n": 1,
+        "instruction": "be strict",
+    }
+
+
 @pytest.mark.parametrize(
     "description", [{"model_type": "image"}, {"model_type": "LLM", "model_ability": ["embed"]}]
 )
