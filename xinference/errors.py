@@ -8,6 +8,7 @@
     │   ├── AbilityMissing          this model cannot do that                   400
     │   ├── UnsupportedVariant      no such format, size, engine of a family    400
     │   ├── RequestAborted          stopped on somebody's order                 409
+    │   ├── RequestCrashesModel     it was there when two replicas crashed      422
     │   ├── DuplicateRequest        a live request has this id                  409
     │   ├── ModelNotFound           no model has this uid                       404
     │   ├── FamilyNotFound          no such model in the catalogue              404
@@ -142,6 +143,21 @@ class RequestAborted(RequestError):
 
     def __str__(self) -> str:
         return f"Request {self.request_id} was aborted."
+
+
+@dataclass(eq=False)
+class RequestCrashesModel(RequestError):
+    """The request was on two replicas that crashed, so it is not tried on a third."""
+
+    model: str
+    request_id: str
+    code: ClassVar[str] = "request_crashes_model"
+
+    def __str__(self) -> str:
+        return (
+            f"Two processes of model {self.model} ended while they worked on request "
+            f"{self.request_id}, so it is not tried again."
+        )
 
 
 @dataclass(eq=False)

@@ -225,6 +225,27 @@ async def test_an_accepted_request_gives_its_tokens_and_then_one_end(
     assert sum(len(delta.token_ids) for delta in deltas if isinstance(delta, TextDelta)) == 7
 
 
+async def test_a_resumed_answer_repeats_what_it_was_given_and_goes_on(
+    connection: ReplicaConnection,
+) -> None:
+    request = a_request("a", max_tokens=7)
+    whole = [event async for event in await start(connection, request)]
+    tokens = [token for one in whole if isinstance(one, TextDelta) for token in one.token_ids]
+
+    for cut in (1, 4, 7):
+        resumed = replace(request, resume_token_ids=tuple(tokens[:cut]))
+        first, *others, last = [event async for event in await start(connection, resumed)]
+        assert isinstance(first, TextDelta)
+        assert first.token_ids == tuple(tokens[:cut])
+        deltas = [first, *(one for one in others if isinstance(one, TextDelta))]
+        assert [token for one in deltas for token in one.token_ids] == tokens
+        assert "".join(one.text for one in deltas) == "".join(
+            one.text for one in whole if isinstance(one, TextDelta)
+        )
+        assert isinstance(last, Finished)
+        assert last.usage.num_completion_tokens == 7
+
+
 @pytest.mark.parametrize(
     "prompt",
     [

@@ -33,6 +33,7 @@ from xinference.errors import (
     ModelNotFound,
     ModelOverloaded,
     RequestAborted,
+    RequestCrashesModel,
     RequestError,
     XinferenceError,
 )
@@ -44,6 +45,7 @@ STATUS: Mapping[type[XinferenceError], int] = {
     ModelNotFound: 404,
     FamilyNotFound: 404,
     RequestAborted: 409,
+    RequestCrashesModel: 422,
     DuplicateRequest: 409,
     CapacityError: 503,
     ModelOverloaded: 429,

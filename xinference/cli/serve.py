@@ -223,6 +223,7 @@ def _gateway_config(
         port=port,
         disable_metrics=settings.disable_metrics,
         http_keep_alive_seconds=settings.http_keep_alive_seconds,
+        continues_streams=settings.continue_streams,
     )
 
 

@@ -79,6 +79,8 @@ class EngineRequest:
     """Only prompts with the same one share blocks."""
     kept_token_ids: frozenset[int] = frozenset()
     """Special tokens that are part of the text; others are left out of it."""
+    resume_token_ids: tuple[int, ...] = ()
+    """The beginning of the answer, as another engine generated it: this one goes on after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,7 @@ class ValidRequest:
     kept_token_ids: frozenset[int] = frozenset()
     matcher: Matcher | None = None
     """At the start of `sampling.grammar`; this request's own."""
+    resume_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -263,6 +266,12 @@ class Engine:
                 field="prompt",
                 problem=f"{wrong} is not a token id; those are 0 to {self._vocab_size - 1}",
             )
+        resumed = request.resume_token_ids
+        if len(resumed) > max_tokens or not all(0 <= one < self._vocab_size for one in resumed):
+            raise InvalidRequest(
+                field="resume_token_ids",
+                problem=f"must be up to {max_tokens} token ids of this model",
+            )
         for token_id in given.stop_token_ids:
             if not 0 <= token_id < self._vocab_size:
                 raise InvalidRequest(
@@ -292,10 +301,16 @@ class Engine:
             block_hashes=tuple(hashes),
             kept_token_ids=request.kept_token_ids,
             matcher=None if given.grammar is None else self._grammars.compile(given.grammar),
+            resume_token_ids=resumed,
         )
 
-    def add(self, request: ValidRequest) -> None:
-        """Take a request into the waiting queue. Its id must not be live."""
+    def add(self, request: ValidRequest) -> list[Event]:
+        """Take a request into the waiting queue. Its id must not be live.
+
+        Returns:
+            Of one that is resumed, what it had generated, in one piece; and its end, if that was
+            all of it.
+        """
         assert request.request_id not in self._live, request.request_id
         assert request.sampling.max_tokens is not None, request
         num_tokens = len(request.prompt)
@@ -323,6 +338,24 @@ class Engine:
         )
         self._scheduler.add(live.sequence)
         self._live[request.request_id] = live
+        return self._resume(live, request.resume_token_ids) if request.resume_token_ids else []
+
+    def _resume(self, live: _Live, token_ids: tuple[int, ...]) -> list[Event]:
+        """Let an answer stand where it stood after these tokens, as if they were drawn here."""
+        assert live.saved_tokens is not None, live
+        live.saved_tokens = np.concatenate((live.saved_tokens, np.asarray(token_ids, np.int32)))
+        text, ends = "", []
+        for token_id in token_ids:
+            live.sequence.num_tokens += 1
+            for _, event in self._tell(live, token_id):
+                if isinstance(event, TextDelta):
+                    text += event.text
+                else:
+                    ends.append((live.sequence.request_id, event))
+            if ends:
+                break
+        told = TextDelta(text=text, token_ids=token_ids)
+        return [(live.sequence.request_id, told), *ends]
 
     def abort(self, request_id: RequestId) -> list[Event]:
         """End a request, waiting or running; its slot and blocks are free when this returns.

@@ -177,9 +177,8 @@ class EngineLoop:
             is_stopping = self._is_stopping
             if is_stopping:
                 to_abort = list(self._live)
-        for request in submitted:
-            self._engine.add(request)
-        events = [event for request_id in to_abort for event in self._engine.abort(request_id)]
+        events = [event for request in submitted for event in self._engine.add(request)]
+        events += [event for request_id in to_abort for event in self._engine.abort(request_id)]
         if not is_stopping and self._engine.has_work:
             # Why two calls of the sink: an abort need not wait for a long step to be told.
             self._deliver(events)

@@ -193,6 +193,7 @@ class LanguageModel:
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
                 kept_token_ids=self._kept_token_ids if reader is not None else frozenset(),
+                resume_token_ids=request.resume_token_ids,
             ),
             reader=reader,
         )

@@ -190,6 +190,9 @@ class GenerationRequest:
     """Requests of one priority take turns by it: a caller with many does not hold up the others."""
     cache_salt: str = ""
     """Only requests with the same one share what is cached of their prompts."""
+    resume_token_ids: tuple[int, ...] = ()
+    """The tokens that a replica which is gone had generated of this answer. The answer begins with
+    a piece that repeats all of them, and goes on; with the same seed, by the same draws."""
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:

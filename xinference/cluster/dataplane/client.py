@@ -167,6 +167,8 @@ class ReplicaConnection:
     ) -> None:
         self.model = model
         self.closed = asyncio.Event()
+        self.has_said_goodbye = False
+        """Whether the replica said that it ends; without it, it crashed or cannot be reached."""
         self._reader = reader
         self._writer = writer
         self._decoder = decoder
@@ -415,6 +417,7 @@ class ReplicaConnection:
         except OSError as error:
             problem = f"its connection broke: {error}"
         except ReplicaLost as error:
+            self.has_said_goodbye = True
             problem = error.problem
         except XinferenceError as error:
             problem = str(error)

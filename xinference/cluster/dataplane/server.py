@@ -429,13 +429,15 @@ class _Outbox:
         match event:
             case TextDelta() | ReasoningDelta() | ToolCallStart() | ToolCallArguments():
                 delta = frames.Delta.of(stream, event)
+                # Why not before one without tokens: it is of the same step as the one before it,
+                # and whoever goes on after a lost connection counts by tokens.
+                if self._num_bytes >= frames.CHUNK_BYTES and delta.token_ids:
+                    self._cut()
                 self._deltas.append(delta)
                 # Why an estimate: four bytes a character and five a token are the most.
                 self._num_bytes += 16 + 4 * len(delta.text) + 5 * len(delta.token_ids)
                 if isinstance(event, ToolCallStart):
                     self._num_bytes += 4 * (len(event.call_id) + len(event.name))
-                if self._num_bytes >= frames.CHUNK_BYTES:
-                    self._cut()
             case Finished(reason=reason, usage=usage):
                 self._ends.append(
                     frames.End(
