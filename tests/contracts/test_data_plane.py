@@ -225,23 +225,19 @@ async def test_an_accepted_request_gives_its_tokens_and_then_one_end(
     assert sum(len(delta.token_ids) for delta in deltas if isinstance(delta, TextDelta)) == 7
 
 
-async def test_a_resumed_answer_repeats_what_it_was_given_and_goes_on(
+async def test_a_resumed_answer_goes_on_after_what_it_was_given(
     connection: ReplicaConnection,
 ) -> None:
     request = a_request("a", max_tokens=7)
     whole = [event async for event in await start(connection, request)]
-    tokens = [token for one in whole if isinstance(one, TextDelta) for token in one.token_ids]
+    deltas = [event for event in whole if isinstance(event, TextDelta)]
+    assert [len(delta.token_ids) for delta in deltas] == [1] * 7
+    tokens = [token for delta in deltas for token in delta.token_ids]
 
     for cut in (1, 4, 7):
         resumed = replace(request, resume_token_ids=tuple(tokens[:cut]))
-        first, *others, last = [event async for event in await start(connection, resumed)]
-        assert isinstance(first, TextDelta)
-        assert first.token_ids == tuple(tokens[:cut])
-        deltas = [first, *(one for one in others if isinstance(one, TextDelta))]
-        assert [token for one in deltas for token in one.token_ids] == tokens
-        assert "".join(one.text for one in deltas) == "".join(
-            one.text for one in whole if isinstance(one, TextDelta)
-        )
+        *others, last = [event async for event in await start(connection, resumed)]
+        assert others == deltas[cut:]
         assert isinstance(last, Finished)
         assert last.usage.num_completion_tokens == 7
 
@@ -308,6 +304,19 @@ async def test_one_step_is_one_frame_for_all_streams_of_a_connection(subject: Su
             assert len(set(streams)) == len(streams), "a step gives each stream one piece"
 
     assert sorted(streams) == [0, 1, 2, 3]
+
+
+async def test_several_answers_come_in_one_stream_that_ends_once(subject: Subject) -> None:
+    async with raw_connection(subject.address, INSTANCE, KEY) as raw:
+        raw.send(frame("REQ", 0, request("a", max_tokens=3, n=3)))
+        frames = await raw.receive_until("END")
+
+    deltas = [delta for name, *fields in frames if name == "CHUNK" for delta in fields[0]]
+    reasons = {index: reason for *_, index, reason, _ in deltas if reason is not None}
+    assert reasons == {0: "length", 1: "length", 2: "length"}
+    assert sorted({index for *_, index, _, _ in deltas}) == [0, 1, 2]
+    assert [name for name, *_ in frames].count("END") == 1
+    assert frames[-1][4] == 9
 
 
 # --- refusals

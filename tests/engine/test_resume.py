@@ -38,10 +38,8 @@ def ask(
         )
     )
     engine.check_invariants()
-    if resumed:
-        first = events[0][1]
-        assert isinstance(first, TextDelta)
-        assert first.token_ids == tuple(resumed)
+    repeated = [event.token_ids for _, event in events if isinstance(event, TextDelta)]
+    assert repeated == [(token,) for token in resumed or ()]
     transcript = Transcript()
     transcript.take(events)
     run_to_end(engine, transcript)
@@ -61,8 +59,16 @@ def ask(
             "temperature": 1.0,
             "grammar": Grammar(kind=GrammarKind.REGEX, text="[a-f]{3,12}"),
         },
+        {"temperature": 1.0, "frequency_penalty": 1.5, "repetition_penalty": 1.3, "min_tokens": 9},
     ],
-    ids=["greedy", "drawn", "filtered", "to the end of the context", "held to a grammar"],
+    ids=[
+        "greedy",
+        "drawn",
+        "filtered",
+        "to the end of the context",
+        "held to a grammar",
+        "penalized",
+    ],
 )
 def test_wherever_it_is_cut_the_answer_is_the_same(sampling: dict[str, Any]) -> None:
     engine = tiny_engine(num_blocks=8, max_model_len=CONTEXT)
@@ -119,6 +125,11 @@ def test_a_resumed_answer_shares_the_engine_with_others_and_survives_preemption(
 
     assert ask(engine, tokens[:15], temperature=1.0, max_tokens=30)[:2] == (tokens, text)
     assert engine.counters.num_preemptions > 0
+
+
+def test_several_answers_have_no_one_beginning() -> None:
+    with pytest.raises(InvalidRequest, match="resume_token_ids"):
+        ask(tiny_engine(), [1], n=2)
 
 
 @pytest.mark.parametrize("resumed", [[-1], [10**6], [1, 2, 3]])

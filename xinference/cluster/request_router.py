@@ -100,9 +100,6 @@ class RoutedStream:
         assert flight.stream is not None, "it was placed"
         self._stream = flight.stream
         self._accepted = flight.stream.accepted
-        # Of a stream that went on elsewhere: the replica first repeats what was delivered.
-        self._awaits_replay = False
-        self._is_in_replay = False
 
     @property
     def accepted(self) -> Accepted:
@@ -139,8 +136,6 @@ class RoutedStream:
             if isinstance(event, Finished):
                 self._router.end(self._flight, is_good=True)
                 return event
-            if self._is_repeated(event):
-                continue
             self._router.note(self._flight, event)
             return event
 
@@ -153,23 +148,6 @@ class RoutedStream:
         await self._router.move(self._flight, lost)
         assert self._flight.stream is not None, "it was placed"
         self._stream = self._flight.stream
-        self._awaits_replay = bool(self._flight.token_ids)
-        self._is_in_replay = False
-
-    def _is_repeated(self, event: Delta) -> bool:
-        """Return whether a piece is what was delivered before.
-
-        The replica repeats all of it as the pieces of one event: the first has the tokens, those
-        behind it, up to the next with tokens, have none.
-        """
-        has_tokens = isinstance(event, TextDelta | ReasoningDelta) and bool(event.token_ids)
-        if self._awaits_replay:
-            self._awaits_replay = False
-            self._is_in_replay = True
-            return True
-        if has_tokens:
-            self._is_in_replay = False
-        return self._is_in_replay
 
 
 class RequestRouter:
@@ -248,7 +226,7 @@ class RequestRouter:
         try:
             self._leave(flight)
             flight.tried = set() if flight.route is None else {flight.route.instance}
-            if flight.has_delivered and not (self._continues_streams and flight.token_ids):
+            if flight.has_delivered and not self._can_continue(flight):
                 raise lost
             if not self._budget.take(now=time.monotonic()):
                 raise lost
@@ -264,6 +242,11 @@ class RequestRouter:
                 flight.request.request_id,
                 len(flight.token_ids),
             )
+
+    def _can_continue(self, flight: _Flight) -> bool:
+        # Of several answers nobody can tell which of their tokens belong together.
+        is_single = flight.request.sampling.num_made == 1
+        return self._continues_streams and is_single and bool(flight.token_ids)
 
     def note(self, flight: _Flight, event: Delta) -> None:
         """Take in a piece of an answer that goes to its consumer."""

@@ -107,7 +107,8 @@ def cost_of(model: ModelUid, request: GenerationRequest) -> RequestCost:
 
 def _chat_text(prompt: ChatPrompt) -> tuple[int, str]:
     """Return how long a conversation is, and how it begins."""
-    num_chars, parts, room = 0, [], MAX_PREFIX_BLOCKS * PREFIX_BLOCK_CHARS
+    parts: list[str] = []
+    num_chars, room = 0, MAX_PREFIX_BLOCKS * PREFIX_BLOCK_CHARS
     for message in prompt.messages:
         content = message.content or ""
         num_chars += len(content)
