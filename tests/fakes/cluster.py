@@ -146,6 +146,8 @@ class FakeStream:
     async def __anext__(self) -> Delta | Finished:
         if self._is_over:
             raise StopAsyncIteration
+        if self._request.count_only:
+            return self._finished(FinishReason.STOP)
         await self._wait_turn()
         if self._error is not None:
             self._end()
@@ -442,6 +444,8 @@ class FakeCluster:
         if request.request_id in asked.live:
             raise DuplicateRequest(request_id=request.request_id)
         length = _prompt_length(request)
+        if request.count_only:
+            return FakeStream(self, asked, request, length)
         max_tokens = request.sampling.max_tokens or 1
         if length + max_tokens > asked.description.context_length:
             raise ContextLengthExceeded(

@@ -25,6 +25,7 @@ from .admin import cluster as cluster_routes
 from .admin import models as model_routes
 from .admin import registrations
 from .answers import json_answer
+from .anthropic import messages
 from .edge import Edge
 from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
@@ -32,7 +33,7 @@ from .metrics import Metrics, metrics_page
 from .openai import chat, completions
 from .openapi import document_of, page_of
 
-ROUTES = (chat, completions, model_routes, registrations, cluster_routes)
+ROUTES = (chat, completions, messages, model_routes, registrations, cluster_routes)
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies and clients close what is silent for a minute, some for half of one."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"

@@ -190,6 +190,8 @@ class GenerationRequest:
     """Requests of one priority take turns by it: a caller with many does not hold up the others."""
     cache_salt: str = ""
     """Only requests with the same one share what is cached of their prompts."""
+    count_only: bool = False
+    """Accept it, which tells how long the prompt is, and end: nothing is computed."""
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
