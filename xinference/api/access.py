@@ -32,6 +32,8 @@ ACCESS: Mapping[str, KeyScope | None] = {
     # Asking models.
     "POST /v1/chat/completions": INVOKE,
     "POST /v1/completions": INVOKE,
+    "POST /v1/messages": INVOKE,
+    "POST /v1/messages/count_tokens": INVOKE,
     "GET /v1/models": INVOKE,
     "GET /v1/models/{model_uid}": INVOKE,
     "POST /v1/models/{model_uid}/requests/{request_id:path}/abort": INVOKE,

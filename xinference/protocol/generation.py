@@ -390,6 +390,8 @@ class Finished:
     """Of the only answer; of several the last one's, if they were not aborted."""
     usage: Usage
     """Of all: the prompt once, and every token that was generated."""
+    stop_string: str | None = None
+    """The one that ended the only answer: of the request, or of the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

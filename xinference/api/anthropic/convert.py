@@ -94,7 +94,12 @@ def _grammar(body: PromptParameters) -> Grammar | None:
 def _enable_thinking(body: PromptParameters) -> bool | None:
     if body.thinking is None or body.thinking.type == "adaptive":
         return None
-    return body.thinking.type == "enabled"
+    if body.thinking.type == "enabled":
+        raise InvalidRequest(
+            field="thinking.budget_tokens",
+            problem="is not supported by this version; give the type adaptive or disabled",
+        )
+    return False
 
 
 def _tools(body: PromptParameters, choice: ToolChoiceParameter) -> tuple[dict[str, Any], ...]:

@@ -173,7 +173,7 @@ class MessageForm(AnswerForm):
 
     def _end(self, finished: Finished) -> dict[str, Any]:
         reason = STOP_REASONS[finished.reason]
-        stop = None
+        stop = finished.stop_string
         if stop is None or stop not in self._stop_sequences:
             return {"stop_reason": reason, "stop_sequence": None}
         return {"stop_reason": "stop_sequence", "stop_sequence": stop}

@@ -248,6 +248,7 @@ class End(Frame, frozen=True, tag="END"):
     num_prompt_tokens: int
     num_completion_tokens: int
     num_cached_tokens: int = 0
+    stop_string: str | None = None
 
 
 class Error(Frame, frozen=True, tag="ERROR"):
