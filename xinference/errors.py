@@ -11,10 +11,12 @@
     │   ├── DuplicateRequest        a live request has this id                  409
     │   ├── ModelNotFound           no model has this uid                       404
     │   ├── FamilyNotFound          no such model in the catalogue              404
+    │   ├── ObjectNotFound          no such stored answer, file or batch        404
     │   └── ModelAlreadyExists      the uid or name is taken                    400
     ├── CapacityError             the same request may succeed later            503
     │   ├── ModelNotReady           it is still loading, or being restarted     503
     │   ├── ModelOverloaded         its queue is full; nothing was enqueued     429
+    │   ├── StoreUnavailable        what is to be kept cannot be written        503
     │   └── InsufficientResources   no node can hold it now                     503
     ├── LaunchError               the model could not be brought up             503
     │   ├── LoadFailed              its files do not load                       503
@@ -182,6 +184,18 @@ class FamilyNotFound(RequestError):
 
 
 @dataclass(eq=False)
+class ObjectNotFound(RequestError):
+    """Nothing of this kind is stored under this id, for this caller."""
+
+    kind: str
+    id: str
+    code: ClassVar[str] = "object_not_found"
+
+    def __str__(self) -> str:
+        return f"There is no {self.kind} {self.id}."
+
+
+@dataclass(eq=False)
 class ModelAlreadyExists(RequestError):
     """The uid of a launch, or the name of a registration, is taken."""
 
@@ -220,6 +234,17 @@ class ModelOverloaded(CapacityError):
             f"Model {self.model} already has {self.num_waiting} requests waiting for their "
             "answers; try again later."
         )
+
+
+@dataclass(eq=False)
+class StoreUnavailable(CapacityError):
+    """What callers want kept cannot be read or written now."""
+
+    problem: str
+    code: ClassVar[str] = "store_unavailable"
+
+    def __str__(self) -> str:
+        return f"The store of answers, files and batches does not work: {self.problem}."
 
 
 @dataclass(eq=False)

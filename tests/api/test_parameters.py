@@ -42,6 +42,7 @@ CHANGED: dict[str, Any] = {
     "priority": -1,
     "cache_salt": "mine",
     "enable_thinking": False,
+    "reasoning_effort": "low",
     "extra_body": {"guided_regex": "a+"},
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "tool_choice": "none",

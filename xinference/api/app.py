@@ -9,9 +9,11 @@ The caller makes the cluster and runs the server:
 
 `on_shutdown` is awaited by the application's lifespan, after the server has let the running
 requests end; without a lifespan (as in tests) the caller closes the cluster itself. The
-application keeps no other state than its counters, so any number of them may serve one cluster.
+application keeps no other state than its counters, so any number of them may serve one cluster:
+what callers asked to keep is in a `Store`, which they share.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -30,30 +32,39 @@ from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
 from .metrics import Metrics, metrics_page
 from .openai import chat, completions
+from .openai.responses import routes as responses
 from .openapi import document_of, page_of
+from .store.store import Store
 
-ROUTES = (chat, completions, model_routes, registrations, cluster_routes)
+ROUTES = (chat, completions, responses, model_routes, registrations, cluster_routes)
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def create_app(
     cluster: Cluster,
     *,
+    store: Store | None = None,
     disable_metrics: bool = False,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """Return the application that serves `cluster` over HTTP.
 
     Args:
+        store: what callers asked to keep; closed when the server ends. None: in memory.
         disable_metrics: there is no `/metrics`.
         on_shutdown: awaited once when the server ends.
     """
+    kept = store or Store()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        purge = asyncio.create_task(kept.keep_within_limits(), name="keep the store small")
         yield
+        purge.cancel()
+        await asyncio.gather(purge, return_exceptions=True)
         if on_shutdown is not None:
             await on_shutdown()
+        await kept.aclose()
 
     app = FastAPI(
         routes=[route for routes in ROUTES for route in routes.router.routes],
@@ -66,7 +77,7 @@ def create_app(
         openapi_url=None,
     )
     metrics = Metrics()
-    install_gateway(app, Gateway(cluster=cluster, metrics=metrics))
+    install_gateway(app, Gateway(cluster=cluster, metrics=metrics, store=kept))
     install_error_answers(app)
     app.add_middleware(Edge, metrics=metrics)
     for path, page in PAGES.items():

@@ -8,14 +8,18 @@ from fastapi import FastAPI, Request
 from xinference.cluster.interface import Cluster
 
 from .metrics import Metrics
+from .store.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """The cluster that is asked, and what is counted while asking."""
+    """The cluster that is asked, what is counted while asking, and what is kept of it."""
 
     cluster: Cluster
     metrics: Metrics
+    store: Store
+    owner: str = ""
+    """Whose things in the store a caller sees."""
 
 
 def install_gateway(app: FastAPI, gateway: Gateway) -> None:

@@ -23,7 +23,7 @@ REF = "#/components/schemas/{model}"
 
 MEANINGS = {
     400: "A field is wrong, missing or not supported; `param` names it.",
-    404: "There is no such model, family or registration.",
+    404: "There is no such model, family, registration or stored thing.",
     409: "The request was aborted, or a live request has its id.",
     413: "The body is too large.",
     429: "The model's queue is full; try again after `Retry-After` seconds.",

@@ -28,6 +28,8 @@ EXIT_FAILED = 1
 GRACE_SECONDS = 3.0
 """After SIGTERM, so long may running requests go on."""
 BACKLOG = 2048
+STORE_FILE = "store.db"
+"""What callers asked to keep; all gateways of a home share it."""
 
 
 def main() -> None:
@@ -69,6 +71,7 @@ async def _serve(config: GatewayConfig) -> None:
     import uvicorn
 
     from xinference.api.app import create_app
+    from xinference.api.store.store import Store
     from xinference.cluster.processes import report_ready
     from xinference.cluster.remote import RemoteCluster
 
@@ -81,7 +84,10 @@ async def _serve(config: GatewayConfig) -> None:
             socket_directory=private_directory(config.run_directory, config.role),
         )
         app = create_app(
-            cluster, disable_metrics=config.disable_metrics, on_shutdown=cluster.aclose
+            cluster,
+            store=Store(config.home / STORE_FILE),
+            disable_metrics=config.disable_metrics,
+            on_shutdown=cluster.aclose,
         )
         server = uvicorn.Server(
             uvicorn.Config(

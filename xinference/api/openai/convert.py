@@ -53,6 +53,7 @@ def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
         tool_name=named,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         enable_thinking=_given_once("enable_thinking", body.enable_thinking, extras),
+        reasoning_effort=body.reasoning_effort,
     )
     max_tokens = body.max_completion_tokens or body.max_tokens
     return _request(body, prompt, max_tokens, request_id)
@@ -145,18 +146,31 @@ def _content(message: ChatMessage, where: str) -> str | None:
 
 
 def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
+    choice = body.tool_choice
     tools = tuple(
         tool.model_dump(exclude_unset=True, exclude_none=True) for tool in body.tools or ()
     )
+    named = choice.function.name if isinstance(choice, NamedToolChoice) else None
+    check_tools(tools, is_required=choice == "required", named=named)
+    return tools
+
+
+def check_tools(tools: tuple[dict[str, Any], ...], *, is_required: bool, named: str | None) -> None:
+    """Check tools as the chats describe them, and the choice of one.
+
+    Args:
+        is_required: at least one has to be called.
+        named: the one that has to be called.
+
+    Raises:
+        InvalidRequest: two have one name, they are too large, or there is none to choose.
+    """
     names = {tool["function"]["name"] for tool in tools}
     if len(names) < len(tools):
         raise InvalidRequest(field="tools", problem="must have a name each")
-    choice = body.tool_choice
-    if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
-        raise InvalidRequest(
-            field="tool_choice", problem=f"{choice.function.name!r} is none of the tools"
-        )
-    if choice == "required" and not tools:
+    if named is not None and named not in names:
+        raise InvalidRequest(field="tool_choice", problem=f"{named!r} is none of the tools")
+    if is_required and not tools:
         raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
     if (
         any(is_deeper(tool, MAX_TOOL_DEPTH) for tool in tools)
@@ -167,7 +181,6 @@ def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
             problem=f"must be at most {MAX_TOOL_DEPTH} levels deep "
             f"and {MAX_TOOLS_BYTES} bytes long",
         )
-    return tools
 
 
 def _tool_choice(choice: str | NamedToolChoice | None) -> ToolChoice:

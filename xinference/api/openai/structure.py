@@ -45,16 +45,16 @@ def _of_format(given: ResponseFormat | None) -> list[Grammar]:
             field=f"{field}.json_schema", problem="goes with the type json_schema, and only with it"
         )
     if given.json_schema is not None:
-        return [_json(given.json_schema.definition, f"{field}.json_schema.schema")]
-    return [] if given.type == "text" else [_json(ANY_OBJECT, field)]
+        return [json_grammar(given.json_schema.definition, f"{field}.json_schema.schema")]
+    return [] if given.type == "text" else [json_grammar(ANY_OBJECT, field)]
 
 
 def _of_guided(given: GuidedParameters, prefix: str) -> list[Grammar]:
     found: list[Grammar] = []
     if given.guided_json is not None:
-        found.append(_json(_parsed(given.guided_json, prefix), f"{prefix}guided_json"))
+        found.append(json_grammar(_parsed(given.guided_json, prefix), f"{prefix}guided_json"))
     if given.guided_json_object:
-        found.append(_json(ANY_OBJECT, f"{prefix}guided_json_object"))
+        found.append(json_grammar(ANY_OBJECT, f"{prefix}guided_json_object"))
     if given.guided_choice is not None:
         text = orjson.dumps(given.guided_choice).decode()
         found.append(Grammar(kind=GrammarKind.CHOICE, text=text, field=f"{prefix}guided_choice"))
@@ -79,7 +79,12 @@ def _parsed(given: dict[str, Any] | str, prefix: str) -> dict[str, Any]:
     return given
 
 
-def _json(schema: dict[str, Any], field: str) -> Grammar:
+def json_grammar(schema: dict[str, Any], field: str) -> Grammar:
+    """Return the grammar of a JSON Schema that stands in `field`.
+
+    Raises:
+        InvalidRequest: it is too deep, or too long.
+    """
     # Why: deeper ones do not get through parsers further on.
     if is_deeper(schema, MAX_SCHEMA_DEPTH):
         raise InvalidRequest(field=field, problem=f"must be at most {MAX_SCHEMA_DEPTH} levels deep")
