@@ -285,7 +285,7 @@ class ResponseRequest(Body):
     max_tool_calls: Annotated[object, Only()] = None
     moderation: Annotated[object, Only()] = None
     prompt_cache_options: Annotated[object, Only()] = None
-    prompt_cache_retention: Annotated[object, Only("in_memory")] = None
+    prompt_cache_retention: Annotated[object, Only()] = None
     context_management: Annotated[object, Only([])] = None
     access_programs: Annotated[object, Only()] = None
     image: Annotated[object, Only()] = None
