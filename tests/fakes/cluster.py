@@ -12,9 +12,12 @@ import itertools
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
+from xinference.cluster.placement import wishes_of
 from xinference.errors import (
     ContextLengthExceeded,
     DuplicateRequest,
@@ -49,6 +52,7 @@ from xinference.protocol.deployment import (
     ModelEvent,
     ModelState,
     ModelStatus,
+    ReplicaPlacement,
     ReplicaState,
     ReplicaStatus,
 )
@@ -61,6 +65,8 @@ from xinference.protocol.generation import (
     GenerationRequest,
     TextDelta,
     TextPrompt,
+    TokenCandidate,
+    TokenLogprob,
     ToolCallStart,
     Usage,
 )
@@ -128,6 +134,8 @@ class FakeStream:
         self._words = cluster.stopped_words(request)
         self._num_words = 0
         self._has_called = False
+        self._num_chars = 0
+        self._told: deque[Delta | Finished] = deque()
         self._error: XinferenceError | None = None
         self._is_over = False
         self._is_aborted = False
@@ -141,6 +149,8 @@ class FakeStream:
         return self
 
     async def __anext__(self) -> Delta | Finished:
+        if self._told:
+            return self._told.popleft()
         if self._is_over:
             raise StopAsyncIteration
         await self._wait_turn()
@@ -151,16 +161,51 @@ class FakeStream:
         word = next(self._words, None) if self._num_words < limit else None
         if self._is_aborted:
             return self._finished(FinishReason.ABORT)
+        n = self._request.sampling.n
         if word is None:
             is_cut = self._num_words >= limit
             end = FinishReason.TOOL_CALLS if self._has_called else FinishReason.STOP
-            return self._finished(FinishReason.LENGTH if is_cut else end)
+            reason = FinishReason.LENGTH if is_cut else end
+            ends = [TextDelta(text="", choice_index=index, reason=reason) for index in range(n)]
+            self._told.extend(ends if n > 1 else [])
+            self._told.append(self._finished(reason))
+            return self._told.popleft()
         self._num_words += 1
         self._cluster.count_step()
         self._has_called |= isinstance(word, ToolCallStart)
         if not isinstance(word, str):
-            return word
-        return TextDelta(text=word, token_ids=(self._num_words,))
+            self._told.extend(replace(word, choice_index=index) for index in range(n))
+            return self._told.popleft()
+        self._told.extend(
+            TextDelta(
+                text=word,
+                token_ids=(self._num_words,),
+                choice_index=index,
+                logprobs=self._logprobs(word, index),
+            )
+            for index in range(n)
+        )
+        self._num_chars += len(word)
+        return self._told.popleft()
+
+    def _logprobs(self, word: str, index: int) -> tuple[TokenLogprob, ...]:
+        """Say that each word was as likely as its answer's number says."""
+        wanted = self._request.sampling.logprobs
+        if wanted is None:
+            return ()
+        token, logprob = word.encode(), -1.0 - index
+        top = tuple(
+            TokenCandidate(token_id=rank, token=token + b"!" * rank, logprob=logprob - rank)
+            for rank in range(wanted)
+        )
+        one = TokenLogprob(
+            token_id=self._num_words,
+            token=token,
+            logprob=logprob,
+            text_offset=self._num_chars,
+            top=top,
+        )
+        return (one,)
 
     async def _wait_turn(self) -> None:
         """Wait as the cluster is told to; an abort or a loss interrupts."""
@@ -172,7 +217,8 @@ class FakeStream:
 
     def _finished(self, reason: FinishReason) -> Finished:
         self._end()
-        usage = Usage(num_prompt_tokens=self._length, num_completion_tokens=self._num_words)
+        num_completion_tokens = self._num_words * self._request.sampling.num_made
+        usage = Usage(num_prompt_tokens=self._length, num_completion_tokens=num_completion_tokens)
         return Finished(reason=reason, usage=usage)
 
     def _end(self) -> None:
@@ -213,6 +259,7 @@ class FakeModel:
         self.error: XinferenceError | None = None
         self.settled = asyncio.Event()
         self.live: dict[RequestId, FakeStream] = {}
+        self.replicas = list(range(spec.replica))
         self.ended: set[RequestId] = set()
         self.blocked_until: dict[RequestId, float] = {}
         self.story: list[ModelEvent] = []
@@ -341,6 +388,7 @@ class FakeCluster:
         uid = spec.model_uid or new_model_uid(spec.model_name, taken=taken)
         if uid in taken:
             raise ModelAlreadyExists(name=uid)
+        _check_places(wishes_of(spec))
         model = FakeModel(_description(uid, family, spec), spec)
         self.launched.append(spec)
         self._models[uid] = model
@@ -393,12 +441,28 @@ class FakeCluster:
     async def events(self, model: ModelUid) -> list[ModelEvent]:
         return list(self._model(model).story)
 
+    async def add_replicas(
+        self, model: ModelUid, placements: Sequence[ReplicaPlacement]
+    ) -> list[ReplicaStatus]:
+        asked = self._model(model)
+        if asked.state is not ModelState.READY:
+            raise ModelNotReady(model=model, state="loading", retry_after_seconds=2)
+        _check_places(placements)
+        free = (index for index in itertools.count() if index not in asked.replicas)
+        added = [next(free) for _ in placements]
+        if self.launch_error is not None:
+            raise self.launch_error
+        asked.replicas = sorted([*asked.replicas, *added])
+        return [one for one in _status(asked).replicas if one.replica.index in added]
+
     async def terminate_replica(self, model: ModelUid, index: int) -> int:
-        self._model(model)
-        if index != 0:
+        asked = self._model(model)
+        if index not in asked.replicas:
             raise InvalidRequest(field="replica_id", problem=f"there is no replica {index}")
-        await self.terminate(model)
-        return 0
+        asked.replicas.remove(index)
+        if not asked.replicas:
+            await self.terminate(model)
+        return len(asked.replicas)
 
     async def generate(self, model: ModelUid, request: GenerationRequest) -> FakeStream:
         asked = self._model(model)
@@ -543,6 +607,15 @@ class FakeCluster:
         return self._families[name]
 
 
+def _check_places(placements: Sequence[ReplicaPlacement]) -> None:
+    """There is one worker, and it has one GPU."""
+    for one in placements:
+        if one.worker_ip not in {None, NODE, NODE.partition(":")[0]}:
+            raise InvalidRequest(field="worker_ip", problem=f"no worker is at {one.worker_ip}")
+        if any(index > 0 for index in one.gpu_idx or ()):
+            raise InvalidRequest(field="gpu_idx", problem=f"there is no GPU {one.gpu_idx}")
+
+
 def _check_type(model_type: str) -> None:
     if model_type not in MODEL_TYPES:
         raise InvalidRequest(field="model_type", problem=f"must be one of {MODEL_TYPES}")
@@ -589,7 +662,7 @@ def _description(uid: ModelUid, family: dict[str, Any], spec: LaunchSpec) -> Mod
         revision=None,
         context_length=spec.engine_options.max_model_len
         or family.get("context_length", CONTEXT_LENGTH),
-        replica=1,
+        replica=spec.replica,
         address="unix:/nowhere",
     )
 
@@ -597,20 +670,24 @@ def _description(uid: ModelUid, family: dict[str, Any], spec: LaunchSpec) -> Mod
 def _status(model: FakeModel) -> ModelStatus:
     states = {ModelState.READY: ReplicaState.READY, ModelState.ERROR: ReplicaState.FAILED}
     uid = model.description.model_uid
-    replica = ReplicaStatus(
-        replica=ReplicaUid(uid, 0),
-        state=states.get(model.state, ReplicaState.LOADING),
-        node=NODE,
-        address=model.description.address,
-        instance=model.instance,
-        created_ts=model.created_ts,
-        num_restarts=model.num_restarts,
-        error_message="" if model.error is None else str(model.error),
+    replicas = tuple(
+        ReplicaStatus(
+            replica=ReplicaUid(uid, index),
+            state=states.get(model.state, ReplicaState.LOADING),
+            node=NODE,
+            address=model.description.address,
+            instance=model.instance,
+            created_ts=model.created_ts,
+            num_restarts=model.num_restarts,
+            error_message="" if model.error is None else str(model.error),
+            gpu_idx=wishes_of(model.spec)[index].gpu_idx if index < model.spec.replica else None,
+        )
+        for index in model.replicas
     )
     return ModelStatus(
         model_uid=uid,
-        description=model.description,
+        description=replace(model.description, replica=len(replicas)),
         state=model.state,
         created_ts=model.created_ts,
-        replicas=(replica,),
+        replicas=replicas,
     )

@@ -34,7 +34,7 @@ from xinference.protocol.generation import (
     ToolChoice,
 )
 
-from .answer import AnswerReader
+from .answer import AnswerReader, AnswerReaders
 from .base import OnProgress, Sink
 from .chat_template import ChatTemplate
 from .parsing.grammars import AnswerFormat
@@ -52,7 +52,7 @@ class Prepared:
     """What the engine is to be asked, and who reads what it answers."""
 
     request: EngineRequest
-    reader: AnswerReader | None
+    readers: AnswerReaders | None
     """None: the events are passed on as they are."""
 
 
@@ -80,7 +80,7 @@ class LanguageModel:
         )
         self._kept_token_ids = self._special_tokens(self._answers.special_tokens)
         self._enable_thinking = spec.engine_options.enable_thinking
-        self._readers: dict[RequestId, AnswerReader | None] = {}
+        self._readers: dict[RequestId, AnswerReaders | None] = {}
         """Of every live request, by the id that the engine knows it by."""
         self._max_prompt_chars = _max_chars(self._tokenizer, engine.config.max_model_len)
         self._loop: EngineLoop | None = None
@@ -132,12 +132,12 @@ class LanguageModel:
         prepared = self.prepare(request)
         # Why so: it must not be replaced for a request of this id that lives. Setting and looking
         # are one step under the interpreter's lock.
-        if self._readers.setdefault(request.request_id, prepared.reader) is not prepared.reader:
+        if self._readers.setdefault(request.request_id, prepared.readers) is not prepared.readers:
             raise DuplicateRequest(request_id=request.request_id)
         try:
             return self._loop.submit(prepared.request)
         except DuplicateRequest:
-            raise  # the reader, None both times, is the live request's
+            raise  # the readers, None both times, are the live request's
         except BaseException:
             self._readers.pop(request.request_id, None)
             raise
@@ -156,17 +156,19 @@ class LanguageModel:
             self._loop.stop(timeout_seconds)
 
     def prepare(self, request: GenerationRequest) -> Prepared:
-        """Return what the engine is to be asked, and the reader of the answer. Changes nothing.
+        """Return what the engine is to be asked, and who reads the answer. Changes nothing.
 
         Raises:
             AbilityMissing, InvalidRequest
         """
         prompt = request.prompt
-        reader: AnswerReader | None = None
+        readers: AnswerReaders | None = None
         match prompt:
             case ChatPrompt():
                 if "chat" not in self._abilities:
                     raise AbilityMissing(model=self._name, ability="chat")
+                if request.sampling.echo:
+                    raise InvalidRequest(field="echo", problem="a chat has no text to repeat")
                 self._check_tools(prompt)
                 prompt = self._with_effort(prompt)
                 if prompt.enable_thinking is None and "enable_thinking" not in (
@@ -178,7 +180,7 @@ class LanguageModel:
                 rendered = self._template.render(prompt)
                 # Why no special tokens: the template has written those that it wants.
                 token_ids = self._encode(rendered, field="messages", special_tokens=False)
-                reader = self._reader(prompt, rendered)
+                readers = self._new_readers(prompt, rendered, request.sampling)
             case TextPrompt(text=text):
                 if not text:
                     raise InvalidRequest(field="prompt", problem="must not be empty")
@@ -193,9 +195,10 @@ class LanguageModel:
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
-                kept_token_ids=self._kept_token_ids if reader is not None else frozenset(),
+                kept_token_ids=self._kept_token_ids if readers is not None else frozenset(),
+                prompt_text=prompt.text if isinstance(prompt, TextPrompt) else None,
             ),
-            reader=reader,
+            readers=readers,
         )
 
     def _read(
@@ -204,28 +207,36 @@ class LanguageModel:
         """Return what callers are told of the events of a step. In the engine's thread."""
         told: list[tuple[RequestId, GenerationEvent]] = []
         for request_id, event in events:
-            reader = self._readers.get(request_id)
+            readers = self._readers.get(request_id)
             if isinstance(event, Finished | Failed):
                 # Invariant: before anyone hears of the end, who may then use the id again.
                 self._readers.pop(request_id, None)
-            if reader is None:
+            if readers is None:
                 told.append((request_id, event))
                 continue
-            was_over = reader.is_over
-            told += [(request_id, one) for one in reader.read(event)]
-            if reader.is_over and not was_over:
-                self.abort(request_id)
+            told += [(request_id, one) for one in readers.read(event)]
+            for choice_index in readers.take_to_end():
+                assert self._loop is not None, "events come of the loop"
+                self._loop.end_choice(request_id, choice_index)
         return told
 
-    def _reader(self, prompt: ChatPrompt, rendered: str) -> AnswerReader | None:
+    def _new_readers(
+        self, prompt: ChatPrompt, rendered: str, sampling: SamplingParams
+    ) -> AnswerReaders | None:
         tools = {} if prompt.tool_choice is ToolChoice.NONE else _schemas(prompt.tools)
-        parser = self._answers.parser(
-            prompt=rendered,
-            tools=tools,
-            new_call_id=lambda: secrets.token_hex(NUM_CALL_ID_CHARS // 2),
-        )
         one_call = bool(tools) and not prompt.parallel_tool_calls
-        return None if parser is None else AnswerReader(parser, one_call=one_call)
+
+        readers = []
+        for _ in range(sampling.n):
+            parser = self._answers.parser(
+                prompt=rendered,
+                tools=tools,
+                new_call_id=lambda: secrets.token_hex(NUM_CALL_ID_CHARS // 2),
+            )
+            if parser is None:
+                return None
+            readers.append(AnswerReader(parser, one_call=one_call))
+        return AnswerReaders(readers)
 
     def _check_tools(self, prompt: ChatPrompt) -> None:
         """Refuse tools of a model that has none, and a choice that cannot be kept."""
@@ -310,7 +321,9 @@ class LanguageModel:
         return known
 
     def _with_own_stops(self, sampling: SamplingParams) -> SamplingParams:
-        """Add what the family stops at to what the request does."""
+        """Add what the family stops at to what the request does, if it heeds it."""
+        if sampling.ignore_eos:
+            return sampling
         stop = tuple(dict.fromkeys((*sampling.stop, *self._stop)))
         stop_token_ids = tuple(dict.fromkeys((*sampling.stop_token_ids, *self._stop_token_ids)))
         if len(stop) > MAX_STOP_STRINGS:

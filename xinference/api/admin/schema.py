@@ -5,16 +5,52 @@ A field that is not honoured in this version is marked `Only(...)`, as in `opena
 """
 
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from xinference.api.fields import Answer, Body, Only
-from xinference.protocol.deployment import EngineOptions
+from xinference.api.fields import Answer, Body, Only, Shaped
+from xinference.api.keys.key import MAX_LIMIT, MAX_MODELS, MAX_NAME_LEN
+from xinference.protocol.deployment import MAX_REPLICAS, EngineOptions
 
 MAX_BLOCK_SECONDS = 3600
 MAX_UID_LEN = 100
+MAX_GPUS = 1023
 MAX_REQUEST_LIMIT = 2**31 - 1
+MAX_LIFETIME_SECONDS = 100 * 366 * 86400
+
+
+def _as_number(given: object) -> object:
+    """Read a number that is written as a text, as forms and old clients do."""
+    return int(given) if isinstance(given, str) and given.isascii() and given.isdecimal() else given
+
+
+Count = Annotated[int, BeforeValidator(_as_number), Field(ge=1, le=MAX_REPLICAS)]
+Index = Annotated[int, Field(ge=0, le=MAX_GPUS)]
+GpuCount = Annotated[
+    int | Literal["auto"] | None,
+    BeforeValidator(_as_number),
+    Shaped('"auto", null, or a whole number of GPUs'),
+]
+GpuIndices = Annotated[Index | list[Index], Shaped("the number of a GPU, or a list of them")]
+
+
+class DeviceConfig(Body):
+    """Where one replica goes."""
+
+    worker_ip: str | None = None
+    """The host of a worker, or its "host:port"."""
+    n_gpu: GpuCount = "auto"
+    gpu_idx: GpuIndices | None = None
+
+
+class ReplicaConfig(Body):
+    """One replica of a launch."""
+
+    devices: list[DeviceConfig] = Field(min_length=1, max_length=1)
+    """Exactly one: a replica runs on one worker."""
+    replica_uid: Annotated[object, Only()] = None
+    """Replicas are named <model uid>-rep<number>."""
 
 
 class LaunchRequest(Body):
@@ -50,13 +86,16 @@ class LaunchRequest(Body):
     """Requests that each replica has at once; one more is refused with a 429."""
     enable_thinking: bool | None = None
     """Of hybrid models: whether they think where a request does not say."""
-    n_gpu: Annotated[object, Only("auto", 0)] = "auto"
-    """Null or 0: run on the CPU."""
+    replica: Count | None = None
+    """Copies of the model, 1 by default."""
+    n_gpu: GpuCount = "auto"
+    """How many GPUs the replicas are spread over; "auto": all; null or 0: the CPU."""
+    gpu_idx: GpuIndices | None = None
+    """One GPU for each replica."""
+    replica_config: list[ReplicaConfig] | None = None
+    """Where each replica goes, instead of worker_ip, n_gpu and gpu_idx."""
 
-    replica: Annotated[object, Only(1, "1")] = None
     n_worker: Annotated[object, Only(1)] = None
-    gpu_idx: Annotated[object, Only([])] = None
-    replica_config: Annotated[object, Only([])] = None
     peft_model_config: Annotated[object, Only({})] = None
     quantization_config: Annotated[object, Only({})] = None
     download_hub: Annotated[object, Only("auto")] = None
@@ -78,10 +117,35 @@ class AbortRequest(Body):
 class ScaleRequest(Body):
     """`POST /v1/models/{model_uid}/replicas`."""
 
-    replica: Annotated[object, Only(1)] = None
-    replica_config: Any = None
-    model_engine: str | None = None
-    n_gpu: Any = None
+    replica: Count | None = None
+    """How many to add, 1 by default."""
+    replica_config: (
+        Annotated[
+            ReplicaConfig | list[ReplicaConfig],
+            Shaped("an object, or a list of objects, with devices"),
+        ]
+        | None
+    ) = None
+    """Where each goes."""
+    n_gpu: GpuCount = "auto"
+    """Null or 0: run on the CPU."""
+    model_engine: Annotated[object, Only()] = None
+    """All replicas of a model run on the engine that it was launched with."""
+
+
+class AddedReplica(Answer):
+    """A replica that was added and is ready."""
+
+    replica_id: int
+    replica_model_uid: str
+    worker_address: str | None
+
+
+class ScaleAnswer(AddedReplica):
+    """One added replica; of more than one, "replica" is their number and "replicas" lists them."""
+
+    replica: int
+    replicas: list[AddedReplica]
 
 
 class RegistrationRequest(Body):
@@ -196,3 +260,87 @@ class EventItem(Answer):
     event_type: str
     event_ts: int
     event_content: str
+
+
+class KeyRequest(Body):
+    """`POST /v1/admin/keys`."""
+
+    name: str = Field(min_length=1, max_length=MAX_NAME_LEN)
+    """What to call it; no other active key may have the name."""
+    scopes: list[Literal["invoke", "monitor", "admin"]] | None = Field(None, min_length=1)
+    """Default: invoke. The first key needs admin."""
+    models: list[str] | None = Field(None, min_length=1, max_length=MAX_MODELS)
+    """The uids that it may ask; null: all."""
+    expires_in_seconds: int | None = Field(None, ge=1, le=MAX_LIFETIME_SECONDS)
+    """Null: never."""
+    requests_per_minute: int | None = Field(None, ge=1, le=MAX_LIMIT)
+    tokens_per_minute: int | None = Field(None, ge=1, le=MAX_LIMIT)
+    """Of prompts and answers together."""
+
+
+class LoginRequest(Body):
+    """`POST /token`."""
+
+    username: str
+    """The name or the id of an API key."""
+    password: str
+    """The key."""
+
+
+class TokenAnswer(Answer):
+    """What a client sends as `Authorization: Bearer` from then on."""
+
+    access_token: str
+    token_type: str
+
+
+class KeyItem(Answer):
+    """An API key, without its secret."""
+
+    id: str
+    object: str
+    name: str
+    status: str
+    scopes: list[str]
+    models: list[str] | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+
+class MadeKey(KeyItem):
+    """A key that was just made."""
+
+    key: str
+    """The only time that it is told."""
+
+
+class KeyList(Answer):
+    """`GET /v1/admin/keys`."""
+
+    object: str
+    data: list[KeyItem]
+
+
+class UsageItem(Answer):
+    """What was used of one model with one key."""
+
+    key_id: str | None
+    """Null: while the gateway was open."""
+    key_name: str | None
+    model: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+
+
+class UsageList(Answer):
+    """`GET /v1/usage`."""
+
+    object: str
+    data: list[UsageItem]

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from xinference.api.structures import check_tools, is_deeper
 from xinference.errors import InvalidRequest
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
@@ -27,15 +28,13 @@ from .schema import (
     NamedToolChoice,
     SharedParameters,
 )
-from .structure import grammar_of, is_deeper
+from .structure import grammar_of
 
 ROLES = {"developer": "system"}
 """Roles that templates do not know, and what they are to them."""
 
 MAX_TEMPLATE_DEPTH = 8
 MAX_TEMPLATE_BYTES = 16 * 2**10
-MAX_TOOL_DEPTH = 64
-MAX_TOOLS_BYTES = 2**20
 
 
 def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
@@ -55,13 +54,27 @@ def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
         enable_thinking=_given_once("enable_thinking", body.enable_thinking, extras),
         reasoning_effort=body.reasoning_effort,
     )
-    max_tokens = body.max_completion_tokens or body.max_tokens
-    return _request(body, prompt, max_tokens, request_id)
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest(field="top_logprobs", problem="is only for requests with logprobs")
+    return _request(
+        body,
+        prompt,
+        request_id,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
 
 
 def completion_request(body: CompletionRequest, request_id: RequestId) -> GenerationRequest:
     """Return what a completion body asks for."""
-    return _request(body, _prompt(body.prompt), body.max_tokens, request_id)
+    return _request(
+        body,
+        _prompt(body.prompt),
+        request_id,
+        max_tokens=body.max_tokens,
+        logprobs=body.logprobs,
+        echo=bool(body.echo),
+    )
 
 
 def wants_usage(body: SharedParameters) -> bool:
@@ -70,10 +83,21 @@ def wants_usage(body: SharedParameters) -> bool:
 
 
 def _request(
-    body: SharedParameters, prompt: Prompt, max_tokens: int | None, request_id: RequestId
+    body: SharedParameters,
+    prompt: Prompt,
+    request_id: RequestId,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    echo: bool = False,
 ) -> GenerationRequest:
     if wants_usage(body) and not body.stream:
         raise InvalidRequest(field="stream_options", problem="is only for requests with stream")
+    n = body.n or 1
+    if body.stream and (body.best_of or n) > n:
+        raise InvalidRequest(
+            field="best_of", problem=f"must be n, which is {n}, for a request with stream"
+        )
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     sampling = SamplingParams(
         max_tokens=max_tokens,
@@ -84,6 +108,20 @@ def _request(
         stop_token_ids=tuple(body.stop_token_ids or ()),
         seed=body.seed,
         grammar=grammar_of(body),
+        min_p=body.min_p,
+        typical_p=body.typical_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias={int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()},
+        bad_words=tuple(body.bad_words or ()),
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
+        n=n,
+        best_of=body.best_of,
+        logprobs=logprobs,
+        echo=echo,
     )
     return GenerationRequest(
         request_id=request_id,
@@ -153,34 +191,6 @@ def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
     named = choice.function.name if isinstance(choice, NamedToolChoice) else None
     check_tools(tools, is_required=choice == "required", named=named)
     return tools
-
-
-def check_tools(tools: tuple[dict[str, Any], ...], *, is_required: bool, named: str | None) -> None:
-    """Check tools as the chats describe them, and the choice of one.
-
-    Args:
-        is_required: at least one has to be called.
-        named: the one that has to be called.
-
-    Raises:
-        InvalidRequest: two have one name, they are too large, or there is none to choose.
-    """
-    names = {tool["function"]["name"] for tool in tools}
-    if len(names) < len(tools):
-        raise InvalidRequest(field="tools", problem="must have a name each")
-    if named is not None and named not in names:
-        raise InvalidRequest(field="tool_choice", problem=f"{named!r} is none of the tools")
-    if is_required and not tools:
-        raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
-    if (
-        any(is_deeper(tool, MAX_TOOL_DEPTH) for tool in tools)
-        or len(orjson.dumps(tools)) > MAX_TOOLS_BYTES
-    ):
-        raise InvalidRequest(
-            field="tools",
-            problem=f"must be at most {MAX_TOOL_DEPTH} levels deep "
-            f"and {MAX_TOOLS_BYTES} bytes long",
-        )
 
 
 def _tool_choice(choice: str | NamedToolChoice | None) -> ToolChoice:

@@ -3,9 +3,8 @@
 
 from typing import Any
 
-from xinference.api.openai.convert import check_tools
-from xinference.api.openai.structure import ANY_OBJECT, json_grammar
 from xinference.api.openai.tier import priority_of
+from xinference.api.structures import ANY_OBJECT, check_tools, json_grammar
 from xinference.errors import InvalidRequest
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
@@ -84,5 +83,5 @@ def _grammar(given: TextFormat | None) -> Grammar | None:
                 problem="goes with the type json_schema, and only with it",
             )
     if given.definition is not None:
-        return json_grammar(given.definition, "text.format.schema")
-    return None if given.type == "text" else json_grammar(ANY_OBJECT, "text.format")
+        return json_grammar(given.definition, field="text.format.schema")
+    return None if given.type == "text" else json_grammar(ANY_OBJECT, field="text.format")

@@ -6,12 +6,14 @@ number and what it is about; the events of an item come between its `added` and 
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import orjson
 
-from xinference.api.errors import error_body
+from xinference.api.error_shapes import openai_body
+from xinference.api.errors import told
+from xinference.api.generation import AnswerForm
 from xinference.api.openai.tier import served_as
 from xinference.errors import XinferenceError
 from xinference.protocol.generation import (
@@ -136,8 +138,14 @@ def _part(kind: str, text: str) -> dict[str, Any]:
     return output_text(text) if kind == "message" else {"type": "reasoning_text", "text": text}
 
 
-class ResponseForm:
-    """Writes the answer of one request; an `AnswerForm`."""
+class ResponseForm(AnswerForm):
+    """Writes the answer of one request."""
+
+    field_names: ClassVar[Mapping[str, str]] = {
+        "max_tokens": "max_output_tokens",
+        "messages": "input",
+        "reasoning_effort": "reasoning.effort",
+    }
 
     def __init__(self, body: ResponseRequest, response_id: str) -> None:
         self._about = _about(body, response_id)
@@ -176,8 +184,8 @@ class ResponseForm:
         OpenAI's raises an exception for nothing but an `error` at the top.
         """
         self._output.close("incomplete")
-        told = error_body(error)
-        about = told["error"]
+        body = openai_body(told(error), "")
+        about = body["error"]
         failed = self._response("failed", self._output.items)
         is_ours = about["type"] == "server_error"
         failed["error"] = {
@@ -192,7 +200,7 @@ class ResponseForm:
                     "code": about["code"],
                     "message": about["message"],
                     "param": about["param"],
-                    **told,
+                    **body,
                 },
             ]
         )
