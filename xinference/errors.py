@@ -288,6 +288,7 @@ class RateLimitReached(CapacityError):
         )
 
 
+@dataclass(eq=False)
 class StoreUnavailable(CapacityError):
     """What callers want kept cannot be read or written now."""
 
