@@ -118,6 +118,7 @@ async def test_a_message_is_answered_in_anthropics_form(http: httpx.AsyncClient)
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": 6,
+            "output_tokens_details": {"thinking_tokens": 0},
         },
     }
     assert answer.headers["request-id"] == answer.headers["x-request-id"]
@@ -422,6 +423,12 @@ async def test_thinking_is_passed_on(
     assert (await asked(http, cluster, thinking=given)).enable_thinking is enable
 
 
+async def test_the_effort_is_passed_on(http: httpx.AsyncClient, cluster: FakeCluster) -> None:
+    prompt = await asked(http, cluster, output_config={"effort": "low"})
+
+    assert prompt.reasoning_effort == "low"
+
+
 async def test_hints_for_caching_are_taken(http: httpx.AsyncClient, cluster: FakeCluster) -> None:
     hint = {"cache_control": {"type": "ephemeral"}}
 
@@ -490,7 +497,7 @@ async def test_a_block_of_another_kind_is_named(http: httpx.AsyncClient) -> None
         ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name: 'x' is none of"),
         ({"thinking": {"type": "between_tools"}}, "thinking.type: must be"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.budget_tokens: is"),
-        ({"output_config": {"effort": "low"}}, "output_config.effort: is not supported"),
+        ({"output_config": {"effort": "none"}}, "output_config.effort: must be"),
         ({"container": "x"}, "container: is not supported"),
         ({"mcp_servers": [{}]}, "mcp_servers: is not supported"),
         ({"tempreature": 1}, "tempreature: is not a field of this request; did you mean temp"),

@@ -83,6 +83,7 @@ def _prompt(body: PromptParameters) -> ChatPrompt:
         tool_name=choice.name,
         parallel_tool_calls=not choice.disable_parallel_tool_use,
         enable_thinking=_enable_thinking(body),
+        reasoning_effort=body.output_config.effort if body.output_config else None,
     )
 
 

@@ -29,6 +29,7 @@ from xinference.protocol.generation import (
 
 FIELD_NAMES = {
     "enable_thinking": "thinking.type",
+    "reasoning_effort": "output_config.effort",
     "stop": "stop_sequences",
     "thinking_budget": "thinking.budget_tokens",
 }
@@ -187,12 +188,13 @@ def _fill(block: dict[str, Any], text: str) -> None:
         block["input"] = from_json(text, allow_partial=True)
 
 
-def _usage(usage: Usage) -> dict[str, int]:
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.num_prompt_tokens - usage.num_cached_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.num_cached_tokens,
         "output_tokens": usage.num_completion_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.num_reasoning_tokens},
     }
 
 

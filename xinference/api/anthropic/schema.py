@@ -152,8 +152,8 @@ class OutputConfig(Body):
     """What the answer has to look like."""
 
     format: OutputFormat | None = None
-
-    effort: Annotated[object, Only("high")] = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    """How much to think, of models whose template has it."""
 
 
 class Metadata(Body):
@@ -217,7 +217,13 @@ class MessagesRequest(PromptParameters):
     diagnostics: Annotated[object, Only()] = None
 
 
-class UsageAnswer(Answer):
+class OutputTokensDetails(Answer):
+    """Of the answer's tokens."""
+
+    thinking_tokens: int
+
+
+class MessageUsage(Answer):
     """In tokens. The prompt had `input_tokens` and `cache_read_input_tokens`."""
 
     input_tokens: int
@@ -226,6 +232,7 @@ class UsageAnswer(Answer):
     cache_read_input_tokens: int
     """Those that were not, since another request had begun alike."""
     output_tokens: int
+    output_tokens_details: OutputTokensDetails
 
 
 class AnswerBlock(Answer):
@@ -252,7 +259,7 @@ class MessageAnswer(Answer):
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
     """The one that ended the answer."""
-    usage: UsageAnswer
+    usage: MessageUsage
 
 
 class CountAnswer(Answer):
