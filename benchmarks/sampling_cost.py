@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine_throughput import make_our_engine, make_stock_model
+from benchmarks.serving_loop import make_random_engine
 from xinference.engine import Engine, EngineRequest
 from xinference.identifiers import RequestId
+from xinference.protocol.deployment import EngineOptions
 from xinference.protocol.generation import SamplingParams
 
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5}
@@ -48,7 +49,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    engine = make_our_engine(make_stock_model(args.layers, torch.bfloat16), args)
+    options = EngineOptions(
+        max_num_seqs=args.requests, max_model_len=max(1024, args.prompt_len + args.new_tokens)
+    )
+    engine = make_random_engine(args.layers, torch.bfloat16, options)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(
         1000, 100_000, (args.requests, args.prompt_len), generator=generator
