@@ -294,6 +294,8 @@ class Usage:
     """Every token the engine generated for it, an end-of-turn token included."""
     num_cached_tokens: int = 0
     """Of the prompt: tokens that were in the KV cache already."""
+    num_reasoning_tokens: int = 0
+    """Of the completion: tokens of what the model thought before it answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
