@@ -3,7 +3,7 @@
 
 A Qwen2-0.5B with random weights, bfloat16, 16 requests at once, two threads, on CPU:
 
-    OMP_NUM_THREADS=2 python -m benchmarks.sampling_cost
+    GOMP_SPINCOUNT=20000 OMP_NUM_THREADS=2 python -m benchmarks.sampling_cost
 
 A round decodes with every way, one after another; the table shows the medians of the time of a
 decoding step over all rounds, and what each way takes beside plain greedy. `--layers` makes the
@@ -47,12 +47,13 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--layers", type=int, default=24)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
 
-    options = EngineOptions(
-        max_num_seqs=args.requests, max_model_len=max(1024, args.prompt_len + args.new_tokens)
+    engine = make_random_engine(
+        args.layers,
+        torch.bfloat16,
+        EngineOptions(max_num_seqs=args.requests, max_model_len=1024),
+        num_threads=args.threads,
     )
-    engine = make_random_engine(args.layers, torch.bfloat16, options)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(
         1000, 100_000, (args.requests, args.prompt_len), generator=generator
