@@ -170,6 +170,7 @@ class LanguageModel:
                 if request.sampling.echo:
                     raise InvalidRequest(field="echo", problem="a chat has no text to repeat")
                 self._check_tools(prompt)
+                prompt = self._with_effort(prompt)
                 if prompt.enable_thinking is None and "enable_thinking" not in (
                     prompt.template_options
                 ):
@@ -247,6 +248,28 @@ class LanguageModel:
         ):
             raise AbilityMissing(model=self._name, ability="call tools")
         constrain_to_calls(prompt)
+
+    def _with_effort(self, prompt: ChatPrompt) -> ChatPrompt:
+        """Refuse an effort that this model cannot be told; without one, it does not think.
+
+        A template that has the variable gets it. Of a hybrid model "none" switches thinking off.
+        """
+        effort = prompt.reasoning_effort
+        if effort is None or self._template.takes_reasoning_effort:
+            return prompt
+        if effort != "none":
+            raise InvalidRequest(
+                field="reasoning_effort", problem="this model cannot be told how much to think"
+            )
+        if not self._abilities & {"reasoning", "hybrid"}:
+            return prompt
+        if "hybrid" not in self._abilities:
+            raise InvalidRequest(field="reasoning_effort", problem="this model always thinks")
+        if prompt.enable_thinking:
+            raise InvalidRequest(
+                field="reasoning_effort", problem="none contradicts enable_thinking"
+            )
+        return replace(prompt, enable_thinking=False)
 
     def _check_thinking(self, enable: bool) -> None:
         """Refuse what the model cannot do: to think, or not to."""

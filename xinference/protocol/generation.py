@@ -244,6 +244,8 @@ class ChatPrompt:
     """False: the answer ends with its first call."""
     enable_thinking: bool | None = None
     """None: as the model was launched."""
+    reasoning_effort: str | None = None
+    """How much to think, in the words of the model's template; "none" is not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,6 +136,7 @@ REQUESTS = st.builds(
         tool_name=st.none() | TEXT,
         parallel_tool_calls=st.booleans(),
         enable_thinking=st.none() | st.booleans(),
+        reasoning_effort=st.none() | TEXT,
     ),
     sampling=st.builds(
         SamplingParams,

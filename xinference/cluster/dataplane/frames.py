@@ -366,6 +366,7 @@ class WireChat(msgspec.Struct, frozen=True, tag_field="kind", tag="chat"):
     tool_name: str | None = None
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class WireText(msgspec.Struct, frozen=True, tag_field="kind", tag="text"):
@@ -432,6 +433,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
                 prompt.tool_name,
                 prompt.parallel_tool_calls,
                 prompt.enable_thinking,
+                prompt.reasoning_effort,
             )
         case TextPrompt():
             wire = WireText(prompt.text)
@@ -466,6 +468,7 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
                 tool_name=wire.prompt.tool_name,
                 parallel_tool_calls=wire.prompt.parallel_tool_calls,
                 enable_thinking=wire.prompt.enable_thinking,
+                reasoning_effort=wire.prompt.reasoning_effort,
             )
         case WireText():
             prompt = TextPrompt(text=wire.prompt.text)
