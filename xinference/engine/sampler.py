@@ -354,7 +354,7 @@ def _chunk_sums(values: Tensor) -> Tensor:
     threads. Those of chunks are short, so that float32 does.
     """
     num_whole = values.shape[1] // _CHUNK * _CHUNK
-    sums = values[:, :num_whole].unflatten(1, (-1, _CHUNK)).sum(-1)
+    sums: Tensor = values[:, :num_whole].unflatten(1, (-1, _CHUNK)).sum(-1)
     if num_whole < values.shape[1]:
         sums = torch.cat((sums, values[:, num_whole:].sum(-1, keepdim=True)), dim=1)
     return sums.double()
