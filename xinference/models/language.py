@@ -26,12 +26,14 @@ from xinference.protocol.generation import (
     ChatPrompt,
     Failed,
     Finished,
+    FinishReason,
     GenerationEvent,
     GenerationRequest,
     SamplingParams,
     TextPrompt,
     TokenPrompt,
     ToolChoice,
+    Usage,
 )
 
 from .answer import AnswerReader, AnswerReaders
@@ -84,6 +86,7 @@ class LanguageModel:
         """Of every live request, by the id that the engine knows it by."""
         self._max_prompt_chars = _max_chars(self._tokenizer, engine.config.max_model_len)
         self._loop: EngineLoop | None = None
+        self._sink: Sink | None = None
 
     @property
     def context_length(self) -> int:
@@ -113,6 +116,7 @@ class LanguageModel:
     def start(self, sink: Sink) -> None:
         """Start the engine's thread; events go to `sink`, in that thread."""
         assert self._loop is None, "start() was called before"
+        self._sink = sink
 
         def read(events: list[tuple[RequestId, GenerationEvent]]) -> None:
             sink(self._read(events))
@@ -130,6 +134,8 @@ class LanguageModel:
         """
         assert self._loop is not None, "start() comes first"
         prepared = self.prepare(request)
+        if request.count_only:
+            return self._count(request, prepared)
         # Why so: it must not be replaced for a request of this id that lives. Setting and looking
         # are one step under the interpreter's lock.
         if self._readers.setdefault(request.request_id, prepared.readers) is not prepared.readers:
@@ -141,6 +147,15 @@ class LanguageModel:
         except BaseException:
             self._readers.pop(request.request_id, None)
             raise
+
+    def _count(self, request: GenerationRequest, prepared: Prepared) -> Accepted:
+        """End a request whose prompt alone was of interest; the engine does not hear of it."""
+        usage = Usage(
+            num_prompt_tokens=len(prepared.request.prompt_token_ids), num_completion_tokens=0
+        )
+        assert self._sink is not None, "start() comes first"
+        self._sink([(request.request_id, Finished(reason=FinishReason.STOP, usage=usage))])
+        return Accepted(num_prompt_tokens=usage.num_prompt_tokens)
 
     def abort(self, request_id: RequestId) -> bool:
         """Ask for the end of a request, within one step; return whether it was live."""
@@ -170,6 +185,7 @@ class LanguageModel:
                 if request.sampling.echo:
                     raise InvalidRequest(field="echo", problem="a chat has no text to repeat")
                 self._check_tools(prompt)
+                prompt = self._with_effort(prompt)
                 if prompt.enable_thinking is None and "enable_thinking" not in (
                     prompt.template_options
                 ):
@@ -248,6 +264,28 @@ class LanguageModel:
         ):
             raise AbilityMissing(model=self._name, ability="call tools")
         constrain_to_calls(prompt)
+
+    def _with_effort(self, prompt: ChatPrompt) -> ChatPrompt:
+        """Refuse an effort that this model cannot be told; without one, it does not think.
+
+        A template that has the variable gets it. Of a hybrid model "none" switches thinking off.
+        """
+        effort = prompt.reasoning_effort
+        if effort is None or self._template.takes_reasoning_effort:
+            return prompt
+        if effort != "none":
+            raise InvalidRequest(
+                field="reasoning_effort", problem="this model cannot be told how much to think"
+            )
+        if not self._abilities & {"reasoning", "hybrid"}:
+            return prompt
+        if "hybrid" not in self._abilities:
+            raise InvalidRequest(field="reasoning_effort", problem="this model always thinks")
+        if prompt.enable_thinking:
+            raise InvalidRequest(
+                field="reasoning_effort", problem="none contradicts enable_thinking"
+            )
+        return replace(prompt, enable_thinking=False)
 
     def _check_thinking(self, enable: bool) -> None:
         """Refuse what the model cannot do: to think, or not to."""

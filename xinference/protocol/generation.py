@@ -244,6 +244,8 @@ class ChatPrompt:
     """False: the answer ends with its first call."""
     enable_thinking: bool | None = None
     """None: as the model was launched."""
+    reasoning_effort: str | None = None
+    """How much to think, in the words of the model's template; "none" is not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +281,8 @@ class GenerationRequest:
     resume_token_ids: tuple[int, ...] = ()
     """The tokens that a replica which is gone had generated of the only answer. It goes on after
     them; with the same seed, by the same draws."""
+    count_only: bool = False
+    """Accept it, which tells how long the prompt is, and end: nothing is computed."""
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
@@ -391,6 +395,8 @@ class Finished:
     """Of the only answer; of several the last one's, if they were not aborted."""
     usage: Usage
     """Of all: the prompt once, and every token that was generated."""
+    stop_string: str | None = None
+    """The one that ended the only answer: of the request, or of the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

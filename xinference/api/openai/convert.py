@@ -52,6 +52,7 @@ def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
         tool_name=named,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         enable_thinking=_given_once("enable_thinking", body.enable_thinking, extras),
+        reasoning_effort=body.reasoning_effort,
     )
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest(field="top_logprobs", problem="is only for requests with logprobs")
@@ -183,18 +184,12 @@ def _content(message: ChatMessage, where: str) -> str | None:
 
 
 def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
+    choice = body.tool_choice
     tools = tuple(
         tool.model_dump(exclude_unset=True, exclude_none=True) for tool in body.tools or ()
     )
-    check_tools(tools)
-    names = {tool["function"]["name"] for tool in tools}
-    choice = body.tool_choice
-    if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
-        raise InvalidRequest(
-            field="tool_choice", problem=f"{choice.function.name!r} is none of the tools"
-        )
-    if choice == "required" and not tools:
-        raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
+    named = choice.function.name if isinstance(choice, NamedToolChoice) else None
+    check_tools(tools, is_required=choice == "required", named=named)
     return tools
 
 

@@ -33,6 +33,14 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(f
 StopString = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+"""Labels: up to 16 names of up to 64 characters, with texts of up to 512."""
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ServiceTier = Literal["auto", "default", "flex", "priority", "fast"]
+
 
 class StreamOptions(Body):
     """How to stream."""
@@ -283,6 +291,8 @@ class ChatRequest(SharedParameters):
     """Variables for the model's chat template."""
     enable_thinking: bool | None = None
     """Whether to think before the answer. Null: as the model was launched."""
+    reasoning_effort: ReasoningEffort | None = None
+    """How much to think, of models whose template has it; of hybrid ones only "none"."""
     tools: Annotated[list[ToolDescription], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = (
         None
     )
@@ -309,7 +319,6 @@ class ChatRequest(SharedParameters):
     echo: Annotated[object, Only(False)] = None
     functions: Annotated[object, Only([])] = None
     function_call: Annotated[object, Only("none", "auto")] = None
-    reasoning_effort: Annotated[object, Only()] = None
     thinking_budget: Annotated[object, Only()] = None
     verbosity: Annotated[object, Only("medium")] = None
     modalities: Annotated[object, Only(["text"])] = None

@@ -248,6 +248,7 @@ class End(Frame, frozen=True, tag="END"):
     num_prompt_tokens: int
     num_completion_tokens: int
     num_cached_tokens: int = 0
+    stop_string: str | None = None
 
 
 class Error(Frame, frozen=True, tag="ERROR"):
@@ -366,6 +367,7 @@ class WireChat(msgspec.Struct, frozen=True, tag_field="kind", tag="chat"):
     tool_name: str | None = None
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class WireText(msgspec.Struct, frozen=True, tag_field="kind", tag="text"):
@@ -390,6 +392,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fairness_key: str = ""
     cache_salt: str = ""
     resume_token_ids: tuple[int, ...] = ()
+    count_only: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -433,6 +436,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
                 prompt.tool_name,
                 prompt.parallel_tool_calls,
                 prompt.enable_thinking,
+                prompt.reasoning_effort,
             )
         case TextPrompt():
             wire = WireText(prompt.text)
@@ -446,6 +450,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
         fairness_key=request.fairness_key,
         cache_salt=request.cache_salt,
         resume_token_ids=request.resume_token_ids,
+        count_only=request.count_only,
     )
     return encode(Req(stream, _raw(wire_request)))
 
@@ -468,6 +473,7 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
                 tool_name=wire.prompt.tool_name,
                 parallel_tool_calls=wire.prompt.parallel_tool_calls,
                 enable_thinking=wire.prompt.enable_thinking,
+                reasoning_effort=wire.prompt.reasoning_effort,
             )
         case WireText():
             prompt = TextPrompt(text=wire.prompt.text)
@@ -481,6 +487,7 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         fairness_key=wire.fairness_key,
         cache_salt=wire.cache_salt,
         resume_token_ids=wire.resume_token_ids,
+        count_only=wire.count_only,
     )
 
 

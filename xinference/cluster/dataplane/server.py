@@ -435,7 +435,7 @@ class _Outbox:
                     self._cut()
                 self._deltas.append(delta)
                 self._num_bytes += delta.num_bytes
-            case Finished(reason=reason, usage=usage):
+            case Finished(reason=reason, usage=usage, stop_string=stop_string):
                 self._ends.append(
                     frames.End(
                         stream,
@@ -443,6 +443,7 @@ class _Outbox:
                         usage.num_prompt_tokens,
                         usage.num_completion_tokens,
                         usage.num_cached_tokens,
+                        stop_string,
                     )
                 )
             case Accepted(num_prompt_tokens=num_prompt_tokens):
