@@ -40,6 +40,7 @@ from .config import EngineConfig
 from .detokenizer import TextStream
 from .grammar import (
     Constrained,
+    Frame,
     GrammarCompiler,
     MaskFiller,
     Matcher,
@@ -54,6 +55,8 @@ from .sampler import SamplingRows, sample
 from .sampling_defaults import resolve_sampling
 from .scheduler import Schedule, ScheduledRow, Scheduler, Sequence
 from .slots import SlotTable
+from .thinking import LimitedThinking, ThinkingLimit
+from .token_bytes import TokenBytes
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +82,10 @@ class EngineRequest:
     """Only prompts with the same one share blocks."""
     kept_token_ids: frozenset[int] = frozenset()
     """Special tokens that are part of the text; others are left out of it."""
+    frame: Frame | None = None
+    """What stands around `sampling.grammar`, or takes its place."""
+    thinking: ThinkingLimit | None = None
+    """None: thoughts may be as long as the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +104,7 @@ class ValidRequest:
     """The names of the prompt's full blocks; none where prefixes are not kept."""
     kept_token_ids: frozenset[int] = frozenset()
     matcher: Matcher | None = None
-    """At the start of `sampling.grammar`; this request's own."""
+    """At the start of the answer; this request's own."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -202,6 +209,7 @@ class Engine:
             model_name=config.model_name,
         )
         self._mask_filler = MaskFiller(self._grammars.num_words)
+        self._token_bytes = TokenBytes(tokenizer)
 
     @property
     def vocab_size(self) -> int:
@@ -290,8 +298,16 @@ class Engine:
             chain_start=start,
             block_hashes=tuple(hashes),
             kept_token_ids=request.kept_token_ids,
-            matcher=None if given.grammar is None else self._grammars.compile(given.grammar),
+            matcher=self._matcher(request),
         )
+
+    def _matcher(self, request: EngineRequest) -> Matcher | None:
+        """Return what says which tokens may come next; None if any may."""
+        grammar, frame, limit = request.sampling.grammar, request.frame, request.thinking
+        inner = None
+        if grammar is not None or frame is not None:
+            inner = self._grammars.compile(grammar, frame)
+        return inner if limit is None else LimitedThinking(limit, self._token_bytes.of, inner)
 
     def add(self, request: ValidRequest) -> None:
         """Take a request into the waiting queue. Its id must not be live."""
