@@ -4,7 +4,8 @@
     python -m tests            what CI runs
     python -m tests --fast     without the end-to-end tests
     python -m tests --fix      formats and mends what the linter can, first
-    python -m tests --long     the whole of each random history, soak and fault matrix
+    python -m tests --long     the whole of each random history, soak and fault matrix; writes
+                               doc/experiments/long-runs.md
 
 Anything else is handed to pytest.
 """

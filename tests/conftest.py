@@ -3,6 +3,8 @@
 
 import pytest
 
+from tests.long_runs import LongRuns, RecordLongRun, recorder
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -10,6 +12,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the whole of each random history, soak and fault matrix, not its CI share",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--long") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(LongRuns())
+
+
+@pytest.fixture
+def record_long_run(request: pytest.FixtureRequest) -> RecordLongRun:
+    """What a test calls to have a row in the table of long runs."""
+    return recorder(request)
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,9 @@ def test_steps_beside_streams_are_short_unless_prompts_go_first() -> None:
         ({"max_step_seconds": "fast"}, "max_step_seconds"),
         ({"max_step_seconds": float("nan")}, "max_step_seconds"),
         ({"max_step_seconds": 0.1, "scheduler_policy": "prefill_first"}, "max_step_seconds"),
+        ({"max_step_seconds": 0.1, "deterministic": True}, "max_step_seconds"),
+        ({"deterministic": 1}, "deterministic"),
+        ({"deterministic": True, "dtype": "bfloat16"}, "dtype"),
     ],
 )
 def test_a_wish_for_the_scheduler_that_cannot_be_is_refused_by_name(
@@ -162,6 +165,29 @@ def test_the_type_of_the_weights_follows_the_files_and_the_hardware(
 
 def test_a_type_that_is_asked_for_is_taken() -> None:
     assert place(EngineOptions(dtype="float16"), native=False).dtype == torch.float16
+
+
+def test_deterministic_is_float32_in_chunks_of_a_block_whatever_the_clock_says() -> None:
+    options = EngineOptions(deterministic=True)
+    config = settle(options)
+
+    assert place(options, torch.bfloat16).dtype == torch.float32
+    assert (config.chunk_size, config.max_step_seconds) == (config.block_size, None)
+    assert settle(EngineOptions()).chunk_size is None
+
+
+def test_deterministic_needs_steps_that_hold_a_block_beside_every_stream() -> None:
+    def step(size: int) -> EngineConfig:
+        return settle(
+            EngineOptions(
+                deterministic=True, block_size=32, max_num_seqs=8, max_num_batched_tokens=size
+            )
+        )
+
+    assert step(40).chunk_size == 32
+    with pytest.raises(InvalidRequest, match="at least 40, got 39") as refused:
+        step(39)
+    assert refused.value.field == "max_num_batched_tokens"
 
 
 def test_free_memory_is_read_from_the_machine() -> None:

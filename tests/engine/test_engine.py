@@ -323,25 +323,3 @@ def test_every_generated_token_is_told_once() -> None:
         deltas += [event for _, event in engine.step() if isinstance(event, TextDelta)]
 
     assert [len(delta.token_ids) for delta in deltas] == [1] * 6
-
-
-def test_a_thousand_aborts_leave_nothing_behind(is_long: bool) -> None:
-    engine = tiny_engine(num_blocks=12, max_num_batched_tokens=16, max_num_seqs=4)
-    source = random.Random(1)
-    live: list[str] = []
-    for index in range(10_000 if is_long else 150):
-        name = str(index)
-        add(engine, name, [9] * source.randint(1, 40), max_tokens=source.randint(1, 30))
-        live.append(name)
-        for _ in range(source.randint(0, 2)):
-            if engine.has_work:
-                ended = {n for n, e in engine.step() if isinstance(e, Finished)}
-                live = [n for n in live if n not in ended]
-        while live and source.random() < 0.6:
-            engine.abort(RequestId(live.pop(source.randrange(len(live)))))
-    for name in live:
-        engine.abort(RequestId(name))
-
-    engine.check_invariants()
-    assert engine.num_blocks_used == 0
-    assert not engine.has_work

@@ -3,14 +3,16 @@
 
 import itertools
 import random
-from collections.abc import Callable
+from collections import Counter
 from functools import cache
 
 import pytest
 import torch
 
 from tests.engine.tiny_engines import BLOCK_SIZE, Transcript, add, run_to_end, tiny_engine
+from tests.long_runs import RecordLongRun
 from tests.models_tiny import VOCAB_SIZE, WINDOW, make_model
+from xinference.engine import Engine
 from xinference.engine.attention.reference import ReferenceAttention
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import Finished, FinishReason
@@ -68,10 +70,9 @@ def assert_equals_oracle(architecture: str, transcript: Transcript) -> None:
     }
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_oracle_has_no_near_ties(
-    architecture: str, record_testsuite_property: Callable[[str, object], None]
-) -> None:
+@cache
+def smallest_margin(architecture: str) -> float:
+    """Between the best and the second best logit, at any token of the oracle's answers."""
     model = make_model(architecture)
     model.set_attn_implementation("eager")
     margins = []
@@ -80,9 +81,12 @@ def test_the_oracle_has_no_near_ties(
             logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         best = logits.topk(2, dim=1).values
         margins.append(float((best[:, 0] - best[:, 1]).min()))
+    return min(margins)
 
-    record_testsuite_property(f"smallest_top2_margin_{architecture}", min(margins))
-    assert min(margins) > SMALLEST_SAFE_MARGIN
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_oracle_has_no_near_ties(architecture: str) -> None:
+    assert smallest_margin(architecture) > SMALLEST_SAFE_MARGIN
     assert len({token for answer in oracle(architecture) for token in answer}) > 18
 
 
@@ -122,7 +126,10 @@ def test_a_pool_so_small_that_it_preempts_gives_the_stock_tokens(architecture: s
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_any_history_gives_the_stock_tokens(architecture: str, seed: int, is_long: bool) -> None:
+def test_any_history_gives_the_stock_tokens(
+    architecture: str, seed: int, is_long: bool, record_long_run: RecordLongRun
+) -> None:
+    counted: Counter[str] = Counter()
     for history in range(20 if is_long else 1):
         source = random.Random(f"{architecture} {seed} {history}")
         engine = tiny_engine(
@@ -157,6 +164,23 @@ def test_any_history_gives_the_stock_tokens(architecture: str, seed: int, is_lon
 
         assert_equals_oracle(architecture, transcript)
         assert engine.num_blocks_used == 0
+        counted += counts_of(engine, num_requests=NUM_REQUESTS + next(numbers))
+    record_long_run(
+        "Tiny models, random histories", **counted, smallest_margin=smallest_margin(architecture)
+    )
+
+
+def counts_of(engine: Engine, *, num_requests: int) -> Counter[str]:
+    """Return what an engine has done, for the table of long runs."""
+    counters = engine.counters
+    return Counter(
+        histories=1,
+        steps=counters.num_steps,
+        requests=num_requests,
+        aborts=counters.num_aborts,
+        preemptions=counters.num_preemptions,
+        cache_hits=counters.num_cache_hits,
+    )
 
 
 @cache
@@ -195,12 +219,11 @@ def alike_oracle(architecture: str) -> tuple[tuple[tuple[int, ...], ...], float]
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_shared_prefixes_give_the_stock_tokens_through_any_history(
-    architecture: str, seed: int, is_long: bool, record_property: Callable[[str, object], None]
+    architecture: str, seed: int, is_long: bool, record_long_run: RecordLongRun
 ) -> None:
     answers, margin = alike_oracle(architecture)
-    record_property("smallest_top2_margin", margin)
     assert margin > SMALLEST_SAFE_MARGIN
-    num_hits = 0
+    counted: Counter[str] = Counter()
     for history in range(20 if is_long else 2):
         source = random.Random(f"alike {architecture} {seed} {history}")
         engine = tiny_engine(
@@ -236,11 +259,12 @@ def test_shared_prefixes_give_the_stock_tokens_through_any_history(
                     expected[name] = list(answers[index])
             transcript.take(engine.step() if engine.has_work else [])
             engine.check_invariants()
-        num_hits += engine.counters.num_cache_hits
+        counted += counts_of(engine, num_requests=3 * len(alike()))
 
         assert {name: transcript.token_ids[name] for name in expected} == expected
         assert engine.num_blocks_used == 0
-    assert num_hits > 0
+    assert counted["cache_hits"] > 0
+    record_long_run("Tiny models, shared prefixes", **counted, smallest_margin=margin)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.long_runs import RecordLongRun
 from xinference.engine.block_pool import BlockPool
 from xinference.engine.pace import StepPace
 from xinference.engine.scheduler import Schedule, Scheduler, Sequence
@@ -34,7 +35,13 @@ class World:
     budget: int
     policy: SchedulerPolicy
     is_paced: bool
+    is_chunked: bool
+    """Prompts are cut at the multiples of a block, which needs a larger budget."""
     seed: int
+
+    @property
+    def step_budget(self) -> int:
+        return self.budget + (self.block_size + self.seqs if self.is_chunked else 0)
 
 
 class Text:
@@ -64,14 +71,16 @@ class History:
         self.world = world
         self.source = random.Random(world.seed)
         self.pool = BlockPool(world.num_blocks)
-        self.pace = StepPace(0.2) if world.is_paced else None
+        # Why not both: a pace cuts by the clock.
+        self.pace = StepPace(0.2) if world.is_paced and not world.is_chunked else None
         self.scheduler = Scheduler(
             self.pool,
             block_size=world.block_size,
             max_num_seqs=world.seqs,
-            max_num_batched_tokens=world.budget,
+            max_num_batched_tokens=world.step_budget,
             policy=world.policy,
             pace=self.pace,
+            chunk_size=world.block_size if world.is_chunked else None,
         )
         self.capacity = world.num_blocks * world.block_size
         self.memory: list[list[int | None]] = [
@@ -141,6 +150,7 @@ class History:
             self._name(row.sequence, row.sequence.num_computed + row.num_new)
         self.scheduler.commit(schedule)
         self.scheduler.check_invariants()
+        self.check_names()
         self._observe(schedule)
         self.num_computing += bool(schedule.rows)
         for row in schedule.rows:
@@ -154,10 +164,16 @@ class History:
 
     def _check_shares(self, schedule: Schedule) -> None:
         world, rows = self.world, schedule.rows
-        assert sum(row.num_new for row in rows) <= world.budget
+        assert sum(row.num_new for row in rows) <= world.step_budget
         assert len({row.sequence.slot for row in rows}) == len(rows)
         assert bool(rows) == bool(self.sequences), "with work to do, every step does some"
         assert all(row.num_new >= 1 for row in rows)
+        if world.is_chunked:
+            for row in rows:
+                end = row.sequence.num_computed + row.num_new
+                is_cut = end % world.block_size == 0 or end == row.sequence.num_tokens
+                assert row.num_new <= world.block_size, row
+                assert is_cut, "where a chunk ends depends on its sequence alone"
         served = {row.sequence.request_id for row in rows}
         running = [one for one in self.sequences.values() if one.slot is not None]
         streams = [one for one in running if one.num_tokens - one.num_computed == 1]
@@ -192,8 +208,18 @@ class History:
         for position in range(sequence.num_computed, end):
             block_id = table[position // size]
             assert position // size >= sequence.num_named_blocks, "a named block is not written"
-            assert self.pool.num_free_among([block_id]) == 0
+            assert self.holders_of(block_id) == [name], "what is written is nobody else's"
             self.memory[block_id][position % size] = self.texts[name].prints[position]
+
+    def holders_of(self, block_id: int) -> list[str]:
+        return [one for one, known in self.sequences.items() if block_id in known.block_table]
+
+    def check_names(self) -> None:
+        """Check that every block that can be found by a name holds what the name says."""
+        for block_hash, block_id in self.pool._block_of.items():
+            last = self.memory[block_id][-1]
+            assert last is not None
+            assert last.to_bytes(8, "big", signed=True) == block_hash, block_id
 
     def _read(self, sequence: Sequence, num_tokens: int) -> None:
         """Check that all that a row attends to is its own, whoever computed it."""
@@ -249,6 +275,7 @@ WORLDS = st.builds(
     budget=st.integers(1, 40),
     policy=st.sampled_from(SchedulerPolicy),
     is_paced=st.booleans(),
+    is_chunked=st.booleans(),
     seed=st.integers(0, 2**32),
 )
 
@@ -264,9 +291,11 @@ def test_the_invariants_hold_through_any_history(world: World) -> None:
     History(world).live(num_steps=80)
 
 
-def test_the_invariants_hold_through_long_histories(is_long: bool) -> None:
+def test_the_invariants_hold_through_long_histories(
+    is_long: bool, record_long_run: RecordLongRun
+) -> None:
     source = random.Random(2)
-    num_computing = num_hit_tokens = num_preempted = 0
+    num_computing = num_hit_tokens = num_preempted = num_requests = 0
     for _ in range(400 if is_long else 10):
         history = History(
             World(
@@ -276,6 +305,7 @@ def test_the_invariants_hold_through_long_histories(is_long: bool) -> None:
                 budget=source.randint(1, 40),
                 policy=source.choice(list(SchedulerPolicy)),
                 is_paced=source.random() < 0.5,
+                is_chunked=source.random() < 0.3,
                 seed=source.getrandbits(32),
             )
         )
@@ -283,6 +313,14 @@ def test_the_invariants_hold_through_long_histories(is_long: bool) -> None:
         num_computing += history.num_computing
         num_hit_tokens += history.num_hit_tokens
         num_preempted += history.num_preempted
+        num_requests += next(history.numbers)
+    record_long_run(
+        "Scheduler and block pool, random histories",
+        steps=num_computing,
+        requests=num_requests,
+        preemptions=num_preempted,
+        tokens_found_in_the_cache=num_hit_tokens,
+    )
 
     assert num_computing > (100_000 if is_long else 2_000)
     assert num_hit_tokens > num_computing / 5, "the cache took part"

@@ -52,6 +52,8 @@ class EngineConfig:
     scheduler_policy: SchedulerPolicy
     max_step_seconds: float | None
     """What a step with prompts in it may take beside running streams; None: however long."""
+    chunk_size: int | None
+    """Prompts are cut at multiples of it, whatever runs beside them; None: where a step is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,9 @@ def resolve_placement(
     if name == "auto":
         name = "cuda" if has_cuda else "cpu"
         logger.info("device=%s: the machine has %s CUDA device", name, "a" if has_cuda else "no")
+    if options.deterministic:
+        logger.info("dtype=float32: deterministic")
+        return Placement(device=torch.device(name), dtype=torch.float32)
     if options.dtype != "auto":
         return Placement(device=torch.device(name), dtype=getattr(torch, options.dtype))
     if stored_dtype == torch.float32:
@@ -135,8 +140,8 @@ def resolve(
     """Settle everything a launch left open. `free_bytes` is measured with the weights in place.
 
     Raises:
-        InvalidRequest: `max_model_len` exceeds what the model can do, or `kv_cache_bytes` does not
-            hold one context.
+        InvalidRequest: `max_model_len` exceeds what the model can do, `kv_cache_bytes` does not
+            hold one context, or a step is too small for `deterministic`.
         LoadFailed: the memory that is left does not hold one context.
     """
     on_cpu = placement.device.type == "cpu"
@@ -144,6 +149,14 @@ def resolve(
     max_num_batched_tokens = options.max_num_batched_tokens or (
         CPU_MAX_BATCHED_TOKENS if on_cpu else CUDA_MAX_BATCHED_TOKENS
     )
+    chunk_size = block_size if options.deterministic else None
+    if chunk_size is not None and max_num_batched_tokens < chunk_size + options.max_num_seqs:
+        raise InvalidRequest(
+            field="max_num_batched_tokens",
+            problem=f"deterministic computes prompts by whole blocks of {block_size} tokens beside "
+            f"max_num_seqs={options.max_num_seqs} streams, which needs at least "
+            f"{chunk_size + options.max_num_seqs}, got {max_num_batched_tokens}",
+        )
     wanted_len = _wanted_model_len(options, facts)
     block_bytes = block_size * facts.bytes_per_token
     blocks_per_context = -(-wanted_len // block_size)
@@ -187,6 +200,7 @@ def resolve(
         enable_prefix_caching=options.enable_prefix_caching,
         scheduler_policy=options.scheduler_policy,
         max_step_seconds=_max_step_seconds(options, on_cpu=on_cpu),
+        chunk_size=chunk_size,
     )
     logger.info(
         "KV cache: %d blocks of %d tokens, %.1f MiB: %s",
@@ -238,7 +252,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _max_step_seconds(options: EngineOptions, *, on_cpu: bool) -> float | None:
-    if options.scheduler_policy is SchedulerPolicy.PREFILL_FIRST:
+    if options.scheduler_policy is SchedulerPolicy.PREFILL_FIRST or options.deterministic:
         return None
     return options.max_step_seconds or (CPU_MAX_STEP_SECONDS if on_cpu else CUDA_MAX_STEP_SECONDS)
 

@@ -195,6 +195,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             policy=config.scheduler_policy,
             pace=self._pace,
+            chunk_size=config.chunk_size,
         )
         self._slots = SlotTable(
             max_num_seqs=config.max_num_seqs,

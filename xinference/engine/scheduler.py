@@ -108,6 +108,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         policy: SchedulerPolicy = SchedulerPolicy.FIFO,
         pace: StepPace | None = None,
+        chunk_size: int | None = None,
     ) -> None:
         """Make one for a pool.
 
@@ -118,7 +119,11 @@ class Scheduler:
             max_num_batched_tokens: of one step.
             policy: who goes first.
             pace: limits the prompt tokens of a step beside streams; None does not.
+            chunk_size: prompts are cut at its multiples and nowhere else, so that how a sequence is
+                computed is the same whatever runs beside it; None cuts where a step is full. A step
+                must hold one chunk beside a token for every other slot.
         """
+        assert chunk_size is None or max_num_batched_tokens >= chunk_size + max_num_seqs
         self._pool = pool
         self._block_size = block_size
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -128,6 +133,7 @@ class Scheduler:
         self._num_slots = max_num_seqs
         self._policy = policy
         self._pace = pace
+        self._chunk_size = chunk_size
         self._waiting = WaitingQueue()
         self._running: OrderedDict[RequestId, Sequence] = OrderedDict()
 
@@ -203,6 +209,9 @@ class Scheduler:
         self._max_num_batched_tokens = max(
             self._max_num_running, min(self._max_num_batched_tokens, budget)
         )
+        if self._chunk_size is not None:
+            spare = self._max_num_batched_tokens - self._max_num_running
+            self._chunk_size = max(1, min(self._chunk_size, spare))
         rows: list[ScheduledRow] = []
         for row in schedule.rows:
             num_new = min(row.num_new, budget)
@@ -272,7 +281,8 @@ class Scheduler:
         """Hand out a budget to prompts that run, by priority, and to those that are admitted."""
         chunks: list[ScheduledRow] = []
         admitted: list[Sequence] = []
-        while budget > 0:
+        least = self._chunk_size or 1
+        while budget >= least:
             first = self._waiting.peek() if may_admit else None
             sequence = None
             if first is not None and (not prompts or first.priority < prompts[0].priority):
@@ -286,6 +296,10 @@ class Scheduler:
                 break
             if sequence is not None:
                 num_new = min(budget, sequence.num_tokens - sequence.num_computed)
+                if self._chunk_size is not None:
+                    num_new = min(
+                        num_new, self._chunk_size - sequence.num_computed % self._chunk_size
+                    )
                 chunks.append(ScheduledRow(sequence=sequence, num_new=num_new))
                 budget -= num_new
         return chunks, admitted

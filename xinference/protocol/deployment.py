@@ -56,6 +56,9 @@ class EngineOptions:
     max_step_seconds: float | None = None
     """Beside running streams, prompts are computed in chunks that keep a step about this short.
     Not with `prefill_first`."""
+    deterministic: bool = False
+    """The same tokens whatever runs beside a request: float32, and prompts in chunks that depend on
+    no clock and no neighbour. Costs speed."""
     enable_thinking: bool | None = None
     """Of hybrid models: whether they think where a request does not say. None: the template's
     choice."""
@@ -86,7 +89,7 @@ class EngineOptions:
                 field="device",
                 problem=f"must be auto, cpu, cuda or cuda:<index>, got {self.device!r}",
             )
-        for name in ("trust_remote_code", "enable_prefix_caching"):
+        for name in ("trust_remote_code", "enable_prefix_caching", "deterministic"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequest(
                     field=name, problem=f"must be true or false, got {getattr(self, name)!r}"
@@ -105,6 +108,11 @@ class EngineOptions:
         # Why: a launch gives its word, and the engine compares by identity.
         object.__setattr__(self, "scheduler_policy", SchedulerPolicy(self.scheduler_policy))
         self._check_max_step_seconds()
+        if self.deterministic and self.dtype not in ("auto", "float32"):
+            raise InvalidRequest(
+                field="dtype",
+                problem=f"must be auto or float32 with deterministic, got {self.dtype!r}",
+            )
 
     def _check_max_step_seconds(self) -> None:
         seconds = self.max_step_seconds
@@ -116,6 +124,8 @@ class EngineOptions:
             problem = f"must be from {MIN_STEP_SECONDS} to {MAX_STEP_SECONDS:g}, got {seconds!r}"
         elif self.scheduler_policy is SchedulerPolicy.PREFILL_FIRST:
             problem = "means nothing with scheduler_policy prefill_first; leave one of them out"
+        elif self.deterministic:
+            problem = "makes chunks depend on the clock, which deterministic forbids; leave one out"
         else:
             return
         raise InvalidRequest(field="max_step_seconds", problem=problem)

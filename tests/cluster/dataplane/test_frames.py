@@ -191,6 +191,7 @@ def test_a_launch_specification_comes_back_as_it_was() -> None:
             dtype="float32",
             scheduler_policy=SchedulerPolicy.PREFILL_FIRST,
             enable_prefix_caching=False,
+            deterministic=True,
         ),
         python_executable="python",
         envs={"A": "b"},

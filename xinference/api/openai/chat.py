@@ -8,15 +8,18 @@ from starlette.responses import Response
 
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
+from xinference.api.gateway import gateway_of
+from xinference.api.generation import Generation, GenerationAnswer
 from xinference.api.openapi import body_of, refusals
+from xinference.identifiers import ModelUid
 from xinference.protocol.generation import (
+    Accepted,
     Delta,
     ReasoningDelta,
     ToolCallArguments,
     ToolCallStart,
 )
 
-from .answer import GenerationAnswer
 from .convert import chat_request, wants_usage
 from .form import AnswerParts, Form
 from .schema import ChatAnswer, ChatRequest
@@ -31,7 +34,7 @@ class ChatForm(Form):
     whole_object: ClassVar[str] = "chat.completion"
     chunk_object: ClassVar[str] = "chat.completion.chunk"
 
-    def opening(self) -> bytes:
+    def opening(self, accepted: Accepted) -> bytes:
         """Return the chunk that says who speaks."""
         return self._chunk({"delta": {"role": "assistant", "content": ""}})
 
@@ -90,4 +93,5 @@ async def create_chat_completion(request: Request) -> Response:
     body = await read_body(request, ChatRequest)
     asked = chat_request(body, name_request(request, body.request_id))
     form = ChatForm(asked.request_id, body.model, with_usage=wants_usage(body))
-    return GenerationAnswer(request, body, asked, form)
+    generation = Generation(model=ModelUid(body.model), asked=asked, form=form)
+    return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))

@@ -8,9 +8,12 @@ from starlette.responses import Response
 
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
+from xinference.api.gateway import gateway_of
+from xinference.api.generation import Generation, GenerationAnswer
 from xinference.api.openapi import body_of, refusals
+from xinference.identifiers import ModelUid
+from xinference.protocol.generation import Accepted
 
-from .answer import GenerationAnswer
 from .convert import completion_request, wants_usage
 from .form import AnswerParts, Form
 from .schema import CompletionAnswer, CompletionRequest
@@ -25,7 +28,7 @@ class CompletionForm(Form):
     whole_object: ClassVar[str] = "text_completion"
     chunk_object: ClassVar[str] = "text_completion"
 
-    def opening(self) -> bytes:
+    def opening(self, accepted: Accepted) -> bytes:
         """Return nothing: a completion has no role to tell."""
         return b""
 
@@ -56,4 +59,5 @@ async def create_completion(request: Request) -> Response:
     body = await read_body(request, CompletionRequest)
     asked = completion_request(body, name_request(request, body.request_id))
     form = CompletionForm(asked.request_id, body.model, with_usage=wants_usage(body))
-    return GenerationAnswer(request, body, asked, form)
+    generation = Generation(model=ModelUid(body.model), asked=asked, form=form)
+    return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))

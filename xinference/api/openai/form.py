@@ -6,13 +6,18 @@ What differs between chats and completions is how one choice looks; they say it 
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import orjson
 
+from xinference.api.errors import error_event
+from xinference.errors import XinferenceError
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
+    Accepted,
     Delta,
+    Finished,
     FinishReason,
     ReasoningDelta,
     TextDelta,
@@ -27,13 +32,14 @@ DONE = b"data: [DONE]\n\n"
 class AnswerParts:
     """The deltas of an answer, put together."""
 
-    def __init__(self) -> None:
+    def __init__(self, deltas: Iterable[Delta]) -> None:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[ToolCallStart, list[str]]] = []
+        for delta in deltas:
+            self._add(delta)
 
-    def add(self, delta: Delta) -> None:
-        """Take the next one."""
+    def _add(self, delta: Delta) -> None:
         match delta:
             case TextDelta(text=text):
                 self._text.append(text)
@@ -80,7 +86,7 @@ class Form(ABC):
         self._before, _, self._after = sample.rpartition(b'"\\u0000"')
 
     @abstractmethod
-    def opening(self) -> bytes:
+    def opening(self, accepted: Accepted) -> bytes:
         """Return the chunk that comes before the first text; may be empty."""
 
     @abstractmethod
@@ -106,22 +112,32 @@ class Form(ABC):
         piece = self.other_piece(delta)
         return b"" if piece is None else self._chunk(piece)
 
-    def ending(self, reason: FinishReason, usage: Usage) -> bytes:
+    def ending(self, finished: Finished) -> bytes:
         """Return what comes after the last text, `[DONE]` included."""
-        chunks = self._chunk(self.last_piece(), reason)
+        chunks = self._chunk(self.last_piece(), finished.reason)
         if self._with_usage:
-            chunks += self._event([], _usage(usage))
+            chunks += self._event([], _usage(finished.usage))
         return chunks + DONE
 
-    def whole(self, parts: AnswerParts, reason: FinishReason, usage: Usage) -> bytes:
+    def failure(self, error: XinferenceError) -> bytes:
+        """Return the event of an error, after which there is no `[DONE]`."""
+        return error_event(error)
+
+    def whole(self, deltas: Sequence[Delta], finished: Finished) -> bytes:
         """Return the body of the answer in one piece."""
-        choice = {"index": 0, **self.answer(parts), "logprobs": None, "finish_reason": reason}
+        parts = AnswerParts(deltas)
+        choice = {
+            "index": 0,
+            **self.answer(parts),
+            "logprobs": None,
+            "finish_reason": finished.reason,
+        }
         return orjson.dumps(
             {
                 **self._about,
                 "object": self.whole_object,
                 "choices": [choice],
-                "usage": _usage(usage),
+                "usage": _usage(finished.usage),
             }
         )
 

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generation as an HTTP answer, streamed or whole, assembled from the same events.
+
+The headers wait for the replica's ACCEPT, so that every refusal is a status. What goes wrong
+later is, in a stream, an event after which the connection closes. What the bytes look like is the
+`AnswerForm`'s business; each protocol has its own.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from xinference.errors import XinferenceError
+from xinference.identifiers import ModelUid
+from xinference.protocol.generation import (
+    Accepted,
+    Delta,
+    Failed,
+    Finished,
+    GenerationRequest,
+)
+
+from .gateway import Gateway
+from .inbox import AnswerEvent, answer_events
+
+STREAM_START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    ],
+}
+JSON_HEADERS = [(b"content-type", b"application/json")]
+
+
+class AnswerForm(Protocol):
+    """How a protocol writes the answer of one request; used once, for one of its two ways."""
+
+    def opening(self, accepted: Accepted) -> bytes:
+        """Return what a stream says before the first delta; may be empty."""
+        ...
+
+    def delta(self, delta: Delta) -> bytes:
+        """Return what a stream says of a delta; may be empty."""
+        ...
+
+    def ending(self, finished: Finished) -> bytes:
+        """Return what a stream says after the last delta."""
+        ...
+
+    def failure(self, error: XinferenceError) -> bytes:
+        """Return how a stream that has begun says that it failed."""
+        ...
+
+    def whole(self, deltas: Sequence[Delta], finished: Finished) -> bytes:
+        """Return the body of the answer in one piece."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A request on its way: to whom it goes, what it asks, and how its answer is written."""
+
+    model: ModelUid
+    asked: GenerationRequest
+    form: AnswerForm
+    keep: Callable[[bytes], Awaitable[None]] | None = None
+    """Is given the whole answer before the last byte is sent, streamed or not."""
+
+
+class GenerationAnswer(Response):
+    """Sends the request to the cluster when it is itself sent; used once."""
+
+    def __init__(self, gateway: Gateway, generation: Generation, *, stream: bool) -> None:
+        super().__init__()
+        self._gateway = gateway
+        self._generation = generation
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; a client that leaves gets nothing more, and its request is aborted.
+
+        Raises:
+            XinferenceError: the answer failed while a status can still say so.
+        """
+        if self._stream:
+            await self._send_stream(receive, send)
+            return
+        body = await whole_answer(self._gateway, self._generation, receive)
+        if body is not None:
+            headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+    async def _send_stream(self, receive: Receive, send: Send) -> None:
+        gateway, generation = self._gateway, self._generation
+        events = answer_events(gateway.cluster, generation.model, generation.asked, receive)
+        deltas: list[Delta] = []
+        has_begun = False
+        with gateway.metrics.observe(generation.model, stream=True) as observation:
+            async with aclosing(events):
+                async for batch in events:
+                    if not has_begun:
+                        if isinstance(batch[0], Failed):
+                            raise batch[0].error
+                        has_begun = True
+                        await send(STREAM_START)
+                    if generation.keep is not None:
+                        deltas += _deltas(batch)
+                        batch[-1] = await _kept(generation, deltas, batch[-1])
+                    observation.note(batch)
+                    await send(
+                        {
+                            "type": "http.response.body",
+                            "body": b"".join([self._written(event) for event in batch]),
+                            "more_body": not isinstance(batch[-1], Finished | Failed),
+                        }
+                    )
+
+    def _written(self, event: AnswerEvent) -> bytes:
+        form = self._generation.form
+        match event:
+            case Accepted():
+                return form.opening(event)
+            case Finished():
+                return form.ending(event)
+            case Failed(error=error):
+                return form.failure(error)
+        return form.delta(event)
+
+
+async def whole_answer(gateway: Gateway, generation: Generation, receive: Receive) -> bytes | None:
+    """Return the body of an answer in one piece; None if the client left.
+
+    Raises:
+        XinferenceError: the request was refused, or failed.
+    """
+    events = answer_events(gateway.cluster, generation.model, generation.asked, receive)
+    deltas: list[Delta] = []
+    with gateway.metrics.observe(generation.model, stream=False) as observation:
+        async with aclosing(events):
+            async for batch in events:
+                observation.note(batch)
+                deltas += _deltas(batch)
+                match batch[-1]:
+                    case Failed(error=error):
+                        raise error
+                    case Finished() as finished:
+                        body = generation.form.whole(deltas, finished)
+                        if generation.keep is not None:
+                            await generation.keep(body)
+                        return body
+    return None
+
+
+async def _kept(generation: Generation, deltas: Sequence[Delta], last: AnswerEvent) -> AnswerEvent:
+    """Give the whole answer away if `last` ends it; return `last`, or why that failed."""
+    if generation.keep is None or not isinstance(last, Finished):
+        return last
+    try:
+        await generation.keep(generation.form.whole(deltas, last))
+    except XinferenceError as error:
+        return Failed(error=error)
+    return last
+
+
+def _deltas(batch: Sequence[AnswerEvent]) -> list[Delta]:
+    return [event for event in batch if not isinstance(event, Accepted | Finished | Failed)]
