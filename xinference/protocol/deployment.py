@@ -62,6 +62,9 @@ class EngineOptions:
     enable_thinking: bool | None = None
     """Of hybrid models: whether they think where a request does not say. None: the template's
     choice."""
+    thinking_budget: int | None = None
+    """Of models that think: after how many tokens they have to answer where a request does not
+    say. None: no limit."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -72,6 +75,7 @@ class EngineOptions:
             "kv_cache_bytes",
             "block_size",
             "num_threads",
+            "thinking_budget",
         ):
             value = getattr(self, name)
             if value is not None and (

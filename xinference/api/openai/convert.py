@@ -20,10 +20,12 @@ from xinference.protocol.generation import (
 )
 
 from .schema import (
+    AllowedToolChoice,
     ChatExtras,
     ChatMessage,
     ChatRequest,
     CompletionRequest,
+    NamedFunction,
     NamedToolChoice,
     SharedParameters,
 )
@@ -41,18 +43,23 @@ MAX_TOOLS_BYTES = 2**20
 def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
     """Return what a chat body asks for."""
     extras = body.extra_body
-    choice = body.tool_choice
-    named = choice.function.name if isinstance(choice, NamedToolChoice) else None
+    template_options = _template_options(
+        _given_once("chat_template_kwargs", body.chat_template_kwargs, extras)
+    )
+    tools = _tools(body)
+    choice, allowed = _tool_choice(body.tool_choice)
+    named = body.tool_choice if isinstance(body.tool_choice, NamedToolChoice) else None
     prompt = ChatPrompt(
         messages=_messages(body.messages),
-        template_options=_template_options(
-            _given_once("chat_template_kwargs", body.chat_template_kwargs, extras)
-        ),
-        tools=_tools(body),
-        tool_choice=_tool_choice(choice),
-        tool_name=named,
+        template_options=template_options,
+        tools=tools,
+        tool_choice=choice,
+        tool_name=None if named is None else named.function.name,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         enable_thinking=_given_once("enable_thinking", body.enable_thinking, extras),
+        allowed_tools=allowed,
+        thinking_budget=_thinking_budget(body, template_options),
+        reasoning_effort=body.reasoning_effort,
     )
     max_tokens = body.max_completion_tokens or body.max_tokens
     return _request(body, prompt, max_tokens, request_id)
@@ -152,10 +159,14 @@ def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
     if len(names) < len(tools):
         raise InvalidRequest(field="tools", problem="must have a name each")
     choice = body.tool_choice
-    if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
-        raise InvalidRequest(
-            field="tool_choice", problem=f"{choice.function.name!r} is none of the tools"
-        )
+    chosen: list[NamedFunction] = []
+    if isinstance(choice, NamedToolChoice):
+        chosen = [choice.function]
+    elif isinstance(choice, AllowedToolChoice):
+        chosen = [tool.function for tool in choice.allowed_tools.tools]
+    for one in chosen:
+        if one.name not in names:
+            raise InvalidRequest(field="tool_choice", problem=f"{one.name!r} is none of the tools")
     if choice == "required" and not tools:
         raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
     if (
@@ -170,10 +181,39 @@ def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
     return tools
 
 
-def _tool_choice(choice: str | NamedToolChoice | None) -> ToolChoice:
-    if isinstance(choice, NamedToolChoice):
-        return ToolChoice.REQUIRED
-    return ToolChoice(choice or ToolChoice.AUTO)
+def _tool_choice(
+    choice: str | NamedToolChoice | AllowedToolChoice | None,
+) -> tuple[ToolChoice, tuple[str, ...] | None]:
+    """Return whether to call, and which tools a list of allowed ones has."""
+    match choice:
+        case NamedToolChoice():
+            return ToolChoice.REQUIRED, None
+        case AllowedToolChoice(allowed_tools=allowed):
+            names = dict.fromkeys(tool.function.name for tool in allowed.tools)
+            return ToolChoice(allowed.mode), tuple(names)
+    return ToolChoice(choice or ToolChoice.AUTO), None
+
+
+def _thinking_budget(body: ChatRequest, template_options: dict[str, Any]) -> int | None:
+    """Return the one budget, of all the places where clients put it."""
+    field = "thinking_budget"
+    budget: int | None = None
+    for name, given in (
+        (field, _given_once(field, body.thinking_budget, body.extra_body)),
+        (
+            "thinking_token_budget",
+            _given_once("thinking_token_budget", body.thinking_token_budget, body.extra_body),
+        ),
+        (f"chat_template_kwargs.{field}", template_options.get(field)),
+    ):
+        if given is None:
+            continue
+        if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+            raise InvalidRequest(field=name, problem="must be a whole number of at least 0")
+        if budget is not None and given != budget:
+            raise InvalidRequest(field=name, problem=f"differs from {field}; give one of them")
+        budget = given
+    return budget
 
 
 def _given_once(field: str, given: Any, extras: ChatExtras | None) -> Any:

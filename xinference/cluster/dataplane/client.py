@@ -434,13 +434,12 @@ class ReplicaConnection:
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)
-            case frames.End(
-                number, reason, num_prompt_tokens, num_completion_tokens, num_cached_tokens
-            ):
+            case frames.End(number, reason):
                 usage = Usage(
-                    num_prompt_tokens=num_prompt_tokens,
-                    num_completion_tokens=num_completion_tokens,
-                    num_cached_tokens=num_cached_tokens,
+                    num_prompt_tokens=frame.num_prompt_tokens,
+                    num_completion_tokens=frame.num_completion_tokens,
+                    num_cached_tokens=frame.num_cached_tokens,
+                    num_reasoning_tokens=frame.num_reasoning_tokens,
                 )
                 if (stream := self._streams.get(number)) is not None:
                     stream._check_accepted("END")

@@ -175,6 +175,7 @@ class End(Frame, frozen=True, tag="END"):
     num_prompt_tokens: int
     num_completion_tokens: int
     num_cached_tokens: int = 0
+    num_reasoning_tokens: int = 0
 
 
 class Error(Frame, frozen=True, tag="ERROR"):
@@ -293,6 +294,9 @@ class WireChat(msgspec.Struct, frozen=True, tag_field="kind", tag="chat"):
     tool_name: str | None = None
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None
+    allowed_tools: tuple[str, ...] | None = None
+    thinking_budget: int | None = None
+    reasoning_effort: str | None = None
 
 
 class WireText(msgspec.Struct, frozen=True, tag_field="kind", tag="text"):
@@ -359,6 +363,9 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
                 prompt.tool_name,
                 prompt.parallel_tool_calls,
                 prompt.enable_thinking,
+                prompt.allowed_tools,
+                prompt.thinking_budget,
+                prompt.reasoning_effort,
             )
         case TextPrompt():
             wire = WireText(prompt.text)
@@ -393,6 +400,9 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
                 tool_name=wire.prompt.tool_name,
                 parallel_tool_calls=wire.prompt.parallel_tool_calls,
                 enable_thinking=wire.prompt.enable_thinking,
+                allowed_tools=wire.prompt.allowed_tools,
+                thinking_budget=wire.prompt.thinking_budget,
+                reasoning_effort=wire.prompt.reasoning_effort,
             )
         case WireText():
             prompt = TextPrompt(text=wire.prompt.text)
