@@ -7,6 +7,7 @@ drawn. Everything before and after is as the matcher inside of it says, or as th
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -98,6 +99,12 @@ class LimitedThinking:
                 if self._num_closed == len(self._limit.closing_token_ids):
                     self._place, self._seen = _Place.AFTER, b""
         self._close_in_time()
+
+    def fork(self) -> "LimitedThinking":
+        """Return one that goes its own way from here."""
+        fork = copy(self)
+        fork._inner = None if self._inner is None else self._inner.fork()
+        return fork
 
     def _look_for_start(self) -> None:
         if not self._limit.is_first:
