@@ -25,6 +25,8 @@ def test_every_variable_fills_its_setting() -> None:
         "XINFERENCE_LOG_LEVEL": "debug",
         "XINFERENCE_DISABLE_METRICS": "1",
         "XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT": "0",
+        "XINFERENCE_LAUNCH_STRATEGY": "Least-Models-Launch-Strategy",
+        "XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU": "0",
         "XINFERENCE_REPLICA_PORTS": "4000-4010",
         "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": "2.5",
     }
@@ -40,6 +42,8 @@ def test_every_variable_fills_its_setting() -> None:
         log_level="DEBUG",
         disable_metrics=True,
         restart_limit=0,
+        launch_strategy="least_models",
+        allow_multi_replica_per_gpu=False,
         replica_ports=PortRange(4000, 4010),
         http_keep_alive_seconds=2.5,
     )
@@ -51,6 +55,7 @@ def test_every_variable_fills_its_setting() -> None:
     [
         ("XINFERENCE_DISABLE_METRICS", "perhaps"),
         ("XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT", "-1"),
+        ("XINFERENCE_LAUNCH_STRATEGY", "busiest"),
         ("XINFERENCE_REPLICA_PORTS", "10-5"),
         ("XINFERENCE_REPLICA_PORTS", "1-99999"),
         ("XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE", "nan"),

@@ -7,6 +7,7 @@ warning with the nearest known one, returned so that the caller can show it.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,9 @@ class Settings:
     disable_metrics: bool = False
     restart_limit: int = 5
     """Deaths of one replica within five minutes before it is given up."""
+    launch_strategy: str = "idle_first"
+    """Where replicas go when there is a choice: idle_first or least_models."""
+    allow_multi_replica_per_gpu: bool = True
     replica_ports: PortRange | None = None
     """None: any free port."""
     http_keep_alive_seconds: float = 5.0
@@ -107,6 +111,14 @@ def _seconds(name: str, value: str) -> float:
     return seconds
 
 
+def _launch_strategy(name: str, value: str) -> str:
+    words = {"idlefirst": "idle_first", "leastmodels": "least_models"}
+    plain = re.sub(r"[^a-z]", "", value.lower()).removesuffix("launchstrategy")
+    if plain not in words:
+        raise InvalidSetting(name=name, value=value, expected="idle_first or least_models")
+    return words[plain]
+
+
 def _log_level(name: str, value: str) -> str:
     levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     if value.strip().upper() not in levels:
@@ -139,6 +151,12 @@ VARIABLES: Mapping[str, Variable] = {
     "XINFERENCE_DISABLE_METRICS": Variable("disable_metrics", _flag, "1: no /metrics"),
     "XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT": Variable(
         "restart_limit", _count, "deaths within five minutes before a replica is given up"
+    ),
+    "XINFERENCE_LAUNCH_STRATEGY": Variable(
+        "launch_strategy", _launch_strategy, "where replicas go: idle_first or least_models"
+    ),
+    "XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU": Variable(
+        "allow_multi_replica_per_gpu", _flag, "0: no more than one replica on a GPU"
     ),
     "XINFERENCE_REPLICA_PORTS": Variable(
         "replica_ports", _ports, "ports of the data plane between hosts"

@@ -11,7 +11,7 @@ from tests.fakes.cluster import FakeCluster
 from xinference.api.admin.schema import LaunchRequest
 from xinference.api.fields import Only
 from xinference.errors import LaunchCancelled, LoadFailed
-from xinference.protocol.deployment import EngineOptions, LaunchSpec
+from xinference.protocol.deployment import EngineOptions, LaunchSpec, ReplicaPlacement
 
 LAUNCH = {"model_name": "xinference-guide", "model_engine": "transformers"}
 
@@ -46,7 +46,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         model_format="pytorch",
         quantization="none",
         model_path="/models/mine",
-        worker_ip="10.0.0.1:5001",
+        worker_ip="127.0.0.1:5001",
         envs={"A": "b"},
         max_num_seqs=4,
         context_length=256,
@@ -63,12 +63,13 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         model_format="pytorch",
         quantization="none",
         model_path="/models/mine",
-        worker_ip="10.0.0.1:5001",
+        worker_ip="127.0.0.1:5001",
         envs={"A": "b"},
         engine_options=EngineOptions(
             max_num_seqs=4, max_model_len=256, device="cpu", trust_remote_code=True
         ),
         request_limits=7,
+        n_gpu=0,
     )
 
 
@@ -135,6 +136,20 @@ async def test_a_field_that_is_not_honoured_is_refused_by_name(
         ({"trust_remote_code": "yes"}, "trust_remote_code"),
         ({"context_length": 8, "max_model_len": 9}, "context_length"),
         ({"n_gpu": 0, "device": "cuda"}, "n_gpu"),
+        ({"n_gpu": 2}, "n_gpu"),
+        ({"n_gpu": "many"}, "n_gpu"),
+        ({"n_gpu": True}, "n_gpu"),
+        ({"gpu_idx": [0, 1]}, "gpu_idx"),
+        ({"gpu_idx": [7]}, "gpu_idx"),
+        ({"gpu_idx": "0"}, "gpu_idx"),
+        ({"replica": 0}, "replica"),
+        ({"replica": 1.5}, "replica"),
+        ({"replica": True}, "replica"),
+        ({"worker_ip": "10.9.9.9"}, "worker_ip"),
+        ({"replica_config": [{}]}, "replica_config[0].devices"),
+        ({"replica_config": [{"devices": [{}]}], "n_gpu": 1}, "n_gpu"),
+        ({"replica_config": [{"devices": [{}]}], "replica": 2}, "replica_config"),
+        ({"replica_config": [{"devices": [{}], "role": "decode"}]}, "replica_config[0].role"),
         ({"gpu_memory_utilization": 0.9}, "gpu_memory_utilization"),
     ],
 )
@@ -266,17 +281,66 @@ async def test_a_replica_that_died_shows_its_restarts(
     assert (replica["num_restarts"], replica["status"]) == (1, "LOADING")
 
 
-async def test_there_is_one_replica_and_removing_it_removes_the_model(
+async def test_replicas_are_placed_as_a_launch_says(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    devices = [{"worker_ip": "127.0.0.1:5001", "gpu_idx": [0]}, {"n_gpu": None}]
+    config = [{"devices": [device]} for device in devices]
+
+    plain = await launch(http, replica="3", gpu_idx=[0, 0, 0])
+    placed = await launch(http, model_uid="placed", replica=2, replica_config=config)
+
+    assert plain.status_code == placed.status_code == 200, (plain.text, placed.text)
+    first, second = cluster.launched[-2:]
+    assert (first.replica, first.gpu_idx) == (3, (0, 0, 0))
+    assert second.replica_config == (
+        ReplicaPlacement(worker_ip="127.0.0.1:5001", gpu_idx=(0,)),
+        ReplicaPlacement(n_gpu=0),
+    )
+    replicas = (await http.get("/v1/models/placed/replicas")).json()
+    assert [(one["replica_id"], one["gpu_idx"]) for one in replicas] == [(0, [0]), (1, None)]
+    assert replicas[0]["accelerators"] == ["0"]
+
+
+async def test_replicas_are_added_and_removed_and_the_last_takes_the_model_along(
     http: httpx.AsyncClient,
 ) -> None:
-    more = await http.post("/v1/models/guide/replicas", json={"replica": 1})
-    wrong = await http.delete("/v1/models/guide/replicas/1")
-    removed = await http.delete("/v1/models/guide/replicas/0")
+    one = await http.post("/v1/models/guide/replicas")
+    more = await http.post("/v1/models/guide/replicas", json={"replica": 2})
+    wrong = await http.delete("/v1/models/guide/replicas/7")
 
-    assert (more.status_code, more.json()["error"]["param"]) == (400, "replica")
+    assert one.json() == {
+        "replica_id": 1,
+        "replica_model_uid": "guide-rep1",
+        "worker_address": "127.0.0.1:5001",
+    }
+    assert more.json()["replica"] == 2
+    assert [added["replica_id"] for added in more.json()["replicas"]] == [2, 3]
+    assert (await http.get("/v1/models/guide")).json()["replica"] == 4
     assert wrong.status_code == 400
-    assert removed.json() == {"remaining_replicas": 0}
+    left = [(await http.delete(f"/v1/models/guide/replicas/{index}")).json() for index in range(4)]
+    assert left == [{"remaining_replicas": count} for count in (3, 2, 1, 0)]
     assert (await http.get("/v1/models/guide")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"replica": 0}, "replica"),
+        ({"model_engine": "vllm"}, "model_engine"),
+        ({"replica_config": {}}, "replica_config"),
+        ({"replica_config": {"devices": [{"gpu_idx": 9}]}}, "gpu_idx"),
+        ({"replica_config": [{"devices": [{}]}], "replica": 2}, "replica_config"),
+        ({"replica_config": {"devices": [{}]}, "n_gpu": 1}, "n_gpu"),
+    ],
+)
+async def test_a_replica_that_cannot_be_is_refused_by_name(
+    http: httpx.AsyncClient, body: dict[str, Any], named: str
+) -> None:
+    answer = await http.post("/v1/models/guide/replicas", json=body)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, named)
+    assert len((await http.get("/v1/models/guide/replicas")).json()) == 1
 
 
 async def test_a_terminated_model_is_gone(http: httpx.AsyncClient) -> None:

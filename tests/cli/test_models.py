@@ -272,6 +272,41 @@ def test_an_empty_list_says_so_but_prints_nothing(script: Script, run: Run) -> N
     assert "No model is running" in done.stderr
 
 
+def replicas(*ids: int) -> Reply:
+    return Reply(json=[{"replica_id": one, "status": "READY"} for one in ids])
+
+
+def test_scale_adds_what_is_missing(script: Script, run: Run) -> None:
+    script.replies |= {
+        "GET /v1/models/m/replicas": [replicas(0), replicas(0, 1, 2)],
+        "POST /v1/models/m/replicas": Reply(json={"replica": 2, "replicas": []}),
+    }
+
+    done = run("scale", "-u", "m", "-r", "3")
+
+    assert (done.exit_code, done.stdout) == (0, "m has 3 replicas.\n"), done.stderr
+    (added,) = [asked for asked in script.asked if asked.method == "POST"]
+    assert added.body["replica"] == 2
+
+
+def test_scale_removes_what_is_too_much_and_leaves_what_is_going_alone(
+    script: Script, run: Run
+) -> None:
+    going = {"replica_id": 3, "status": "TERMINATING"}
+    there = [*replicas(0, 1, 2).json, going]
+    script.replies |= {
+        "GET /v1/models/m/replicas": [Reply(json=there), replicas(0)],
+        "DELETE /v1/models/m/replicas/1": Reply(json={"remaining_replicas": 2}),
+        "DELETE /v1/models/m/replicas/2": Reply(json={"remaining_replicas": 1}),
+    }
+
+    done = run("scale", "-u", "m", "-r", "1", "--json")
+
+    assert json.loads(done.stdout) == {"model_uid": "m", "replicas": [0]}
+    removed = [asked.path for asked in script.asked if asked.method == "DELETE"]
+    assert removed == ["/v1/models/m/replicas/1", "/v1/models/m/replicas/2"]
+
+
 def test_terminate_is_quiet_and_names_what_is_unknown(script: Script, run: Run) -> None:
     script.replies["DELETE /v1/models/m"] = Reply(json=None)
     script.replies["DELETE /v1/models/n"] = Reply(

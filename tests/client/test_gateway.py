@@ -116,9 +116,9 @@ def test_a_launch_that_fails_says_why(client: Client, cluster: FakeCluster) -> N
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("replica", 2),
+        ("replica", 0),
         ("n_worker", 2),
-        ("gpu_idx", [0]),
+        ("gpu_idx", [9]),
         ("peft_model_config", {"lora_list": []}),
         ("replica_config", [{}]),
         ("enable_virtual_env", True),

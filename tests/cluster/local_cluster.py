@@ -56,6 +56,7 @@ class ScriptedReplica:
             instance=start.spec.instance,
             launch_id=start.launch_id,
             state=InstanceState.STARTING,
+            gpu_idx=start.spec.gpu_idx,
         )
 
     def start(self, after: Any = None) -> None:

@@ -4,14 +4,17 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from xinference.cluster.messages import (
     Command,
     DesiredModel,
+    DesiredReplica,
     Heartbeat,
     InstanceReport,
     InstanceState,
     LaunchId,
+    LaunchTicket,
     WorkerEpoch,
     WorkerReport,
 )
@@ -25,8 +28,13 @@ from xinference.cluster.state import (
 )
 from xinference.errors import LoadFailed
 from xinference.identifiers import InstanceId, ModelUid, NodeId
-from xinference.protocol.deployment import LaunchSpec, ModelDescription, ModelSource
-from xinference.protocol.nodes import NodeResources
+from xinference.protocol.deployment import (
+    LaunchSpec,
+    ModelDescription,
+    ModelSource,
+    ReplicaPlacement,
+)
+from xinference.protocol.nodes import Device, NodeResources
 
 GIB = 2**30
 
@@ -45,17 +53,29 @@ class ManualClock:
         self.monotonic += seconds
 
 
-def resources(available_bytes: int = 8 * GIB) -> NodeResources:
+def gpu(index: int, used_gib: int = 0, total_gib: int = 80) -> Device:
+    return Device(
+        index=index,
+        name="simulated",
+        total_bytes=total_gib * GIB,
+        used_bytes=used_gib * GIB,
+        utilization=0.0,
+    )
+
+
+def resources(available_bytes: int = 8 * GIB, devices: tuple[Device, ...] = ()) -> NodeResources:
     return NodeResources(
         cpu_count=2,
         cpu_utilization=0.1,
         memory_total_bytes=16 * GIB,
         memory_used_bytes=16 * GIB - available_bytes,
         memory_available_bytes=available_bytes,
+        devices=devices,
     )
 
 
-def desired(uid: str = "qwen", launch: str = "launch-1", **changes: object) -> DesiredModel:
+def desired(uid: str = "qwen", launch: str = "launch-1", **changes: Any) -> DesiredModel:
+    given = {"replicas": (DesiredReplica(index=0),)} | changes
     return DesiredModel(
         model_uid=ModelUid(uid),
         launch_id=LaunchId(launch),
@@ -64,7 +84,7 @@ def desired(uid: str = "qwen", launch: str = "launch-1", **changes: object) -> D
         source=ModelSource(path="package:guide"),
         abilities=("chat",),
         created_ts=1_700_000_000,
-        **changes,  # type: ignore[arg-type]
+        **given,
     )
 
 
@@ -98,13 +118,14 @@ class SimulatedWorker:
     forgotten: set[InstanceId] = field(default_factory=set)
     supervisor_epoch: int = 0
     sequence: int = 0
+    devices: tuple[Device, ...] = ()
 
     def report(self) -> WorkerReport:
         return WorkerReport(
             node=self.node,
             worker_epoch=self.worker_epoch,
             sequence=self.sequence,
-            resources=resources(),
+            resources=resources(devices=self.devices),
             instances=tuple(self.instances.values()),
         )
 
@@ -113,7 +134,7 @@ class SimulatedWorker:
             node=self.node,
             worker_epoch=self.worker_epoch,
             sequence=self.sequence,
-            resources=resources(),
+            resources=resources(devices=self.devices),
         )
 
     def apply(self, command: Command) -> None:
@@ -131,6 +152,7 @@ class SimulatedWorker:
                     instance=start.spec.instance,
                     launch_id=start.launch_id,
                     state=InstanceState.STARTING,
+                    gpu_idx=start.spec.gpu_idx,
                 )
         for stop in command.stop:
             found = self.instances.get(stop.instance)
@@ -167,12 +189,13 @@ class SimulatedWorker:
 class SimulatedCluster:
     """A `ClusterState`, its store and its workers, with messages that arrive when told."""
 
-    def __init__(self, *, restart_limit: int = 5) -> None:
+    def __init__(self, *, restart_limit: int = 5, shares_gpus: bool = True) -> None:
         self.clock = ManualClock()
         self.store: dict[ModelUid, DesiredModel] = {}
         self.workers: dict[NodeId, SimulatedWorker] = {}
         self.epoch = 0
         self.restart_limit = restart_limit
+        self.shares_gpus = shares_gpus
         self._numbers = itertools.count(1)
         self.state = self._new_state()
 
@@ -185,25 +208,53 @@ class SimulatedCluster:
             new_instance=lambda: InstanceId(f"instance-{next(self._numbers)}"),
             jitter=lambda: 1.0,
             restart_limit=self.restart_limit,
+            shares_gpus=self.shares_gpus,
         )
 
     def restart_supervisor(self) -> None:
         self.state = self._new_state()
 
-    def add_worker(self, name: str = "127.0.0.1:1") -> SimulatedWorker:
+    def add_worker(
+        self, name: str = "127.0.0.1:1", devices: tuple[Device, ...] = ()
+    ) -> SimulatedWorker:
         node = NodeId(name)
-        worker = SimulatedWorker(node, WorkerEpoch(f"epoch-{next(self._numbers)}"))
+        epoch = WorkerEpoch(f"epoch-{next(self._numbers)}")
+        worker = SimulatedWorker(node, epoch, devices=devices)
         self.workers[node] = worker
         return worker
 
-    def launch(self, uid: str = "qwen") -> LaunchId:
-        spec = LaunchSpec(model_uid=ModelUid(uid), model_name="qwen")
-        self.state.check_launch(spec)
-        model = desired(uid, f"launch-{next(self._numbers)}")
+    def launch(self, uid: str = "qwen", **options: Any) -> LaunchId:
+        spec = LaunchSpec(model_uid=ModelUid(uid), model_name="qwen", **options)
+        replicas = self.state.check_launch(spec)
+        self.state.check_room(spec, description(uid))
+        model = replace(desired(uid, f"launch-{next(self._numbers)}"), spec=spec, replicas=replicas)
         self.store[model.model_uid] = model
         self.state.launch(model, now=self.clock())
         self.reconcile()
         return model.launch_id
+
+    def add_replicas(self, uid: str = "qwen", count: int = 1) -> LaunchTicket:
+        """Scale up; return what a caller would wait with."""
+        wishes = [ReplicaPlacement()] * count
+        more = self.state.with_more_replicas(ModelUid(uid), wishes)
+        before = {one.index for one in self.store[ModelUid(uid)].replicas}
+        return self._change(more, before)
+
+    def remove_replica(self, index: int, uid: str = "qwen") -> LaunchTicket:
+        """Scale down."""
+        kept = self.state.without_replica(ModelUid(uid), index)
+        return self._change(kept, {index}, (index,))
+
+    def _change(
+        self, model: DesiredModel, before: set[int], asked: tuple[int, ...] = ()
+    ) -> LaunchTicket:
+        self.store[model.model_uid] = model
+        self.state.change(model, now=self.clock())
+        self.reconcile()
+        added = tuple(one.index for one in model.replicas if one.index not in before)
+        return LaunchTicket(
+            model_uid=model.model_uid, launch_id=model.launch_id, replicas=asked or added
+        )
 
     def terminate(self, uid: str = "qwen") -> LaunchId:
         self.store.pop(ModelUid(uid), None)

@@ -25,14 +25,16 @@ from xinference.cluster.messages import InstanceState
 from xinference.cluster.state import LEASE_SECONDS, RECOVERY_SECONDS
 from xinference.errors import ReplicaLost, XinferenceError
 from xinference.identifiers import ModelUid
-from xinference.protocol.deployment import LaunchSpec, ModelState
+from xinference.protocol.deployment import LaunchSpec, ModelState, ReplicaPlacement, ReplicaState
 
 WORKERS = ["127.0.0.1:2000", "127.0.0.1:2001"]
 UIDS = ["a", "b"]
 TIMEOUT_SECONDS = 10.0
 
 ACTIONS = st.one_of(
-    st.tuples(st.just("launch"), st.sampled_from(UIDS)),
+    st.tuples(st.just("launch"), st.sampled_from(UIDS), st.integers(1, 2)),
+    st.tuples(st.just("add replica"), st.sampled_from(UIDS)),
+    st.tuples(st.just("remove replica"), st.sampled_from(UIDS), st.integers(0, 2)),
     st.tuples(st.just("terminate"), st.sampled_from(UIDS)),
     st.tuples(st.just("finish work")),
     st.tuples(st.just("kill replicas")),
@@ -72,9 +74,13 @@ class History:
         supervisor = self.local.supervisor
         assert supervisor is not None
         match action:
-            case ("launch", uid):
-                spec = LaunchSpec(model_uid=ModelUid(uid), model_name=FAMILY)
+            case ("launch", uid, replica):
+                spec = LaunchSpec(model_uid=ModelUid(uid), model_name=FAMILY, replica=replica)
                 await self.attempt(supervisor.launch(spec))
+            case ("add replica", uid):
+                await self.attempt(supervisor.add_replicas(ModelUid(uid), [ReplicaPlacement()]))
+            case ("remove replica", uid, index):
+                await self.attempt(supervisor.terminate_replica(ModelUid(uid), index))
             case ("terminate", uid):
                 await self.attempt(supervisor.terminate(ModelUid(uid)))
             case ("finish work",):
@@ -152,8 +158,14 @@ class History:
         supervisor = self.local.supervisor
         assert supervisor is not None
         models = supervisor._state.models()
-        wanted = [one.model_uid for one in models if one.state is not ModelState.ERROR]
-        running = [actor.report.replica.model for actor in self.living()]
+        wanted = [
+            replica.replica
+            for one in models
+            if one.state is not ModelState.ERROR
+            for replica in one.replicas
+            if replica.state is not ReplicaState.FAILED
+        ]
+        running = [actor.report.replica for actor in self.living()]
         is_quiet = all(one.state in {ModelState.READY, ModelState.ERROR} for one in models)
         return is_quiet and sorted(wanted) == sorted(running)
 

@@ -164,6 +164,27 @@ async def test_no_more_requests_live_than_the_launch_allows(recorder: Recorder) 
     assert refused.value.retry_after_seconds >= 1
 
 
+async def test_the_thread_that_loads_ends_before_the_model_serves(
+    monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+) -> None:
+    """A live one would keep its OpenMP team, and each step of the engine would take half longer."""
+    loaders: list[threading.Thread] = []
+
+    def load(spec: ReplicaSpec, on_progress: object) -> ScriptedModel:
+        loaders.append(threading.current_thread())
+        return ScriptedModel()
+
+    monkeypatch.setattr(loading, "load_model", load)
+    replica = Replica(ModelUid("m"), asyncio.get_running_loop())
+    replica.start(recorder.deliver)
+    await replica.load(SPEC, lambda *_: None)
+    try:
+        await asyncio.to_thread(loaders[0].join, SECONDS)
+        assert not loaders[0].is_alive()
+    finally:
+        await replica.aclose(SECONDS)
+
+
 def a_request(name: str) -> GenerationRequest:
     return GenerationRequest(request_id=RequestId(name), prompt=TextPrompt(text="go"))
 

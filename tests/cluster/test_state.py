@@ -2,14 +2,22 @@
 """What the supervisor decides, told as stories; then by a thousand random ones."""
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.cluster.simulation import SimulatedCluster, SimulatedWorker, desired
-from xinference.cluster.messages import InstanceState
+from tests.cluster.simulation import (
+    GIB,
+    SimulatedCluster,
+    SimulatedWorker,
+    description,
+    desired,
+    gpu,
+)
+from xinference.cluster.messages import DesiredReplica, InstanceState
 from xinference.cluster.routing import route_for
 from xinference.cluster.state import LEASE_SECONDS, RECOVERY_SECONDS, Tell
 from xinference.errors import (
@@ -426,8 +434,230 @@ def test_the_version_grows_only_when_routes_change(cluster: SimulatedCluster) ->
     assert cluster.state.routes.version == version
 
 
+def test_a_launch_of_three_replicas_is_done_when_all_are_ready(cluster: SimulatedCluster) -> None:
+    launch_id = cluster.launch(replica=3)
+    cluster.settle()
+    worker = worker_of(cluster)
+    first, *others = worker.living()
+    worker.move(first.instance, InstanceState.READY)
+    cluster.settle()
+
+    # It answers already, but the launch is not over.
+    assert state_of(cluster) is ModelState.READY
+    assert len(cluster.state.routes.models[QWEN].routes) == 1
+    assert not cluster.state.launch_outcome(QWEN, launch_id)
+    assert cluster.state.launch_progress(QWEN).progress < 1.0
+
+    for report in others:
+        worker.move(report.instance, InstanceState.READY)
+    cluster.settle()
+    assert cluster.state.launch_outcome(QWEN, launch_id)
+    assert len(cluster.state.routes.models[QWEN].routes) == 3
+    assert cluster.state.model(QWEN).description.replica == 3
+
+
+def test_a_launch_of_which_one_replica_does_not_load_ends_as_a_whole(
+    cluster: SimulatedCluster,
+) -> None:
+    launch_id = cluster.launch(replica=2)
+    cluster.settle()
+    worker = worker_of(cluster)
+    first, second = worker.living()
+    worker.move(first.instance, InstanceState.READY)
+    worker.move(second.instance, InstanceState.EXITED, "out of memory")
+    cluster.settle()
+    assert not cluster.state.launch_outcome(QWEN, launch_id), "the first one still ends"
+
+    cluster.finish_work()
+    cluster.settle()
+
+    with pytest.raises(LoadFailed, match="out of memory"):
+        cluster.state.launch_outcome(QWEN, launch_id)
+    assert worker.instances == {}
+    assert QWEN not in cluster.store
+
+
+def test_replicas_are_placed_on_gpus_and_told_which(cluster: SimulatedCluster) -> None:
+    worker = cluster.add_worker("127.0.0.1:2", devices=(gpu(0), gpu(1)))
+    cluster.report(worker)
+
+    cluster.launch(replica=3)
+    cluster.settle()
+
+    given = sorted(str(one.gpu_idx) for one in cluster.state.model(QWEN).replicas)
+    assert given == ["(0,)", "(0,)", "(1,)"]
+    assert all(report.gpu_idx in {(0,), (1,)} for report in worker.living())
+
+
+def test_replicas_that_share_a_gpu_share_its_memory() -> None:
+    cluster = SimulatedCluster()
+    cluster.report(cluster.add_worker(devices=(gpu(0, total_gib=80), gpu(1))))
+    cluster.state.launch(
+        desired(replicas=tuple(DesiredReplica(index=index) for index in range(3))),
+        now=cluster.clock(),
+    )
+    (tell,) = [one for one in cluster.reconcile(lambda _: False) if isinstance(one, Tell)]
+
+    options = {
+        start.spec.replica.index: (start.spec.gpu_idx, start.spec.engine_options)
+        for start in tell.command.start
+    }
+    assert [options[index][0] for index in range(3)] == [(0,), (1,), (0,)]
+    assert [options[index][1].device_memory_bytes for index in range(3)] == [
+        40 * GIB,
+        None,
+        40 * GIB,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"n_gpu": 1}, InvalidRequest, "n_gpu: no worker has a GPU"),
+        ({"gpu_idx": (0,)}, InvalidRequest, "gpu_idx: there is no GPU"),
+        ({"worker_ip": "10.9.9.9"}, InvalidRequest, "worker_ip"),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused_by_name(
+    cluster: SimulatedCluster, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        cluster.launch(**options)
+
+
+def test_more_gpus_than_there_are_are_refused() -> None:
+    cluster = SimulatedCluster()
+    cluster.report(cluster.add_worker(devices=(gpu(0),)))
+
+    with pytest.raises(InvalidRequest, match="asks for 2 GPUs; 1 can be had"):
+        cluster.launch(replica=2, n_gpu=2)
+
+
+def test_without_sharing_the_third_replica_on_two_gpus_is_refused() -> None:
+    cluster = SimulatedCluster(shares_gpus=False)
+    cluster.report(cluster.add_worker(devices=(gpu(0), gpu(1))))
+
+    with pytest.raises(InsufficientResources, match="XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU"):
+        cluster.launch(replica=3)
+
+    cluster.launch(replica=2)
+    cluster.settle()
+    assert [one.gpu_idx for one in cluster.state.model(QWEN).replicas] == [(0,), (1,)]
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(cluster: SimulatedCluster) -> None:
+    huge = replace(description("qwen"), model_size_in_billions="70")
+    spec = LaunchSpec(model_uid=QWEN, model_name="qwen")
+
+    with pytest.raises(InsufficientResources, match=r"needs about 156\.5 GiB"):
+        cluster.state.check_room(spec, huge)
+
+
+def test_scaling_up_leaves_what_serves_alone(cluster: SimulatedCluster) -> None:
+    instance = ready(cluster)
+
+    ticket = cluster.add_replicas(count=2)
+    cluster.settle()
+
+    assert ticket.replicas == (1, 2)
+    assert route_for(cluster.state.routes, QWEN).instance == instance
+    assert not cluster.state.replicas_outcome(ticket)
+    cluster.finish_work()
+    cluster.settle()
+    assert cluster.state.replicas_outcome(ticket)
+    assert len(cluster.state.routes.models[QWEN].routes) == 3
+    assert len(cluster.store[QWEN].replicas) == 3
+
+
+def test_an_added_replica_that_does_not_load_is_dropped_and_the_others_go_on(
+    cluster: SimulatedCluster,
+) -> None:
+    ready(cluster)
+    ticket = cluster.add_replicas()
+    cluster.settle()
+    worker = worker_of(cluster)
+    (added,) = [one for one in worker.living() if one.replica.index == 1]
+
+    worker.move(added.instance, InstanceState.EXITED, "out of memory")
+    cluster.settle()
+
+    with pytest.raises(LoadFailed, match="out of memory"):
+        cluster.state.replicas_outcome(ticket)
+    assert [one.replica.index for one in cluster.state.model(QWEN).replicas] == [0]
+    assert len(cluster.store[QWEN].replicas) == 1
+    assert state_of(cluster) is ModelState.READY
+    assert "does not load" in cluster.state.story(QWEN)[-1].event_content
+
+
+def test_scaling_down_ends_one_replica_and_its_number_can_be_used_again(
+    cluster: SimulatedCluster,
+) -> None:
+    cluster.launch(replica=3)
+    cluster.run_to_rest()
+
+    ticket = cluster.remove_replica(1)
+    cluster.settle()
+
+    assert len(cluster.state.routes.models[QWEN].routes) == 2
+    assert not cluster.state.are_gone(ticket)
+    cluster.finish_work()
+    cluster.settle()
+    assert cluster.state.are_gone(ticket)
+    assert [one.replica.index for one in cluster.state.model(QWEN).replicas] == [0, 2]
+    assert cluster.add_replicas().replicas == (1,)
+
+
+def test_a_model_without_this_replica_or_not_ready_is_not_scaled(
+    cluster: SimulatedCluster,
+) -> None:
+    cluster.launch()
+    with pytest.raises(ModelNotReady):
+        cluster.add_replicas()
+    with pytest.raises(InvalidRequest, match="has no replica 7"):
+        cluster.remove_replica(7)
+
+
+def test_one_replica_that_dies_too_often_leaves_the_others_serving(
+    cluster: SimulatedCluster,
+) -> None:
+    cluster.launch(replica=2)
+    cluster.run_to_rest()
+    worker = worker_of(cluster)
+    for _ in range(6):
+        (weak,) = [one for one in worker.living() if one.replica.index == 1]
+        worker.move(weak.instance, InstanceState.EXITED, "signal 9")
+        cluster.run_to_rest()
+
+    first, second = cluster.state.model(QWEN).replicas
+    assert (first.state, second.state) == (ReplicaState.READY, ReplicaState.FAILED)
+    assert "ended 6 times" in second.error_message
+    assert state_of(cluster) is ModelState.READY
+
+    cluster.remove_replica(1)
+    cluster.add_replicas()
+    cluster.run_to_rest()
+    assert len(cluster.state.routes.models[QWEN].routes) == 2
+
+
+def test_a_restarted_supervisor_adopts_every_replica_with_its_gpu() -> None:
+    cluster = SimulatedCluster()
+    cluster.report(cluster.add_worker(devices=(gpu(0), gpu(1))))
+    cluster.launch(replica=3)
+    cluster.run_to_rest()
+    before = cluster.state.model(QWEN).replicas
+
+    cluster.restart_supervisor()
+    cluster.settle()
+
+    after = cluster.state.model(QWEN).replicas
+    assert [one.instance for one in after] == [one.instance for one in before]
+    assert [one.gpu_idx for one in after] == [one.gpu_idx for one in before]
+
+
 ACTIONS = st.one_of(
-    st.tuples(st.just("launch"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.just("launch"), st.sampled_from(["a", "b", "c"]), st.integers(1, 3)),
+    st.tuples(st.just("add replica"), st.sampled_from(["a", "b", "c"])),
+    st.tuples(st.just("remove replica"), st.sampled_from(["a", "b", "c"]), st.integers(0, 3)),
     st.tuples(st.just("terminate"), st.sampled_from(["a", "b", "c"])),
     st.tuples(st.just("report"), st.integers(0, 2)),
     st.tuples(st.just("late report"), st.integers(0, 2)),
@@ -470,9 +700,16 @@ class History:
     def do(self, action: tuple[Any, ...]) -> None:
         cluster = self.cluster
         match action:
-            case ("launch", uid):
+            case ("launch", uid, replica):
                 with contextlib.suppress(ModelAlreadyExists, InsufficientResources):
-                    cluster.launch(uid)
+                    cluster.launch(uid, replica=replica)
+            case ("add replica", uid):
+                with contextlib.suppress(ModelNotFound, ModelNotReady, InsufficientResources):
+                    cluster.add_replicas(uid)
+            case ("remove replica", uid, index):
+                with contextlib.suppress(ModelNotFound, InvalidRequest):
+                    if len(cluster.state.without_replica(ModelUid(uid), index).replicas):
+                        cluster.remove_replica(index, uid)
             case ("terminate", uid):
                 with contextlib.suppress(ModelNotFound):
                     cluster.terminate(uid)
@@ -519,14 +756,16 @@ class History:
         state = self.cluster.state
         nodes = {status.node for status in state.nodes(now=self.cluster.clock())}
         for status in state.models():
-            (replica,) = status.replicas
             state.launch_progress(status.model_uid)
+            assert status.replicas
             if status.state is ModelState.READY:
-                assert replica.state is ReplicaState.READY
-                assert replica.node is not None
-                assert replica.instance is not None
+                ready = [one for one in status.replicas if one.state is ReplicaState.READY]
+                assert ready
+                assert all(one.node is not None and one.instance is not None for one in ready)
             if status.state is ModelState.ERROR:
-                assert replica.error_message
+                assert any(one.error_message for one in status.replicas)
+            indices = [one.replica.index for one in status.replicas]
+            assert len(indices) == len(set(indices)), "an index is used twice"
         for uid, entry in state.routes.models.items():
             assert uid in state.uids()
             assert (entry.state is ModelState.READY) == bool(entry.routes)
@@ -541,21 +780,26 @@ class History:
         for _ in range(3):
             cluster.run_to_rest()
         running = [
-            report.replica.model
-            for worker in cluster.workers.values()
-            for report in worker.living()
+            report.replica for worker in cluster.workers.values() for report in worker.living()
+        ]
+        alive = [
+            status for status in cluster.state.models() if status.state is not ModelState.ERROR
         ]
         wanted = {
-            status.model_uid
-            for status in cluster.state.models()
-            if status.state is not ModelState.ERROR
+            replica.replica
+            for status in alive
+            for replica in status.replicas
+            if replica.state is not ReplicaState.FAILED
         }
         assert sorted(running) == sorted(wanted), "what runs is not what is wanted"
         assert all(
             status.state in {ModelState.READY, ModelState.ERROR}
             for status in cluster.state.models()
         )
-        assert wanted <= set(cluster.store)
+        assert {status.model_uid for status in alive} <= set(cluster.store)
+        for status in alive:
+            stored = {one.index for one in cluster.store[status.model_uid].replicas}
+            assert stored == {one.replica.index for one in status.replicas}
         assert set(cluster.store) <= cluster.state.uids()
         assert all(
             not worker.instances.keys() - self.live(worker) for worker in cluster.workers.values()

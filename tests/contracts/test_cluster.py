@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,7 @@ from xinference.protocol.deployment import (
     AbortOutcome,
     LaunchSpec,
     ModelState,
+    ReplicaPlacement,
     ReplicaState,
 )
 from xinference.protocol.generation import (
@@ -234,6 +236,7 @@ async def test_an_unknown_model_is_not_found(subject: Subject) -> None:
         cluster.terminate(unknown),
         cluster.cancel_launch(unknown),
         cluster.terminate_replica(unknown, 0),
+        cluster.add_replicas(unknown, [ReplicaPlacement()]),
         cluster.generate(unknown, ask()),
         cluster.abort_request(unknown, RequestId("x"), block_seconds=1.0),
     ):
@@ -364,6 +367,38 @@ async def test_the_only_replica_takes_its_model_with_it(cluster: Cluster) -> Non
 
     assert await cluster.terminate_replica(GUIDE, 0) == 0
     assert await cluster.models() == []
+
+
+async def test_replicas_come_and_go_while_the_model_serves(cluster: Cluster) -> None:
+    added = await cluster.add_replicas(GUIDE, [ReplicaPlacement(), ReplicaPlacement(n_gpu=0)])
+
+    assert [one.replica.index for one in added] == [1, 2]
+    assert {one.state for one in added} == {ReplicaState.READY}
+    status = await cluster.model(GUIDE)
+    assert status.description.replica == len(status.replicas) == 3
+    assert await cluster.terminate_replica(GUIDE, 1) == 2
+    left = [one.replica.index for one in (await cluster.model(GUIDE)).replicas]
+    assert left == [0, 2]
+    events = [event async for event in await cluster.generate(GUIDE, ask())]
+    assert isinstance(events[-1], Finished)
+
+
+async def test_a_launch_of_several_replicas_returns_when_all_are_ready(subject: Subject) -> None:
+    launch = replace(subject.working(), replica=3)
+
+    await subject.cluster.launch(launch, wait_ready=True)
+
+    status = await subject.cluster.model(GUIDE)
+    assert [one.state for one in status.replicas] == [ReplicaState.READY] * 3
+
+
+async def test_a_place_that_is_not_there_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(InvalidRequest, match="worker_ip"):
+        await cluster.launch(spec(model_uid=None, worker_ip="10.9.9.9"), wait_ready=True)
+    with pytest.raises(InvalidRequest, match="gpu_idx"):
+        await cluster.launch(spec(model_uid=None, gpu_idx=(5,)), wait_ready=True)
+    with pytest.raises(InvalidRequest, match="worker_ip"):
+        await cluster.add_replicas(GUIDE, [ReplicaPlacement(worker_ip="10.9.9.9")])
 
 
 async def test_a_ready_model_has_counters(cluster: Cluster) -> None:

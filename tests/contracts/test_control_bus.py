@@ -218,6 +218,29 @@ async def test_a_served_name_can_be_replaced_and_ended(
         await bus.close()
 
 
+async def test_to_end_a_served_name_is_harmless_while_the_bus_closes_and_after(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    directory = tmp_path_factory.mktemp("b")
+    names = [f"peer{index}" for index in range(20)]
+    buses: list[ControlBus] = [
+        LocalBus(LocalNetwork(), "127.0.0.1:1"),
+        await XoscarBus.open(Address("127.0.0.1", 0), key=KEY, socket_directory=directory),
+    ]
+    for bus in buses:
+        for name in names:
+            await bus.serve(name, Peer())
+
+        async with asyncio.timeout(20.0):
+            await asyncio.gather(
+                *(bus.serve(name, None) for name in names[:10]),
+                bus.close(),
+                *(bus.serve(name, None) for name in names[10:]),
+            )
+            await bus.serve(names[0], None)
+            await bus.serve(names[0], Peer())
+
+
 async def test_the_end_of_a_peer_is_noticed_at_once(subject: Subject) -> None:
     lost, watched = asyncio.Event(), asyncio.Event()
     subject.bus.on_peer_lost(subject.peer.address, lost.set)

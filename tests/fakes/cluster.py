@@ -12,9 +12,11 @@ import itertools
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
+from xinference.cluster.placement import wishes_of
 from xinference.errors import (
     ContextLengthExceeded,
     DuplicateRequest,
@@ -49,6 +51,7 @@ from xinference.protocol.deployment import (
     ModelEvent,
     ModelState,
     ModelStatus,
+    ReplicaPlacement,
     ReplicaState,
     ReplicaStatus,
 )
@@ -213,6 +216,7 @@ class FakeModel:
         self.error: XinferenceError | None = None
         self.settled = asyncio.Event()
         self.live: dict[RequestId, FakeStream] = {}
+        self.replicas = list(range(spec.replica))
         self.ended: set[RequestId] = set()
         self.blocked_until: dict[RequestId, float] = {}
         self.story: list[ModelEvent] = []
@@ -341,6 +345,7 @@ class FakeCluster:
         uid = spec.model_uid or new_model_uid(spec.model_name, taken=taken)
         if uid in taken:
             raise ModelAlreadyExists(name=uid)
+        _check_places(wishes_of(spec))
         model = FakeModel(_description(uid, family, spec), spec)
         self.launched.append(spec)
         self._models[uid] = model
@@ -393,12 +398,28 @@ class FakeCluster:
     async def events(self, model: ModelUid) -> list[ModelEvent]:
         return list(self._model(model).story)
 
+    async def add_replicas(
+        self, model: ModelUid, placements: Sequence[ReplicaPlacement]
+    ) -> list[ReplicaStatus]:
+        asked = self._model(model)
+        if asked.state is not ModelState.READY:
+            raise ModelNotReady(model=model, state="loading", retry_after_seconds=2)
+        _check_places(placements)
+        free = (index for index in itertools.count() if index not in asked.replicas)
+        added = [next(free) for _ in placements]
+        if self.launch_error is not None:
+            raise self.launch_error
+        asked.replicas = sorted([*asked.replicas, *added])
+        return [one for one in _status(asked).replicas if one.replica.index in added]
+
     async def terminate_replica(self, model: ModelUid, index: int) -> int:
-        self._model(model)
-        if index != 0:
+        asked = self._model(model)
+        if index not in asked.replicas:
             raise InvalidRequest(field="replica_id", problem=f"there is no replica {index}")
-        await self.terminate(model)
-        return 0
+        asked.replicas.remove(index)
+        if not asked.replicas:
+            await self.terminate(model)
+        return len(asked.replicas)
 
     async def generate(self, model: ModelUid, request: GenerationRequest) -> FakeStream:
         asked = self._model(model)
@@ -543,6 +564,15 @@ class FakeCluster:
         return self._families[name]
 
 
+def _check_places(placements: Sequence[ReplicaPlacement]) -> None:
+    """There is one worker, and it has one GPU."""
+    for one in placements:
+        if one.worker_ip not in {None, NODE, NODE.partition(":")[0]}:
+            raise InvalidRequest(field="worker_ip", problem=f"no worker is at {one.worker_ip}")
+        if any(index > 0 for index in one.gpu_idx or ()):
+            raise InvalidRequest(field="gpu_idx", problem=f"there is no GPU {one.gpu_idx}")
+
+
 def _check_type(model_type: str) -> None:
     if model_type not in MODEL_TYPES:
         raise InvalidRequest(field="model_type", problem=f"must be one of {MODEL_TYPES}")
@@ -589,7 +619,7 @@ def _description(uid: ModelUid, family: dict[str, Any], spec: LaunchSpec) -> Mod
         revision=None,
         context_length=spec.engine_options.max_model_len
         or family.get("context_length", CONTEXT_LENGTH),
-        replica=1,
+        replica=spec.replica,
         address="unix:/nowhere",
     )
 
@@ -597,20 +627,24 @@ def _description(uid: ModelUid, family: dict[str, Any], spec: LaunchSpec) -> Mod
 def _status(model: FakeModel) -> ModelStatus:
     states = {ModelState.READY: ReplicaState.READY, ModelState.ERROR: ReplicaState.FAILED}
     uid = model.description.model_uid
-    replica = ReplicaStatus(
-        replica=ReplicaUid(uid, 0),
-        state=states.get(model.state, ReplicaState.LOADING),
-        node=NODE,
-        address=model.description.address,
-        instance=model.instance,
-        created_ts=model.created_ts,
-        num_restarts=model.num_restarts,
-        error_message="" if model.error is None else str(model.error),
+    replicas = tuple(
+        ReplicaStatus(
+            replica=ReplicaUid(uid, index),
+            state=states.get(model.state, ReplicaState.LOADING),
+            node=NODE,
+            address=model.description.address,
+            instance=model.instance,
+            created_ts=model.created_ts,
+            num_restarts=model.num_restarts,
+            error_message="" if model.error is None else str(model.error),
+            gpu_idx=wishes_of(model.spec)[index].gpu_idx if index < model.spec.replica else None,
+        )
+        for index in model.replicas
     )
     return ModelStatus(
         model_uid=uid,
-        description=model.description,
+        description=replace(model.description, replica=len(replicas)),
         state=model.state,
         created_ts=model.created_ts,
-        replicas=(replica,),
+        replicas=replicas,
     )

@@ -194,6 +194,8 @@ class FakeReplica:
 
     def _step(self) -> None:
         self._timer = None
+        if not self._live:
+            return
         self._num_steps += 1
         events: list[tuple[RequestId, ServiceEvent]] = []
         for request_id, live in list(self._live.items())[: self._max_num_seqs]:

@@ -33,6 +33,8 @@ from .openai import chat, completions
 from .openapi import document_of, page_of
 
 ROUTES = (chat, completions, model_routes, registrations, cluster_routes)
+KEEP_ALIVE_SECONDS = 15.0
+"""Proxies and clients close what is silent for a minute, some for half of one."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -40,12 +42,14 @@ def create_app(
     cluster: Cluster,
     *,
     disable_metrics: bool = False,
+    keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """Return the application that serves `cluster` over HTTP.
 
     Args:
         disable_metrics: there is no `/metrics`.
+        keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         on_shutdown: awaited once when the server ends.
     """
 
@@ -66,7 +70,8 @@ def create_app(
         openapi_url=None,
     )
     metrics = Metrics()
-    install_gateway(app, Gateway(cluster=cluster, metrics=metrics))
+    gateway = Gateway(cluster=cluster, metrics=metrics, keep_alive_seconds=keep_alive_seconds)
+    install_gateway(app, gateway)
     install_error_answers(app)
     app.add_middleware(Edge, metrics=metrics)
     for path, page in PAGES.items():

@@ -14,17 +14,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from xinference.errors import InternalError
 from xinference.identifiers import RequestId, new_request_id
 
-from .errors import error_response
+from .error_shapes import shape_of
+from .errors import TRACE_ID, error_response
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _FOREIGN_ID = re.compile(r"[\x21-\x7e]{1,128}")
-
-
-TRACE_ID = "xinference.trace_id"
-"""In an ASGI scope: the id that the log and the `X-Request-Id` header of the answer have."""
 
 
 def name_request(request: Request, given: str | None) -> RequestId:
@@ -58,7 +55,9 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", scope[TRACE_ID].encode())]
+                trace_id = scope[TRACE_ID].encode()
+                named = [(name, trace_id) for name in shape_of(scope["path"]).id_headers]
+                headers = [*message.get("headers", ()), *named]
                 message = {**message, "headers": headers}
             await send(message)
 

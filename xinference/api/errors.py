@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors as HTTP answers: one table from type to status, one body for every route.
+"""Errors as HTTP answers: one table from type to status, one way to tell of them.
 
-The body is OpenAI's, with `detail` beside it for Xinference's published client:
-
-    {"error": {"message": "n: ...", "type": "invalid_request_error", "param": "n",
-               "code": "invalid_request"},
-     "detail": "n: ..."}
-
-`error_event` writes the same into a stream that has begun, where there is no status any more.
+`error_shapes.py` writes them as the caller's protocol wants; a stream that has begun, where there
+is no status any more, ends with the same body.
 """
 
 import logging
@@ -20,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from xinference.errors import (
     CapacityError,
@@ -37,6 +33,8 @@ from xinference.errors import (
     XinferenceError,
 )
 
+from .error_shapes import ToldError, openai_body, shape_of
+
 logger = logging.getLogger(__name__)
 
 STATUS: Mapping[type[XinferenceError], int] = {
@@ -53,6 +51,9 @@ STATUS: Mapping[type[XinferenceError], int] = {
     XinferenceError: 500,
 }
 
+TRACE_ID = "xinference.trace_id"
+"""In an ASGI scope: the id that the log and the `X-Request-Id` header of the answer have."""
+
 RETRY_AFTER_SECONDS = 5
 """Said with a 503 that passes by itself, when the error does not know better."""
 
@@ -64,12 +65,6 @@ MAX_SHOWN_ERRORS = 5
 def status_of(error: XinferenceError) -> int:
     """Return the status of the nearest ancestor that has one."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
-
-
-def _type_of(status: int) -> str:
-    if status == 429:
-        return "rate_limit_error"
-    return "invalid_request_error" if status < 500 else "server_error"
 
 
 def _param_of(error: XinferenceError) -> str | None:
@@ -94,31 +89,57 @@ def _retry_headers(error: XinferenceError, status: int) -> dict[str, str]:
     return {"X-Should-Retry": "false"} if status == 409 else {}
 
 
-def _body(message: str, *, status: int, param: str | None, code: str) -> dict[str, Any]:
-    message = message[:MAX_MESSAGE_LEN]
-    error = {"message": message, "type": _type_of(status), "param": param, "code": code}
-    return {"error": error, "detail": message}
-
-
-def error_body(error: XinferenceError) -> dict[str, Any]:
-    """Return the body that tells this error to a caller."""
-    return _body(str(error), status=status_of(error), param=_param_of(error), code=error.code)
+def told(error: XinferenceError) -> ToldError:
+    """Return what callers are told of an error."""
+    return ToldError(
+        status=status_of(error),
+        message=str(error)[:MAX_MESSAGE_LEN],
+        code=error.code,
+        param=_param_of(error),
+    )
 
 
 def error_event(error: XinferenceError) -> bytes:
-    """Return the server-sent event that ends a stream which has failed."""
-    return b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
+    """Return the server-sent event that ends a stream of OpenAI's which has failed."""
+    return b"data: " + orjson.dumps(openai_body(told(error), "")) + b"\n\n"
+
+
+class ErrorResponse(Response):
+    """An error, in the shape of the path that it is an answer to."""
+
+    def __init__(self, told: ToldError, headers: Mapping[str, str]) -> None:
+        super().__init__(status_code=told.status, headers=headers)
+        self._told = told
+        self._own_headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        shape = shape_of(scope["path"])
+        body = orjson.dumps(shape.body(self._told, scope.get(TRACE_ID, "")))
+        answer = Response(body, self.status_code, self._own_headers, media_type="application/json")
+        await answer(scope, receive, send)
 
 
 def error_response(error: XinferenceError) -> Response:
     """Return the answer for an error that was known before the headers were sent."""
+    answer = told(error)
+    return ErrorResponse(answer, _retry_headers(error, answer.status))
+
+
+def log_fault(error: XinferenceError, scope: Scope) -> None:
+    """Log an error that the caller cannot help, with the id that the answer has."""
     status = status_of(error)
-    return Response(
-        orjson.dumps(error_body(error)),
-        status,
-        _retry_headers(error, status),
-        media_type="application/json",
-    )
+    if status >= 500:
+        # Why no traceback of the others: they tell of a state, which their message describes.
+        logger.log(
+            logging.ERROR if status == 500 else logging.WARNING,
+            "%s %s: %s [%s]",
+            scope["method"],
+            scope["path"],
+            error,
+            scope.get(TRACE_ID),
+            exc_info=error if status == 500 else None,
+        )
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]], *, given: object) -> InvalidRequest:
@@ -138,6 +159,8 @@ def invalid_request(errors: Sequence[Mapping[str, Any]], *, given: object) -> In
 def _path(error: Mapping[str, Any], given: object) -> str:
     steps = list(error["loc"])
     named = error.get("ctx", {}).get("field") or (steps[-1] if error["type"] == "missing" else None)
+    if error["type"] in UNION_FINDINGS:
+        named = error["ctx"]["discriminator"].strip("'")
     path = ""
     for step in steps:
         if isinstance(given, dict) and step in given:
@@ -161,19 +184,27 @@ PROBLEMS = {
     "list_type": "must be a list",
     "dict_type": "must be an object",
     "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
     "too_short": "must have more items",
     "too_long": "must have fewer items",
     "string_too_short": "must be longer",
     "string_too_long": "must be shorter",
+    "union_tag_not_found": "is required",
 }
 """Pydantic's findings in JSON's words; the others are clear as they are."""
+
+UNION_FINDINGS = frozenset({"union_tag_invalid", "union_tag_not_found"})
+"""What it finds of the field that tells objects of several kinds apart."""
 
 
 def _problem(error: Mapping[str, Any]) -> str:
     said = str(error["msg"])
     problem = PROBLEMS.get(error["type"]) or said.replace("Input should be", "must be", 1)
-    if error["type"] in ("missing", "unknown_field"):
+    if error["type"] in ("missing", "unknown_field", "union_tag_not_found"):
         return problem
+    if error["type"] == "union_tag_invalid":
+        # Why here: pydantic tells the kinds in a sentence of its own.
+        return f"must be one of {error['ctx']['expected_tags']}, got {_shown(error['ctx']['tag'])}"
     return f"{problem}, got {_shown(error['input'])}"
 
 
@@ -191,8 +222,7 @@ def _shown(value: object) -> str:
 
 async def _on_xinference_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, XinferenceError)
-    if status_of(error) == 500:
-        logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+    log_fault(error, request.scope)
     return error_response(error)
 
 
@@ -214,11 +244,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code in (404, 405):
         message = f"{message}: {request.method} {request.url.path}. /docs lists what there is."
     code = HTTP_CODES.get(error.status_code, InvalidRequest.code)
-    body = _body(message, status=error.status_code, param=None, code=code)
+    refused = ToldError(status=error.status_code, message=message[:MAX_MESSAGE_LEN], code=code)
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods_at(request))
-    return Response(orjson.dumps(body), error.status_code, headers, media_type="application/json")
+    return ErrorResponse(refused, headers)
 
 
 def _methods_at(request: Request) -> list[str]:

@@ -16,6 +16,8 @@ class Gateway:
 
     cluster: Cluster
     metrics: Metrics
+    keep_alive_seconds: float
+    """A stream that has had nothing to say for so long says that it lives."""
 
 
 def install_gateway(app: FastAPI, gateway: Gateway) -> None:

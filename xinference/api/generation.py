@@ -6,15 +6,16 @@ later is, in a stream, an event after which the connection closes. What the byte
 `AnswerForm`'s business; each protocol has its own.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from xinference.errors import XinferenceError
+from xinference.errors import InvalidRequest, XinferenceError
 from xinference.identifiers import ModelUid
 from xinference.protocol.generation import (
     Accepted,
@@ -24,43 +25,49 @@ from xinference.protocol.generation import (
     GenerationRequest,
 )
 
+from .errors import log_fault
 from .gateway import Gateway
-from .inbox import AnswerEvent, answer_events
+from .inbox import AnswerEvent, Tick, answer_events
 
-STREAM_START = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),
-    ],
-}
+STREAM_HEADERS = [
+    (b"cache-control", b"no-cache"),
+    # Why: proxies would collect a stream before they pass it on.
+    (b"x-accel-buffering", b"no"),
+]
 JSON_HEADERS = [(b"content-type", b"application/json")]
 
 
-class AnswerForm(Protocol):
+class AnswerForm(ABC):
     """How a protocol writes the answer of one request; used once, for one of its two ways."""
 
+    stream_type: ClassVar[bytes] = b"text/event-stream; charset=utf-8"
+    """The content type of a stream."""
+    field_names: ClassVar[Mapping[str, str]] = {}
+    """What this protocol calls fields that a replica may refuse, where OpenAI's word is another."""
+
+    @abstractmethod
     def opening(self, accepted: Accepted) -> bytes:
         """Return what a stream says before the first delta; may be empty."""
-        ...
 
+    @abstractmethod
     def delta(self, delta: Delta) -> bytes:
         """Return what a stream says of a delta; may be empty."""
-        ...
 
+    @abstractmethod
     def ending(self, finished: Finished) -> bytes:
         """Return what a stream says after the last delta."""
-        ...
 
+    @abstractmethod
     def failure(self, error: XinferenceError) -> bytes:
         """Return how a stream that has begun says that it failed."""
-        ...
 
+    @abstractmethod
     def whole(self, deltas: Sequence[Delta], finished: Finished) -> bytes:
         """Return the body of the answer in one piece."""
-        ...
+
+    def keep_alive(self) -> bytes:
+        """Return what tells client and proxies that a stream lives which has nothing to say."""
+        return b": keep-alive\n\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +89,8 @@ class GenerationAnswer(Response):
         self._gateway = gateway
         self._generation = generation
         self._stream = stream
+        self._is_silent = False
+        """Whether nothing was written since the last tick."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; a client that leaves gets nothing more, and its request is aborted.
@@ -90,7 +99,7 @@ class GenerationAnswer(Response):
             XinferenceError: the answer failed while a status can still say so.
         """
         if self._stream:
-            await self._send_stream(receive, send)
+            await self._send_stream(scope, receive, send)
             return
         body = await whole_answer(self._gateway, self._generation, receive)
         if body is not None:
@@ -98,9 +107,16 @@ class GenerationAnswer(Response):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-    async def _send_stream(self, receive: Receive, send: Send) -> None:
+    async def _send_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway, generation = self._gateway, self._generation
-        events = answer_events(gateway.cluster, generation.model, generation.asked, receive)
+        events = answer_events(
+            gateway.cluster,
+            generation.model,
+            generation.asked,
+            receive,
+            tick_seconds=gateway.keep_alive_seconds / 2,
+        )
+        headers = [(b"content-type", generation.form.stream_type), *STREAM_HEADERS]
         deltas: list[Delta] = []
         has_begun = False
         with gateway.metrics.observe(generation.model, stream=True) as observation:
@@ -108,20 +124,25 @@ class GenerationAnswer(Response):
                 async for batch in events:
                     if not has_begun:
                         if isinstance(batch[0], Failed):
-                            raise batch[0].error
+                            raise _in_words_of(generation.form, batch[0].error)
                         has_begun = True
-                        await send(STREAM_START)
+                        await send(
+                            {"type": "http.response.start", "status": 200, "headers": headers}
+                        )
                     if generation.keep is not None:
                         deltas += _deltas(batch)
                         batch[-1] = await _kept(generation, deltas, batch[-1])
                     observation.note(batch)
-                    await send(
-                        {
-                            "type": "http.response.body",
-                            "body": b"".join([self._written(event) for event in batch]),
-                            "more_body": not isinstance(batch[-1], Finished | Failed),
-                        }
-                    )
+                    last = batch[-1]
+                    if isinstance(last, Failed):
+                        log_fault(last.error, scope)
+                    body = b"".join([self._written(event) for event in batch])
+                    is_last = isinstance(last, Finished | Failed)
+                    if body or is_last:
+                        self._is_silent = False
+                        await send(
+                            {"type": "http.response.body", "body": body, "more_body": not is_last}
+                        )
 
     def _written(self, event: AnswerEvent) -> bytes:
         form = self._generation.form
@@ -131,7 +152,10 @@ class GenerationAnswer(Response):
             case Finished():
                 return form.ending(event)
             case Failed(error=error):
-                return form.failure(error)
+                return form.failure(_in_words_of(form, error))
+            case Tick():
+                was_silent, self._is_silent = self._is_silent, True
+                return form.keep_alive() if was_silent else b""
         return form.delta(event)
 
 
@@ -150,7 +174,7 @@ async def whole_answer(gateway: Gateway, generation: Generation, receive: Receiv
                 deltas += _deltas(batch)
                 match batch[-1]:
                     case Failed(error=error):
-                        raise error
+                        raise _in_words_of(generation.form, error)
                     case Finished() as finished:
                         body = generation.form.whole(deltas, finished)
                         if generation.keep is not None:
@@ -171,4 +195,11 @@ async def _kept(generation: Generation, deltas: Sequence[Delta], last: AnswerEve
 
 
 def _deltas(batch: Sequence[AnswerEvent]) -> list[Delta]:
-    return [event for event in batch if not isinstance(event, Accepted | Finished | Failed)]
+    return [event for event in batch if not isinstance(event, Accepted | Tick | Finished | Failed)]
+
+
+def _in_words_of(form: AnswerForm, error: XinferenceError) -> XinferenceError:
+    """Return an error that names the field as the caller's protocol does."""
+    if isinstance(error, InvalidRequest) and error.field in form.field_names:
+        return InvalidRequest(field=form.field_names[error.field], problem=error.problem)
+    return error

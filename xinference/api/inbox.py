@@ -12,6 +12,7 @@ It knows nothing of JSON, server-sent events, or OpenAI.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 from starlette.types import Receive
 
@@ -29,8 +30,14 @@ from xinference.protocol.generation import (
 
 logger = logging.getLogger(__name__)
 
-AnswerEvent = Accepted | Delta | Finished | Failed
-"""One Accepted, any number of deltas, then one Finished or Failed; or one Failed alone."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Some time has passed, and the request lives."""
+
+
+AnswerEvent = Accepted | Delta | Tick | Finished | Failed
+"""One Accepted, any number of deltas and ticks, one Finished or Failed; or one Failed alone."""
 
 MAX_WAITING_EVENTS = 256
 """Events kept for a client that reads slowly; then its stream is not read until it catches up."""
@@ -57,6 +64,14 @@ class Inbox:
         self._events.append(event)
         self._filled.set()
 
+    async def tick(self, seconds: float) -> None:
+        """Add a `Tick` now and then, unless there is something to take anyway."""
+        while True:
+            await asyncio.sleep(seconds)
+            if not self._events and not self._is_closed:
+                self._events.append(Tick())
+                self._filled.set()
+
     def close(self) -> None:
         """Say that no more events come."""
         self._is_closed = True
@@ -73,7 +88,12 @@ class Inbox:
 
 
 async def answer_events(
-    cluster: Cluster, model: ModelUid, request: GenerationRequest, receive: Receive
+    cluster: Cluster,
+    model: ModelUid,
+    request: GenerationRequest,
+    receive: Receive,
+    *,
+    tick_seconds: float | None = None,
 ) -> AsyncGenerator[list[AnswerEvent], None]:
     """Yield what the cluster answers, in batches; end without an ending if the client leaves.
 
@@ -81,9 +101,10 @@ async def answer_events(
 
     Args:
         receive: the client's side of the connection, its body already read.
+        tick_seconds: how often to yield a `Tick` after Accepted, while nothing comes. None: never.
     """
     inbox = Inbox()
-    feed = asyncio.create_task(_feed(inbox, cluster, model, request))
+    feed = asyncio.create_task(_feed(inbox, cluster, model, request, tick_seconds))
     watch = asyncio.create_task(_wait_disconnected(receive))
     watch.add_done_callback(lambda _: feed.cancel())
     try:
@@ -96,13 +117,20 @@ async def answer_events(
 
 
 async def _feed(
-    inbox: Inbox, cluster: Cluster, model: ModelUid, request: GenerationRequest
+    inbox: Inbox,
+    cluster: Cluster,
+    model: ModelUid,
+    request: GenerationRequest,
+    tick_seconds: float | None,
 ) -> None:
     """Put every event of one request into the inbox; cancelling it aborts the request."""
+    ticking: asyncio.Task[None] | None = None
     try:
         stream = await cluster.generate(model, request)
         try:
             await inbox.put(stream.accepted)
+            if tick_seconds is not None:
+                ticking = asyncio.create_task(inbox.tick(tick_seconds))
             async for event in stream:
                 if isinstance(event, Finished) and event.reason is FinishReason.ABORT:
                     raise RequestAborted(request_id=request.request_id)
@@ -116,6 +144,8 @@ async def _feed(
         problem = f"request {request.request_id} failed; the log says more"
         await inbox.put(Failed(error=InternalError(where="the gateway", problem=problem)))
     finally:
+        if ticking is not None:
+            ticking.cancel()
         inbox.close()
 
 

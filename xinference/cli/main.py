@@ -19,6 +19,7 @@ COMMANDS = {
     "quickstart": "quickstart",
     "register": "registrations",
     "registrations": "registrations",
+    "scale": "models",
     "stop-cluster": "serve",
     "terminate": "models",
     "unregister": "registrations",

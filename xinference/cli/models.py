@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`launch`, `list` and `terminate`: the life of a model."""
+"""`launch`, `list`, `scale` and `terminate`: the life of a model."""
 
 import json
 import signal
@@ -295,6 +295,37 @@ def list_command(endpoint: str | None, api_key: str | None, as_json: bool) -> No
     else:
         rows = [[model.get(key) for key in LIST_COLUMNS.values()] for model in models]
         show_table("", list(LIST_COLUMNS), rows)
+
+
+@click.command("scale", short_help="Change how many copies of a model run.")
+@endpoint_options
+@click.option("--model-uid", "-u", required=True)
+@click.option("--replica", "-r", type=click.IntRange(min=1), required=True, help="Copies of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the replicas, as JSON.")
+def scale_command(
+    endpoint: str | None, api_key: str | None, model_uid: str, replica: int, as_json: bool
+) -> None:
+    """Let a running model have so many copies; those that stay serve meanwhile.
+
+    Of too many, those with the highest numbers are removed; what runs on them ends first.
+    """
+    with connected(endpoint, api_key) as client:
+        there = _replica_ids(client, model_uid)
+        if len(there) < replica:
+            client.add_model_replica(model_uid, replica=replica - len(there))
+        for replica_id in there[replica:]:
+            client.terminate_model_replica(model_uid, replica_id)
+        left = _replica_ids(client, model_uid)
+    if as_json:
+        show_json({"model_uid": model_uid, "replicas": left})
+    else:
+        show(f"{model_uid} has {len(left)} replica{'' if len(left) == 1 else 's'}.")
+
+
+def _replica_ids(client: "Client", uid: str) -> list[int]:
+    """Return the numbers of a model's replicas; those that are being removed are not of them."""
+    replicas = client.get_model_replicas(uid)
+    return sorted(one["replica_id"] for one in replicas if one["status"] != "TERMINATING")
 
 
 @click.command("terminate", short_help="Stop a model.")

@@ -204,6 +204,8 @@ def _supervisor_config(
         listen=_listen(listen_host, port),
         advertised_host=advertised,
         restart_limit=settings.restart_limit,
+        launch_strategy=settings.launch_strategy,
+        shares_gpus=settings.allow_multi_replica_per_gpu,
         expected_workers=expected_workers,
     )
 

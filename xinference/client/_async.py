@@ -54,6 +54,8 @@ class AsyncClient:
     get_launch_model_progress = _sends(operations.get_launch_model_progress)
     cancel_launch_model = _sends(operations.cancel_launch_model)
     get_instance_info = _sends(operations.get_instance_info)
+    get_model_replicas = _sends(operations.get_model_replicas)
+    add_model_replica = _sends(operations.add_model_replica)
     terminate_model_replica = _sends(operations.terminate_model_replica)
     abort_request = _sends(operations.abort_request)
     register_model = _sends(operations.register_model)

@@ -237,6 +237,62 @@ def get_instance_info(
     )
 
 
+def get_model_replicas(model_uid: str) -> Operation[list[Json]]:
+    """Return the replicas of a model: where each is, how, and why if it is down.
+
+    Raises:
+        NotFound: no such model.
+    """
+    return Operation(
+        Request(
+            purpose=f"list the replicas of {model_uid}",
+            method="GET",
+            path=f"/v1/models/{_segment(model_uid)}/replicas",
+        ),
+        _as_it_is,
+    )
+
+
+def add_model_replica(
+    model_uid: str,
+    replica_config: Json | list[Json] | None = None,
+    replica: int = 1,
+    model_engine: str | None = None,
+    n_gpu: int | str | None = "auto",
+) -> Operation[Json]:
+    """Add replicas to a running model; return when they are ready. The others serve meanwhile.
+
+    Args:
+        replica_config: Where each goes: {"devices": [{"worker_ip": …, "gpu_idx": …}]}.
+        replica: How many; with `replica_config`, as many as that has.
+        model_engine: Refused unless None: it is that of the model.
+        n_gpu: "auto" takes a GPU if there is one; None keeps them on the CPU.
+
+    Returns:
+        "replica_id", "replica_model_uid" and "worker_address"; of more than one, a list of those
+        under "replicas".
+
+    Raises:
+        NotFound: no such model. BadRequest: there is no such place.
+        Unavailable: one does not load, or there is no room; it is dropped again.
+    """
+    body: Json = {"model_engine": model_engine}
+    if replica_config is None:
+        body |= {"n_gpu": n_gpu, "replica": replica}
+    else:
+        body |= {"replica_config": replica_config}
+    return Operation(
+        Request(
+            purpose=f"add a replica to {model_uid}",
+            method="POST",
+            path=f"/v1/models/{_segment(model_uid)}/replicas",
+            body=body,
+            timeout_seconds=None,
+        ),
+        _as_it_is,
+    )
+
+
 def terminate_model_replica(model_uid: str, replica_id: int) -> Operation[int]:
     """Remove one replica; return how many remain. At 0 the model is gone.
 

@@ -66,6 +66,10 @@ class SupervisorConfig(RoleConfig):
     restart_limit: int = 5
     expected_workers: int | None = None
     """After a start, so many workers' reports end the wait for what runs; None: time does."""
+    launch_strategy: str = "idle_first"
+    """A `placement.LaunchStrategy`."""
+    shares_gpus: bool = True
+    """Whether a GPU may hold more than one replica."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,7 +78,8 @@ class ControlBus(Protocol):
     async def serve(self, name: str, target: object | None) -> None:
         """Let peers call the `@remote` methods of `target`; they run interleaved, unlocked.
 
-        Serving a name again replaces its target; serving None ends it.
+        Serving a name again replaces its target; serving None ends it. Once the bus closes,
+        nothing is served, and this does nothing.
         """
         ...
 

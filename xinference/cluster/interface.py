@@ -7,7 +7,7 @@ pass one contract suite. Every method raises errors of `xinference.errors` only,
 inside has a deadline.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from xinference.identifiers import ModelUid, RequestId
@@ -17,6 +17,8 @@ from xinference.protocol.deployment import (
     LaunchSpec,
     ModelEvent,
     ModelStatus,
+    ReplicaPlacement,
+    ReplicaStatus,
 )
 from xinference.protocol.generation import Accepted, Delta, Finished, GenerationRequest
 from xinference.protocol.nodes import ClusterInfo
@@ -100,6 +102,20 @@ class Cluster(Protocol):
 
         Raises:
             ModelNotFound
+        """
+        ...
+
+    async def add_replicas(
+        self, model: ModelUid, placements: Sequence[ReplicaPlacement]
+    ) -> list[ReplicaStatus]:
+        """Add a replica for each placement; return them when they are READY.
+
+        The others serve meanwhile. If the caller is cancelled while waiting, they still come.
+
+        Raises:
+            ModelNotFound, ModelNotReady, InvalidRequest, InsufficientResources: nothing was
+            started.
+            LoadFailed, LaunchCancelled: one did not come up, and is wanted no longer.
         """
         ...
 

@@ -4,7 +4,7 @@
 Every command names the epochs it was meant for, so that a late or replayed one changes nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NewType
 
@@ -14,6 +14,7 @@ from xinference.protocol.deployment import (
     ModelDescription,
     ModelSource,
     ModelState,
+    ReplicaPlacement,
     ReplicaSpec,
 )
 from xinference.protocol.nodes import NodeResources
@@ -24,6 +25,16 @@ old cannot pass for one of the new."""
 
 WorkerEpoch = NewType("WorkerEpoch", str)
 """One start of a worker's process; its replicas live no longer than it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredReplica:
+    """A copy of a model that should run."""
+
+    index: int
+    placement: ReplicaPlacement = field(default_factory=ReplicaPlacement)
+    has_been_ready: bool = False
+    """One that never was ready is given up at its first failure; one that was is retried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +49,10 @@ class DesiredModel:
     abilities: tuple[str, ...]
     created_ts: int
     """Unix seconds."""
+    replicas: tuple[DesiredReplica, ...]
     has_been_ready: bool = False
-    """A launch that never was ready is given up at its first failure; one that was is retried."""
+    """All replicas of the launch were ready at once: it has succeeded. What fails before ends
+    the launch, what fails later is one replica's affair."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +61,8 @@ class LaunchTicket:
 
     model_uid: ModelUid
     launch_id: LaunchId
+    replicas: tuple[int, ...] = ()
+    """Of a ticket for single replicas: their indices."""
 
 
 class InstanceState(StrEnum):
@@ -79,6 +94,8 @@ class InstanceReport:
     """What the loaded model can take, in tokens; None until it is READY."""
     error: dict[str, Any] | None = None
     """Wire form of why it EXITED; None if it was told to."""
+    gpu_idx: tuple[int, ...] | None = None
+    """As its `ReplicaSpec` says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,6 +107,7 @@ class ModelActor:
             instance=start.spec.instance,
             launch_id=start.launch_id,
             state=InstanceState.STARTING,
+            gpu_idx=start.spec.gpu_idx,
         )
         self._process: ChildProcess | None = None
         self._connection: ReplicaConnection | None = None

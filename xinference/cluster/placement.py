@@ -1,44 +1,238 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which node a replica goes to. Pure: nodes in, a node or None out."""
+"""Which node, and which of its GPUs, a replica goes to. Pure: loads in, a place or None out.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+A GPU, or a node without one, is as busy as the replicas on it and the share of its memory that
+is taken or promised: `IDLE_FIRST` goes to the least busy that has room. A model that is still
+loading does not show in a node's readings, so what it will need is promised to it.
+"""
 
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from xinference.errors import InvalidRequest
 from xinference.identifiers import Address, NodeId
-from xinference.protocol.nodes import NodeResources
+from xinference.protocol.deployment import LaunchSpec, ModelDescription, ReplicaPlacement
+from xinference.protocol.nodes import Device, NodeResources
+
+SPREAD_WEIGHT = 0.5
+"""A replica of the same model on a node counts for so much more than one of another."""
+WORKING_MEMORY_FACTOR = 1.2
+"""Weights, and what computing with them takes."""
+BITS_OF_WEIGHT = {"float32": 32, "bfloat16": 16, "float16": 16, "auto": 16}
+
+_SIZE = re.compile(r"(\d+)(?:_(\d+))?")
+_BITS = re.compile(r"(?:int|q|fp|w)_?([1-8])|([1-8])[-_ ]?bit", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A living node, with what is already meant to run on it."""
+class LaunchStrategy(StrEnum):
+    """What comes first when there is a choice."""
+
+    IDLE_FIRST = "idle_first"
+    """The least busy, by replicas and memory."""
+    LEAST_MODELS = "least_models"
+    """The fewest replicas, whatever their size."""
+
+
+@dataclass(slots=True, kw_only=True)
+class GpuLoad:
+    """A GPU, with what is meant to run on it."""
+
+    device: Device
+    num_replicas: int = 0
+    promised_bytes: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class NodeLoad:
+    """A living node, with what is meant to run on it."""
 
     node: NodeId
     resources: NodeResources
-    num_replicas: int
+    num_replicas: int = 0
+    promised_bytes: int = 0
+    gpus: dict[int, GpuLoad] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, node: NodeId, resources: NodeResources) -> "NodeLoad":
+        """Return the node with nothing on it."""
+        gpus = {device.index: GpuLoad(device=device) for device in resources.devices}
+        return cls(node=node, resources=resources, gpus=gpus)
+
+    def add(self, gpu_idx: tuple[int, ...] | None, promised_bytes: int) -> None:
+        """Count one more replica, on these GPUs or on none."""
+        self.num_replicas += 1
+        gpus = [self.gpus[index] for index in gpu_idx or () if index in self.gpus]
+        for gpu in gpus:
+            gpu.num_replicas += 1
+            gpu.promised_bytes += promised_bytes // len(gpus)
+        if not gpus:
+            self.promised_bytes += promised_bytes
 
 
-def place(candidates: Iterable[Candidate], *, worker_ip: str | None) -> NodeId | None:
-    """Return the node with the fewest replicas; of those, the one with the most free memory.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a replica asks of a place."""
+
+    placement: ReplicaPlacement = field(default_factory=ReplicaPlacement)
+    memory_bytes: int = 0
+    """An estimate of what it takes; 0: nobody knows."""
+    own_nodes: tuple[NodeId, ...] = ()
+    """Where its model's other replicas are."""
+    own_gpus: frozenset[tuple[NodeId, int]] = frozenset()
+    """Which GPUs they are on."""
+    max_gpus: int | None = None
+    """No more than so many different GPUs for the whole model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a replica goes."""
+
+    node: NodeId
+    gpu_idx: tuple[int, ...] | None
+    """Empty: the CPU. None: the node knows of no GPU, and the process is to see for itself."""
+    has_room: bool
+    """Whether what it needs is free there, as far as one can tell."""
+
+
+def place(
+    nodes: Mapping[NodeId, NodeLoad],
+    need: Need,
+    *,
+    strategy: LaunchStrategy = LaunchStrategy.IDLE_FIRST,
+    shares_gpus: bool = True,
+) -> Place | None:
+    """Return the best place for a replica; None if no node is as it asks.
 
     Args:
-        worker_ip: if given, only nodes on this host.
-
-    Returns:
-        None if there is no such node.
+        nodes: the living nodes, by name.
+        shares_gpus: whether a GPU may hold more than one replica.
     """
-    allowed = [
-        candidate
-        for candidate in candidates
-        if worker_ip is None or Address.parse(candidate.node).host == worker_ip
-    ]
-    if not allowed:
-        return None
-    best = min(
-        allowed,
-        key=lambda candidate: (
-            candidate.num_replicas,
-            -candidate.resources.memory_available_bytes,
-            candidate.node,
-        ),
-    )
-    return best.node
+    best: tuple[tuple[object, ...], Place] | None = None
+    for load in nodes.values():
+        if not is_at(load.node, need.placement.worker_ip):
+            continue
+        for gpu_idx in _choices(load, need, shares_gpus=shares_gpus):
+            key, has_room = _rank(load, gpu_idx, need, strategy)
+            if best is None or key < best[0]:
+                best = key, Place(node=load.node, gpu_idx=gpu_idx, has_room=has_room)
+    return None if best is None else best[1]
+
+
+def is_at(node: NodeId, worker_ip: str | None) -> bool:
+    """Return whether a node is the one that a launch names, by its host or as "host:port"."""
+    return worker_ip is None or worker_ip in {node, Address.parse(node).host}
+
+
+def wishes_of(spec: LaunchSpec) -> tuple[ReplicaPlacement, ...]:
+    """Return where each replica of a launch may go.
+
+    Raises:
+        InvalidRequest: it asks for more than one GPU for a replica.
+    """
+    if spec.replica_config:
+        wishes = spec.replica_config
+    elif spec.gpu_idx is not None:
+        share = len(spec.gpu_idx) // spec.replica
+        wishes = tuple(
+            ReplicaPlacement(worker_ip=spec.worker_ip, gpu_idx=spec.gpu_idx[first : first + share])
+            for first in range(0, len(spec.gpu_idx), share)
+        )
+    else:
+        wishes = (_wish_of(spec),) * spec.replica
+    if spec.n_gpu is not None and spec.n_gpu > spec.replica:
+        raise InvalidRequest(
+            field="n_gpu",
+            problem=f"is {spec.n_gpu} for {spec.replica} replicas; a replica runs on one GPU",
+        )
+    for wish in wishes:
+        check_one_gpu(wish)
+    return wishes
+
+
+def _wish_of(spec: LaunchSpec) -> ReplicaPlacement:
+    """Return where any replica of a launch may go that says nothing of single ones."""
+    device, _, index = spec.engine_options.device.partition(":")
+    if device == "cpu":
+        return ReplicaPlacement(worker_ip=spec.worker_ip, n_gpu=0)
+    if index:
+        return ReplicaPlacement(worker_ip=spec.worker_ip, gpu_idx=(int(index),))
+    each = None if spec.n_gpu is None else min(spec.n_gpu, 1)
+    return ReplicaPlacement(worker_ip=spec.worker_ip, n_gpu=each)
+
+
+def check_one_gpu(wish: ReplicaPlacement) -> None:
+    """Refuse several GPUs for one replica.
+
+    Raises:
+        InvalidRequest
+    """
+    if len(wish.gpu_idx or ()) > 1:
+        raise InvalidRequest(
+            field="gpu_idx",
+            problem=f"gives a replica the GPUs {list(wish.gpu_idx or ())}; it runs on one",
+        )
+    if (wish.n_gpu or 0) > 1:
+        raise InvalidRequest(
+            field="n_gpu", problem=f"gives a replica {wish.n_gpu} GPUs; it runs on one"
+        )
+
+
+def memory_of(description: ModelDescription, *, dtype: str) -> int:
+    """Return about how many bytes a model takes, from its size; 0 if that says nothing."""
+    size = _SIZE.fullmatch(description.model_size_in_billions)
+    if size is None:
+        return 0
+    billions = float(f"{size[1]}.{size[2] or 0}")
+    quantized = _BITS.search(description.quantization)
+    bits = int(quantized[1] or quantized[2]) if quantized else BITS_OF_WEIGHT.get(dtype, 16)
+    return int(billions * 1e9 * bits / 8 * WORKING_MEMORY_FACTOR)
+
+
+def _choices(load: NodeLoad, need: Need, *, shares_gpus: bool) -> Iterator[tuple[int, ...] | None]:
+    """Yield what a replica could be given of a node."""
+    wish = need.placement
+    if wish.gpu_idx is not None:
+        if all(
+            index in load.gpus and (shares_gpus or not load.gpus[index].num_replicas)
+            for index in wish.gpu_idx
+        ):
+            yield wish.gpu_idx
+        return
+    if wish.n_gpu == 0:
+        yield ()
+        return
+    is_full = need.max_gpus is not None and len(need.own_gpus) >= need.max_gpus
+    for index, gpu in load.gpus.items():
+        if gpu.num_replicas and not shares_gpus:
+            continue
+        if not is_full or (load.node, index) in need.own_gpus:
+            yield (index,)
+    if not load.gpus and wish.n_gpu is None:
+        yield None
+
+
+def _rank(
+    load: NodeLoad, gpu_idx: tuple[int, ...] | None, need: Need, strategy: LaunchStrategy
+) -> tuple[tuple[object, ...], bool]:
+    """Return what orders the choices, the best first, and whether there is room."""
+    if gpu_idx:
+        gpus = [load.gpus[index] for index in gpu_idx]
+        num_replicas = max(gpu.num_replicas for gpu in gpus)
+        total = sum(gpu.device.total_bytes for gpu in gpus)
+        taken = sum(gpu.device.used_bytes + gpu.promised_bytes for gpu in gpus)
+    else:
+        num_replicas = load.num_replicas
+        total = load.resources.memory_total_bytes
+        taken = total - load.resources.memory_available_bytes + load.promised_bytes
+    has_room = total - taken >= need.memory_bytes
+    share = min(max(taken / total, 0.0), 1.0) if total else 0.0
+    num_own = need.own_nodes.count(load.node)
+    is_elsewhere = not gpu_idx
+    last = (taken - total, load.node, gpu_idx or ())
+    if strategy is LaunchStrategy.LEAST_MODELS:
+        return (is_elsewhere, num_replicas, num_own, *last), has_room
+    busy = num_replicas + share + SPREAD_WEIGHT * num_own
+    return (not has_room, is_elsewhere, busy, *last), has_room

@@ -33,6 +33,7 @@ from .control_bus import Endpoint, Presence
 from .devices import DeviceReader
 from .messages import LaunchId
 from .model_actor import ModelActor, ReplicaHost
+from .placement import LaunchStrategy
 from .state import ClusterState
 from .store import DesiredStore
 from .supervision import PLATFORM, kill_tree
@@ -122,6 +123,8 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
         jitter=lambda: random.uniform(0.9, 1.1),
         restart_limit=config.restart_limit,
         expected_workers=config.expected_workers,
+        strategy=LaunchStrategy(config.launch_strategy),
+        shares_gpus=config.shares_gpus,
     )
     supervisor = SupervisorActor(
         bus=bus,

@@ -9,6 +9,7 @@ supervisor is away the last snapshot serves on. A request costs the control plan
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,8 @@ from xinference.protocol.deployment import (
     LaunchSpec,
     ModelEvent,
     ModelStatus,
+    ReplicaPlacement,
+    ReplicaStatus,
 )
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo
@@ -123,7 +126,8 @@ class RemoteCluster:
     async def launch(self, spec: LaunchSpec, *, wait_ready: bool) -> ModelUid:
         """See `Cluster`."""
         ticket = await self._ask("launch", spec, returns=LaunchTicket)
-        if wait_ready and not await self._wait("wait_launch", ticket, LAUNCH_TIMEOUT_SECONDS):
+        launch = (ticket.model_uid, ticket.launch_id)
+        if wait_ready and not await self._wait("wait_launch", launch, LAUNCH_TIMEOUT_SECONDS):
             raise ModelNotReady(model=ticket.model_uid, state="loading", retry_after_seconds=60)
         return ModelUid(ticket.model_uid)
 
@@ -135,11 +139,26 @@ class RemoteCluster:
         """See `Cluster`."""
         await self._wait_ended(await self._ask("cancel_launch", model, returns=LaunchTicket))
 
+    async def add_replicas(
+        self, model: ModelUid, placements: Sequence[ReplicaPlacement]
+    ) -> list[ReplicaStatus]:
+        """See `Cluster`."""
+        ticket = await self._ask("add_replicas", model, list(placements), returns=LaunchTicket)
+        if not await self._wait("wait_replicas", (ticket,), LAUNCH_TIMEOUT_SECONDS):
+            raise ModelNotReady(model=model, state="loading", retry_after_seconds=60)
+        status = await self.model(model)
+        return [one for one in status.replicas if one.replica.index in ticket.replicas]
+
     async def terminate_replica(self, model: ModelUid, index: int) -> int:
         """See `Cluster`."""
-        ticket = await self._ask("terminate_replica", model, index, returns=LaunchTicket)
-        await self._wait_ended(ticket)
-        return 0
+        ticket, num_left = await self._ask(
+            "terminate_replica", model, index, returns=tuple[LaunchTicket, int]
+        )
+        if not ticket.replicas:
+            await self._wait_ended(ticket)
+        elif not await self._wait("wait_gone", (ticket,), TERMINATE_TIMEOUT_SECONDS):
+            raise _does_not_end(ticket)
+        return int(num_left)
 
     async def models(self) -> list[ModelStatus]:
         """See `Cluster`."""
@@ -352,19 +371,15 @@ class RemoteCluster:
                 break
         return value
 
-    async def _wait(self, method: str, ticket: LaunchTicket, timeout_seconds: float) -> bool:
+    async def _wait(
+        self, method: str, arguments: tuple[object, ...], timeout_seconds: float
+    ) -> bool:
         """Poll the supervisor until it says yes; over its restarts, too."""
         deadline = time.monotonic() + timeout_seconds
         away_since: float | None = None
         while time.monotonic() < deadline:
             try:
-                if await self._ask(
-                    method,
-                    ticket.model_uid,
-                    ticket.launch_id,
-                    CALL_TIMEOUT_SECONDS / 2,
-                    returns=bool,
-                ):
+                if await self._ask(method, *arguments, CALL_TIMEOUT_SECONDS / 2, returns=bool):
                     return True
                 away_since = None
             except PeerUnreachable:
@@ -375,6 +390,11 @@ class RemoteCluster:
         return False
 
     async def _wait_ended(self, ticket: LaunchTicket) -> None:
-        if not await self._wait("wait_ended", ticket, TERMINATE_TIMEOUT_SECONDS):
-            problem = "its processes did not end in time"
-            raise PeerUnreachable(peer=f"worker of {ticket.model_uid}", problem=problem)
+        launch = (ticket.model_uid, ticket.launch_id)
+        if not await self._wait("wait_ended", launch, TERMINATE_TIMEOUT_SECONDS):
+            raise _does_not_end(ticket)
+
+
+def _does_not_end(ticket: LaunchTicket) -> PeerUnreachable:
+    problem = "its processes did not end in time"
+    return PeerUnreachable(peer=f"worker of {ticket.model_uid}", problem=problem)

@@ -205,11 +205,16 @@ class Replica:
 
                 return load_model(spec, on_progress=tell)
 
+        # Why a thread that ends: its OpenMP team ends with it. Two teams are more threads than
+        # cores; then the runtime no longer spins at barriers, and a step takes half as long again.
+        loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
         try:
-            model = await self._loop.run_in_executor(self._worker, load_in_thread)
+            model = await self._loop.run_in_executor(loader, load_in_thread)
         except BaseException:
             self._state = ReplicaState.FAILED
             raise
+        finally:
+            loader.shutdown(wait=False)
         model.start(self._on_step_in_engine_thread)
         self._model = model
         self._watching = asyncio.create_task(self._watch(model), name="watch the engine")

@@ -6,7 +6,7 @@ to carry out, snapshots to show, the routing table. Pure: no I/O, no await, no c
 randomness that is not an argument, so that a thousand random histories can be run through it.
 
 It is level-triggered: `reconcile` compares the whole wish with the whole observation, every time.
-Launch, boot, crash, cancel and terminate are the same few lines; an effect that gets lost is
+Launch, boot, crash, scale, cancel and terminate are the same few lines; an effect that gets lost is
 found missing and made again. A replica's life:
 
     pending ──place──▶ starting ─▶ loading ─▶ ready
@@ -15,14 +15,19 @@ found missing and made again. A replica's life:
                               │
                               └─ too often, or a first launch ─▶ failed ─ launch or terminate ─▶
 
+A replica that fails takes nothing else with it: a launch that was never ready ends as a whole, one
+that is added to a running model and does not load is dropped, one that dies too often stays
+failed, and only with the last one the model is given up.
+
 What fences what: `LaunchId` an old launch from a new one of the same uid, `InstanceId` one start
 of a process from the next, `WorkerEpoch` one life of a worker from the next, the supervisor's
 epoch an old supervisor from this one.
 """
 
+import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
@@ -34,17 +39,20 @@ from xinference.errors import (
     LoadFailed,
     ModelAlreadyExists,
     ModelNotFound,
+    ModelNotReady,
     XinferenceError,
     from_wire,
 )
 from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 from xinference.protocol.deployment import (
+    MAX_REPLICAS,
     LaunchProgress,
     LaunchSpec,
     ModelDescription,
     ModelEvent,
     ModelState,
     ModelStatus,
+    ReplicaPlacement,
     ReplicaSpec,
     ReplicaState,
     ReplicaStatus,
@@ -54,10 +62,12 @@ from xinference.protocol.nodes import NodeResources, NodeStatus
 from .messages import (
     Command,
     DesiredModel,
+    DesiredReplica,
     Heartbeat,
     InstanceReport,
     InstanceState,
     LaunchId,
+    LaunchTicket,
     ModelRoutes,
     Route,
     RoutesVersion,
@@ -67,7 +77,17 @@ from .messages import (
     WorkerEpoch,
     WorkerReport,
 )
-from .placement import Candidate, place
+from .placement import (
+    LaunchStrategy,
+    Need,
+    NodeLoad,
+    Place,
+    check_one_gpu,
+    is_at,
+    memory_of,
+    place,
+    wishes_of,
+)
 
 LEASE_SECONDS = 5.0
 """A worker that was silent for this long is lost."""
@@ -125,12 +145,16 @@ class _Assignment:
     node: NodeId
     worker_epoch: WorkerEpoch
     instance: InstanceId
+    gpu_idx: tuple[int, ...] | None
 
 
 @dataclass(slots=True)
 class _Replica:
     uid: ReplicaUid
     created_ts: int
+    desired: DesiredReplica
+    is_wanted: bool = True
+    """False: it is being removed; it goes when nothing of it is left."""
     state: ReplicaState = ReplicaState.PENDING
     assigned: _Assignment | None = None
     report: InstanceReport | None = None
@@ -158,6 +182,15 @@ class _Model:
     """Why it was given up, or how its launch ended."""
     retry_after_seconds: int = RETRY_AFTER_SECONDS
     story: deque[ModelEvent] = field(default_factory=lambda: deque(maxlen=STORY_LEN))
+
+    @property
+    def wanted(self) -> list[_Replica]:
+        """The replicas that should run."""
+        return [replica for replica in self.replicas if replica.is_wanted]
+
+    def runs(self, replica: _Replica) -> bool:
+        """Return whether this replica should run."""
+        return self.wish is _Wish.RUN and replica.is_wanted
 
     def tell(self, kind: str, content: str, now: Moment) -> None:
         self.story.append(ModelEvent(event_type=kind, event_ts=now.unix, event_content=content))
@@ -188,6 +221,8 @@ class ClusterState:
         jitter: Callable[[], float],
         restart_limit: int,
         expected_workers: int | None = None,
+        strategy: LaunchStrategy = LaunchStrategy.IDLE_FIRST,
+        shares_gpus: bool = True,
     ) -> None:
         """Start from the stored wish, with nothing observed yet.
 
@@ -196,17 +231,22 @@ class ClusterState:
             jitter: returns a factor around 1 for each delay.
             restart_limit: restarts of one replica within five minutes; the next death ends it.
             expected_workers: so many reports end the wait for what runs; None: time alone does.
+            strategy: where replicas go when there is a choice.
+            shares_gpus: whether a GPU may hold more than one replica.
         """
         self._epoch = epoch
         self._new_instance = new_instance
         self._jitter = jitter
         self._restart_limit = restart_limit
         self._expected_workers = expected_workers
+        self._strategy = strategy
+        self._shares_gpus = shares_gpus
         self._models: dict[ModelUid, _Model] = {}
         self._nodes: dict[NodeId, _Node] = {}
         # Invariant: a worker's process that was replaced is gone; what it sent, late, is void.
         self._replaced: set[WorkerEpoch] = set()
         self._ended: OrderedDict[LaunchId, XinferenceError] = OrderedDict()
+        self._dropped: OrderedDict[tuple[LaunchId, int], XinferenceError] = OrderedDict()
         self._ended_progress: OrderedDict[ModelUid, LaunchProgress] = OrderedDict()
         self._routes = RoutingTable(version=RoutesVersion(supervisor_epoch=epoch), models={})
         for model in desired:
@@ -216,24 +256,31 @@ class ClusterState:
 
     # What happens.
 
-    def check_launch(self, spec: LaunchSpec) -> None:
-        """Refuse a launch that cannot be taken now.
+    def check_launch(self, spec: LaunchSpec) -> tuple[DesiredReplica, ...]:
+        """Refuse a launch that cannot be taken now; return the replicas it would have.
 
         Raises:
             ModelAlreadyExists: a model that runs, starts or stops has the uid.
-            InvalidRequest: no worker is at `worker_ip`.
+            InvalidRequest: there is no worker at `worker_ip`, or no such GPU.
             InsufficientResources: there is no worker.
         """
         uid = spec.model_uid
         if uid in self.taken_uids():
             raise ModelAlreadyExists(name=str(uid))
-        if not self._nodes:
-            raise InsufficientResources(problem="No worker has joined this cluster.")
-        if place(self._candidates(), worker_ip=spec.worker_ip) is None:
-            known = ", ".join(sorted(self._nodes))
-            raise InvalidRequest(
-                field="worker_ip", problem=f"no worker is at {spec.worker_ip}; workers: {known}"
-            )
+        wishes = wishes_of(spec)
+        self._check_places(wishes, spec, memory_bytes=0)
+        return tuple(
+            DesiredReplica(index=index, placement=wish) for index, wish in enumerate(wishes)
+        )
+
+    def check_room(self, spec: LaunchSpec, description: ModelDescription) -> None:
+        """Refuse a launch for which there is not memory enough, as far as one can tell.
+
+        Raises:
+            InsufficientResources
+        """
+        memory_bytes = memory_of(description, dtype=spec.engine_options.dtype)
+        self._check_places(wishes_of(spec), spec, memory_bytes=memory_bytes)
 
     def launch(self, desired: DesiredModel, *, now: Moment) -> None:
         """Take on a model that `check_launch` let pass and that is in the store."""
@@ -241,6 +288,65 @@ class ClusterState:
         model.tell("INFO", f"Launch of {desired.description.model_name} requested.", now)
         self._models[desired.model_uid] = model
         self._ended_progress.pop(desired.model_uid, None)
+
+    def with_more_replicas(
+        self, model_uid: ModelUid, placements: Sequence[ReplicaPlacement]
+    ) -> DesiredModel:
+        """Return a running model with replicas added, for `change`. Changes nothing.
+
+        Raises:
+            ModelNotFound
+            ModelNotReady: it is not launched yet, or is ending.
+            InvalidRequest, InsufficientResources: as `check_launch`.
+        """
+        model = self._find_running(model_uid)
+        for wish in placements:
+            check_one_gpu(wish)
+        num_replicas = len(model.wanted) + len(placements)
+        if num_replicas > MAX_REPLICAS:
+            raise InvalidRequest(
+                field="replica", problem=f"would make {num_replicas}; at most {MAX_REPLICAS}"
+            )
+        spec = replace(model.desired.spec, n_gpu=None, replica_config=())
+        memory_bytes = _memory_of(model)
+        self._check_places(placements, spec, memory_bytes=memory_bytes, model=model)
+        # Why not those that are on their way out: one index, one replica.
+        taken = {replica.uid.index for replica in model.replicas}
+        free = (index for index in itertools.count() if index not in taken)
+        added = tuple(DesiredReplica(index=next(free), placement=wish) for wish in placements)
+        return replace(model.desired, replicas=(*model.desired.replicas, *added))
+
+    def without_replica(self, model_uid: ModelUid, index: int) -> DesiredModel:
+        """Return a model with one replica less, for `change`. Changes nothing.
+
+        Raises:
+            ModelNotFound
+            InvalidRequest: there is no such replica.
+        """
+        model = self._find(model_uid)
+        indices = [replica.uid.index for replica in model.wanted]
+        if index not in indices:
+            raise InvalidRequest(
+                field="replica_id", problem=f"{model_uid} has no replica {index}, only {indices}"
+            )
+        kept = tuple(one for one in model.desired.replicas if one.index != index)
+        return replace(model.desired, replicas=kept)
+
+    def change(self, desired: DesiredModel, *, now: Moment) -> None:
+        """Want other replicas of a model. The store knows already."""
+        model = self._models[desired.model_uid]
+        kept = {one.index for one in desired.replicas}
+        known = {replica.uid.index for replica in model.wanted}
+        for replica in model.wanted:
+            if replica.uid.index not in kept:
+                replica.is_wanted = False
+                model.tell("INFO", f"{replica.uid} is being removed.", now)
+        for one in desired.replicas:
+            if one.index not in known:
+                added = _new_replica(desired, one, now.unix)
+                model.replicas.append(added)
+                model.tell("INFO", f"{added.uid} was added.", now)
+        model.desired = desired
 
     def terminate(self, model_uid: ModelUid, *, now: Moment) -> LaunchId:
         """Stop wanting a model. The store has forgotten it already.
@@ -313,9 +419,10 @@ class ClusterState:
         for model in list(self._models.values()):
             for replica in model.replicas:
                 effects += self._observe(model, replica, now)
+        loads = _Loads(self._loads)
         for model in list(self._models.values()):
-            for replica in model.replicas:
-                effects += self._assign(model, replica, now)
+            for replica in list(model.replicas):
+                effects += self._assign(model, replica, loads, now)
             self._end(model)
         self._update_routes()
         effects += self._commands()
@@ -336,9 +443,8 @@ class ClusterState:
             (
                 replica.not_before
                 for model in self._models.values()
-                if model.wish is _Wish.RUN
                 for replica in model.replicas
-                if replica.state is ReplicaState.BACKING_OFF
+                if replica.state is ReplicaState.BACKING_OFF and model.runs(replica)
             ),
             default=None,
         )
@@ -357,7 +463,7 @@ class ClusterState:
         if node is None or node.worker_epoch != assigned.worker_epoch:
             replica.assigned = replica.report = None
             replica.state = ReplicaState.PENDING
-            if model.wish is _Wish.RUN:
+            if model.runs(replica):
                 replica.problem = f"node {assigned.node} was lost"
                 model.tell("WARNING", f"{replica.uid}: node {assigned.node} was lost.", now)
             return []
@@ -368,7 +474,7 @@ class ClusterState:
         if report.state is InstanceState.EXITED:
             replica.assigned = replica.report = None
             replica.state = ReplicaState.PENDING
-            return self._died(model, replica, report, now) if model.wish is _Wish.RUN else []
+            return self._died(model, replica, report, now) if model.runs(replica) else []
         before, replica.state = replica.state, _STATES[report.state]
         if replica.state is before:
             return []
@@ -377,10 +483,19 @@ class ClusterState:
             return []
         replica.problem = ""
         model.retry_after_seconds = RETRY_AFTER_SECONDS
-        if model.desired.has_been_ready or model.wish is not _Wish.RUN:
-            return []
-        model.desired = replace(model.desired, has_been_ready=True)
-        return [SaveModel(model.desired)]
+        return self._note_ready(model, replica) if model.runs(replica) else []
+
+    def _note_ready(self, model: _Model, replica: _Replica) -> list[Effect]:
+        """Remember for good what has succeeded."""
+        before = model.desired
+        if not replica.desired.has_been_ready:
+            replica.desired = replace(replica.desired, has_been_ready=True)
+            index = replica.uid.index
+            replicas = [replica.desired if one.index == index else one for one in before.replicas]
+            model.desired = replace(model.desired, replicas=tuple(replicas))
+        if all(one.state is ReplicaState.READY for one in model.wanted):
+            model.desired = replace(model.desired, has_been_ready=True)
+        return [] if model.desired == before else [SaveModel(model.desired)]
 
     def _died(
         self, model: _Model, replica: _Replica, report: InstanceReport, now: Moment
@@ -393,16 +508,14 @@ class ClusterState:
             else from_wire(report.error)
         )
         replica.problem = str(error)
-        if not model.desired.has_been_ready:
-            self._give_up(model, replica, error, now)
-            return [ForgetModel(uid)]
+        if not replica.desired.has_been_ready:
+            return self._failed_to_load(model, replica, error, now)
         recent = now.monotonic - RESTART_WINDOW_SECONDS
         replica.deaths = [death for death in replica.deaths if death > recent] + [now.monotonic]
         if len(replica.deaths) > self._restart_limit:
             times = len(replica.deaths)
             problem = f"it ended {times} times within {RESTART_WINDOW_SECONDS:.0f} s; last: {error}"
-            self._give_up(model, replica, LoadFailed(model=uid, problem=problem), now)
-            return []
+            return self._give_up(model, replica, LoadFailed(model=uid, problem=problem), now)
         step = min(len(replica.deaths), len(BACK_OFF_SECONDS)) - 1
         delay = BACK_OFF_SECONDS[step] * self._jitter()
         replica.state = ReplicaState.BACKING_OFF
@@ -412,18 +525,41 @@ class ClusterState:
         model.tell("WARNING", f"{error} Starting it again in {delay:.1f} s.", now)
         return []
 
+    def _failed_to_load(
+        self, model: _Model, replica: _Replica, error: XinferenceError, now: Moment
+    ) -> list[Effect]:
+        """One that never was ready: its launch ends, or it alone is dropped again."""
+        uid = model.desired.model_uid
+        if not model.desired.has_been_ready:
+            model.wish = _Wish.NOTHING
+            model.error = error
+            replica.state = ReplicaState.FAILED
+            model.tell("ERROR", str(error), now)
+            return [ForgetModel(uid)]
+        kept = tuple(one for one in model.desired.replicas if one.index != replica.uid.index)
+        model.desired = replace(model.desired, replicas=kept)
+        replica.is_wanted = False
+        _remember(self._dropped, (model.desired.launch_id, replica.uid.index), error)
+        model.tell("ERROR", f"{replica.uid} was added and does not load: {error}", now)
+        return [SaveModel(model.desired)]
+
     def _give_up(
         self, model: _Model, replica: _Replica, error: XinferenceError, now: Moment
-    ) -> None:
-        model.wish = _Wish.NOTHING
-        model.error = error
+    ) -> list[Effect]:
+        """Do not start a replica again; the model goes on while it has another."""
         replica.state = ReplicaState.FAILED
         replica.problem = str(error)
         model.tell("ERROR", str(error), now)
+        if all(one.state is ReplicaState.FAILED for one in model.wanted):
+            model.wish = _Wish.NOTHING
+            model.error = error
+        return []
 
-    def _assign(self, model: _Model, replica: _Replica, now: Moment) -> list[Effect]:
+    def _assign(
+        self, model: _Model, replica: _Replica, loads: "_Loads", now: Moment
+    ) -> list[Effect]:
         """Find the replica an instance: one that runs already, or a new one on some node."""
-        if model.wish is not _Wish.RUN or replica.assigned is not None:
+        if not model.runs(replica) or replica.assigned is not None:
             return []
         living = [
             (name, node, report)
@@ -436,38 +572,58 @@ class ClusterState:
                 report.launch_id == model.desired.launch_id
                 and report.state is not InstanceState.STOPPING
             ):
-                replica.assigned = _Assignment(name, node.worker_epoch, report.instance)
+                replica.assigned = _Assignment(
+                    name, node.worker_epoch, report.instance, report.gpu_idx
+                )
                 model.tell("INFO", f"{replica.uid} was found running on {name}.", now)
                 return self._observe(model, replica, now)
         # Invariant: never two live instances of a replica; the old one goes before the new one.
-        if living or self.is_recovering(now=now) or now.monotonic < replica.not_before:
+        is_due = now.monotonic >= replica.not_before and replica.state is not ReplicaState.FAILED
+        if living or self.is_recovering(now=now) or not is_due:
             return []
-        chosen = place(self._candidates(), worker_ip=model.desired.spec.worker_ip)
+        chosen = self._place(_need(model, replica.desired.placement), loads.now)
         if chosen is None:
             replica.state = ReplicaState.PENDING
+            replica.problem = replica.problem or "no node has a place for it"
             return []
         replica.assigned = _Assignment(
-            chosen, self._nodes[chosen].worker_epoch, self._new_instance()
+            chosen.node,
+            self._nodes[chosen.node].worker_epoch,
+            self._new_instance(),
+            chosen.gpu_idx,
         )
+        loads.now[chosen.node].add(chosen.gpu_idx, _memory_of(model))
         replica.state = ReplicaState.STARTING
-        model.tell("INFO", f"{replica.uid} is starting on {chosen}.", now)
+        model.tell("INFO", f"{replica.uid} is starting on {_where(chosen)}.", now)
         return []
 
     def _end(self, model: _Model) -> None:
-        """Drop a model that is not wanted once nothing of it is left."""
+        """Drop a model, or a replica, that is not wanted once nothing of it is left."""
         uid = model.desired.model_uid
+        model.replicas = [
+            replica
+            for replica in model.replicas
+            if replica.is_wanted or replica.assigned is not None or self._is_seen(replica.uid)
+        ]
         if model.wish is not _Wish.STOP or any(replica.assigned for replica in model.replicas):
             return
-        for node in self._nodes.values():
-            for report in node.instances.values():
-                if report.replica.model == uid and report.state is not InstanceState.EXITED:
-                    return
+        if self._is_seen(uid):
+            return
         del self._models[uid]
         assert model.error is not None
         _remember(self._ended, model.desired.launch_id, model.error)
         if not model.desired.has_been_ready:
             cancelled = LaunchProgress(progress=0.0, stage="cancelled")
             _remember(self._ended_progress, uid, cancelled)
+
+    def _is_seen(self, name: ModelUid | ReplicaUid) -> bool:
+        """Return whether a living instance of a model, or of a replica, is on some node."""
+        return any(
+            name in {report.replica, report.replica.model}
+            for node in self._nodes.values()
+            for report in node.instances.values()
+            if report.state is not InstanceState.EXITED
+        )
 
     def _commands(self) -> list[Effect]:
         """Return, per node, the difference between what it runs and what it should."""
@@ -482,9 +638,7 @@ class ClusterState:
             start, stop, forget = [], [], []
             for report in node.instances.values():
                 # What could be adopted has been, by now; the rest is surplus.
-                is_wanted = (
-                    report.instance in assigned and assigned[report.instance][0].wish is _Wish.RUN
-                )
+                is_wanted = report.instance in assigned and _Model.runs(*assigned[report.instance])
                 if report.state is InstanceState.EXITED:
                     forget.append(report.instance)
                 elif not is_wanted and report.state is not InstanceState.STOPPING:
@@ -494,10 +648,9 @@ class ClusterState:
                 if place_of is None or place_of.node != name or instance in node.instances:
                     continue
                 launch_id = model.desired.launch_id
-                if model.wish is _Wish.RUN:
-                    start.append(
-                        StartInstance(spec=_spec(model, replica, instance), launch_id=launch_id)
-                    )
+                if model.runs(replica):
+                    spec = _spec(model, replica, place_of, self._device_share(model, place_of))
+                    start.append(StartInstance(spec=spec, launch_id=launch_id))
                 else:
                     stop.append(_stop(replica.uid, instance, launch_id))
             if start or stop or forget:
@@ -511,16 +664,100 @@ class ClusterState:
                 commands.append(Tell(name, command))
         return commands
 
-    def _candidates(self) -> list[Candidate]:
-        counts = dict.fromkeys(self._nodes, 0)
+    def _loads(self) -> dict[NodeId, NodeLoad]:
+        """Return every node with what is meant to run on it."""
+        loads = {name: NodeLoad.of(name, node.resources) for name, node in self._nodes.items()}
         for model in self._models.values():
+            memory_bytes = _memory_of(model)
             for replica in model.replicas:
-                if replica.assigned is not None and replica.assigned.node in counts:
-                    counts[replica.assigned.node] += 1
-        return [
-            Candidate(node=name, resources=node.resources, num_replicas=counts[name])
-            for name, node in self._nodes.items()
-        ]
+                assigned = replica.assigned
+                if assigned is not None and assigned.node in loads:
+                    # A replica that is ready shows in the readings of its node.
+                    is_promised = replica.state is not ReplicaState.READY
+                    load = loads[assigned.node]
+                    load.add(assigned.gpu_idx, memory_bytes if is_promised else 0)
+        return loads
+
+    def _place(self, need: Need, loads: dict[NodeId, NodeLoad]) -> Place | None:
+        return place(loads, need, strategy=self._strategy, shares_gpus=self._shares_gpus)
+
+    def _check_places(
+        self,
+        wishes: Sequence[ReplicaPlacement],
+        spec: LaunchSpec,
+        *,
+        memory_bytes: int,
+        model: _Model | None = None,
+    ) -> None:
+        """Refuse wishes for which there is no place, one after the other.
+
+        Raises:
+            InvalidRequest, InsufficientResources
+        """
+        if not self._nodes:
+            raise InsufficientResources(problem="No worker has joined this cluster.")
+        loads = self._loads()
+        places: list[Place] = []
+        known = Need() if model is None else _need(model, ReplicaPlacement())
+        for wish in wishes:
+            need = Need(
+                placement=wish,
+                memory_bytes=memory_bytes,
+                own_nodes=(*known.own_nodes, *(one.node for one in places)),
+                own_gpus=known.own_gpus | _gpus_of(places),
+                max_gpus=spec.n_gpu,
+            )
+            chosen = self._place(need, loads)
+            if chosen is None:
+                raise self._no_place(wish)
+            if memory_bytes and not chosen.has_room:
+                raise InsufficientResources(
+                    problem=f"A replica needs about {memory_bytes / 2**30:.1f} GiB; the best place "
+                    f"for it, {_where(chosen)}, has less free."
+                )
+            loads[chosen.node].add(chosen.gpu_idx, memory_bytes)
+            places.append(chosen)
+        num_gpus = len(_gpus_of(places))
+        if num_gpus < (spec.n_gpu or 0):
+            raise InvalidRequest(
+                field="n_gpu", problem=f"asks for {spec.n_gpu} GPUs; {num_gpus} can be had"
+            )
+
+    def _no_place(self, wish: ReplicaPlacement) -> XinferenceError:
+        """Return why no node is as a replica asks."""
+        known = ", ".join(sorted(self._nodes))
+        at = [node for name, node in self._nodes.items() if is_at(name, wish.worker_ip)]
+        if not at:
+            return InvalidRequest(
+                field="worker_ip", problem=f"no worker is at {wish.worker_ip}; workers: {known}"
+            )
+        there = sorted({device.index for node in at for device in node.resources.devices})
+        if wish.gpu_idx is not None and not set(wish.gpu_idx) <= set(there):
+            problem = f"there is no GPU {list(wish.gpu_idx)}; GPUs: {there}"
+            return InvalidRequest(field="gpu_idx", problem=problem)
+        if not there:
+            return InvalidRequest(field="n_gpu", problem="no worker has a GPU")
+        return InsufficientResources(
+            problem="Every GPU holds a replica already, and XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU "
+            "is 0."
+        )
+
+    def _device_share(self, model: _Model, at: _Assignment) -> int | None:
+        """Return how many bytes of its GPU a replica may take; None: what is free.
+
+        Why: replicas of one model that start together would each find the whole GPU free.
+        """
+        if not at.gpu_idx or at.node not in self._nodes:
+            return None
+        num_sharing = sum(
+            one.assigned is not None
+            and (one.assigned.node, one.assigned.gpu_idx) == (at.node, at.gpu_idx)
+            for one in model.replicas
+        )
+        devices = {one.index: one for one in self._nodes[at.node].resources.devices}
+        if num_sharing < 2 or at.gpu_idx[0] not in devices:
+            return None
+        return devices[at.gpu_idx[0]].total_bytes // num_sharing
 
     # What to show.
 
@@ -594,7 +831,7 @@ class ClusterState:
             return LaunchProgress(progress=0.0, stage="cancelled")
         if model.wish is _Wish.NOTHING:
             return LaunchProgress(progress=0.0, stage="error", info=str(model.error))
-        return min(map(_progress, model.replicas), key=lambda progress: progress.progress)
+        return min(map(_progress, model.wanted), key=lambda progress: progress.progress)
 
     def launch_outcome(self, model_uid: ModelUid, launch_id: LaunchId) -> bool:
         """Return whether the launch has succeeded (True) or is under way (False).
@@ -607,13 +844,49 @@ class ClusterState:
             raise self._ended.get(launch_id) or LaunchCancelled(model=model_uid)
         if model.wish is _Wish.NOTHING:
             assert model.error is not None
+            if any(replica.assigned is not None for replica in model.replicas):
+                return False  # what ran beside the replica that failed is still ending
             raise model.error
-        return _state_of(model) is ModelState.READY
+        return model.desired.has_been_ready
+
+    def replicas_outcome(self, ticket: LaunchTicket) -> bool:
+        """Return whether all replicas of a ticket are ready (True) or on their way (False).
+
+        Raises:
+            LoadFailed, LaunchCancelled: one of them was dropped, or removed, again.
+        """
+        model = self._models.get(ticket.model_uid)
+        if model is None or model.desired.launch_id != ticket.launch_id:
+            raise self._ended.get(ticket.launch_id) or LaunchCancelled(model=ticket.model_uid)
+        for index in ticket.replicas:
+            if (ticket.launch_id, index) in self._dropped:
+                raise self._dropped[ticket.launch_id, index]
+        asked = [one for one in model.wanted if one.uid.index in ticket.replicas]
+        if model.wish is not _Wish.RUN or len(asked) < len(ticket.replicas):
+            raise model.error or LaunchCancelled(model=ticket.model_uid)
+        return all(replica.state is ReplicaState.READY for replica in asked)
+
+    def are_gone(self, ticket: LaunchTicket) -> bool:
+        """Return whether nothing of the replicas of a ticket is left."""
+        model = self._models.get(ticket.model_uid)
+        if model is None or model.desired.launch_id != ticket.launch_id:
+            return True
+        return not any(one.uid.index in ticket.replicas for one in model.replicas)
 
     def is_ended(self, model_uid: ModelUid, launch_id: LaunchId) -> bool:
         """Return whether nothing of this launch is left."""
         model = self._models.get(model_uid)
         return model is None or model.desired.launch_id != launch_id
+
+    def _find_running(self, model_uid: ModelUid) -> _Model:
+        model = self._find(model_uid)
+        if model.wish is not _Wish.RUN or not model.desired.has_been_ready:
+            raise ModelNotReady(
+                model=model_uid,
+                state=_state_of(model).value.lower(),
+                retry_after_seconds=model.retry_after_seconds,
+            )
+        return model
 
     def _find(self, model_uid: ModelUid) -> _Model:
         if model_uid not in self._models:
@@ -637,21 +910,74 @@ _STATES = {
 }
 
 
+class _Loads:
+    """What is on the nodes, counted when it is first asked for."""
+
+    def __init__(self, count: Callable[[], dict[NodeId, NodeLoad]]) -> None:
+        self._count = count
+        self._counted: dict[NodeId, NodeLoad] | None = None
+
+    @property
+    def now(self) -> dict[NodeId, NodeLoad]:
+        """By node; whoever places a replica adds it."""
+        if self._counted is None:
+            self._counted = self._count()
+        return self._counted
+
+
 def _new_model(desired: DesiredModel) -> _Model:
-    uids = [ReplicaUid(desired.model_uid, index) for index in range(desired.spec.replica)]
-    return _Model(desired, [_Replica(uid, desired.created_ts) for uid in uids])
+    replicas = [_new_replica(desired, one, desired.created_ts) for one in desired.replicas]
+    return _Model(desired, replicas)
 
 
-def _spec(model: _Model, replica: _Replica, instance: InstanceId) -> ReplicaSpec:
+def _new_replica(desired: DesiredModel, one: DesiredReplica, created_ts: int) -> _Replica:
+    return _Replica(ReplicaUid(desired.model_uid, one.index), created_ts, one)
+
+
+def _memory_of(model: _Model) -> int:
+    return memory_of(model.desired.description, dtype=model.desired.spec.engine_options.dtype)
+
+
+def _need(model: _Model, placement: ReplicaPlacement) -> Need:
+    placed = [one.assigned for one in model.replicas if one.assigned is not None]
+    return Need(
+        placement=placement,
+        memory_bytes=_memory_of(model),
+        own_nodes=tuple(one.node for one in placed),
+        own_gpus=frozenset((one.node, index) for one in placed for index in one.gpu_idx or ()),
+        max_gpus=model.desired.spec.n_gpu,
+    )
+
+
+def _gpus_of(places: Iterable[Place]) -> frozenset[tuple[NodeId, int]]:
+    return frozenset((one.node, index) for one in places for index in one.gpu_idx or ())
+
+
+def _where(chosen: Place) -> str:
+    if not chosen.gpu_idx:
+        return str(chosen.node)
+    return f"GPU {', '.join(map(str, chosen.gpu_idx))} of {chosen.node}"
+
+
+def _spec(
+    model: _Model, replica: _Replica, assigned: _Assignment, device_share: int | None
+) -> ReplicaSpec:
+    options = model.desired.spec.engine_options
+    if options.device_memory_bytes is None and options.kv_cache_bytes is None:
+        options = replace(options, device_memory_bytes=device_share)
+    if assigned.gpu_idx and options.device.startswith("cuda"):
+        # The process sees this one GPU alone, as its first.
+        options = replace(options, device="cuda")
     return ReplicaSpec(
         replica=replica.uid,
-        instance=instance,
+        instance=assigned.instance,
         source=model.desired.source,
         abilities=model.desired.abilities,
-        engine_options=model.desired.spec.engine_options,
+        engine_options=options,
         python_executable="",
         envs=model.desired.spec.envs,
         request_limits=model.desired.spec.request_limits,
+        gpu_idx=assigned.gpu_idx,
     )
 
 
@@ -661,7 +987,7 @@ def _stop(replica: ReplicaUid, instance: InstanceId, launch_id: LaunchId) -> Sto
 
 def _is_ready(model: _Model) -> bool:
     return model.wish is _Wish.RUN and any(
-        replica.state is ReplicaState.READY for replica in model.replicas
+        replica.state is ReplicaState.READY for replica in model.wanted
     )
 
 
@@ -680,7 +1006,7 @@ def _state_of(model: _Model) -> ModelState:
 
 def _description_of(model: _Model, address: str | None) -> ModelDescription:
     """Return what the model is; what its replica says of itself counts for more."""
-    description = replace(model.desired.description, address=address)
+    description = replace(model.desired.description, address=address, replica=len(model.wanted))
     for replica in model.replicas:
         if replica.report is not None and replica.report.context_length is not None:
             return replace(description, context_length=replica.report.context_length)
@@ -693,7 +1019,7 @@ def _routes_of(model: _Model) -> ModelRoutes:
             replica=replica.uid, instance=replica.assigned.instance, address=replica.report.address
         )
         for replica in model.replicas
-        if model.wish is _Wish.RUN
+        if model.runs(replica)
         and replica.state is ReplicaState.READY
         and replica.assigned is not None
         and replica.report is not None
@@ -724,6 +1050,7 @@ def _replica_status(replica: _Replica) -> ReplicaStatus:
         created_ts=replica.created_ts,
         num_restarts=replica.num_restarts,
         error_message=replica.problem,
+        gpu_idx=None if replica.assigned is None else replica.assigned.gpu_idx,
     )
 
 

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from xinference.errors import (
     InsufficientResources,
     InternalError,
-    InvalidRequest,
     PeerUnreachable,
     XinferenceError,
 )
@@ -30,6 +29,7 @@ from xinference.protocol.deployment import (
     ModelEvent,
     ModelSource,
     ModelStatus,
+    ReplicaPlacement,
 )
 from xinference.protocol.nodes import ClusterInfo, NodeResources
 
@@ -186,11 +186,6 @@ class SupervisorActor:
         """
         if self._is_stopping:
             raise InsufficientResources(problem="The cluster is shutting down.")
-        if spec.replica != 1:
-            raise InvalidRequest(
-                field="replica",
-                problem=f"this version runs one replica of a model, not {spec.replica}",
-            )
         uid = (
             new_model_uid(spec.model_name, taken=self._state.taken_uids())
             if spec.model_uid is None
@@ -198,7 +193,8 @@ class SupervisorActor:
         )
         spec = replace(spec, model_uid=uid)
         resolved = self._catalog.resolve(spec)
-        self._state.check_launch(spec)
+        replicas = self._state.check_launch(spec)
+        self._state.check_room(spec, resolved.description)
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -208,6 +204,7 @@ class SupervisorActor:
             source=resolved.source,
             abilities=resolved.abilities,
             created_ts=now.unix,
+            replicas=replicas,
         )
         self._write(SaveModel(desired))
         self._state.launch(desired, now=now)
@@ -249,21 +246,59 @@ class SupervisorActor:
         return self._at_version(self._terminate(uid))
 
     @remote
+    async def add_replicas(
+        self, uid: ModelUid, placements: list[ReplicaPlacement]
+    ) -> tuple[RoutesVersion, LaunchTicket]:
+        """Write more replicas of a running model down and begin.
+
+        Raises:
+            ModelNotFound, ModelNotReady, InvalidRequest, InsufficientResources: nothing was
+            started.
+        """
+        before = {status.replica.index for status in self._state.model(uid).replicas}
+        desired = self._state.with_more_replicas(uid, placements)
+        self._change(desired)
+        added = tuple(one.index for one in desired.replicas if one.index not in before)
+        return self._at_version(
+            LaunchTicket(model_uid=uid, launch_id=desired.launch_id, replicas=added)
+        )
+
+    @remote
+    async def wait_replicas(
+        self, ticket: LaunchTicket, timeout_seconds: float
+    ) -> tuple[RoutesVersion, bool]:
+        """Return whether the replicas of a ticket are ready; wait for that, for a while.
+
+        Raises:
+            LoadFailed, LaunchCancelled: one does not load, or was removed; it is dropped.
+        """
+        are_ready = await self._wait(lambda: self._state.replicas_outcome(ticket), timeout_seconds)
+        return self._at_version(are_ready)
+
+    @remote
     async def terminate_replica(
         self, uid: ModelUid, index: int
-    ) -> tuple[RoutesVersion, LaunchTicket]:
-        """Begin to stop the only replica, and with it the model.
+    ) -> tuple[RoutesVersion, tuple[LaunchTicket, int]]:
+        """Begin to stop one replica, with the last one the model; return how many remain.
 
         Raises:
             ModelNotFound
             InvalidRequest: there is no such replica.
         """
-        replicas = [status.replica.index for status in self._state.model(uid).replicas]
-        if index not in replicas:
-            raise InvalidRequest(
-                field="replica_id", problem=f"{uid} has no replica {index}, only {replicas}"
-            )
-        return self._at_version(self._terminate(uid))
+        desired = self._state.without_replica(uid, index)
+        if not desired.replicas:
+            return self._at_version((self._terminate(uid), 0))
+        self._change(desired)
+        ticket = LaunchTicket(model_uid=uid, launch_id=desired.launch_id, replicas=(index,))
+        return self._at_version((ticket, len(desired.replicas)))
+
+    @remote
+    async def wait_gone(
+        self, ticket: LaunchTicket, timeout_seconds: float
+    ) -> tuple[RoutesVersion, bool]:
+        """Return whether nothing of a ticket's replicas is left; wait for that, for a while."""
+        are_gone = await self._wait(lambda: self._state.are_gone(ticket), timeout_seconds)
+        return self._at_version(are_gone)
 
     @remote
     async def wait_ended(
@@ -421,6 +456,11 @@ class SupervisorActor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._store.close()
+
+    def _change(self, desired: DesiredModel) -> None:
+        self._write(SaveModel(desired))
+        self._state.change(desired, now=self._clock())
+        self.reconcile()
 
     def _terminate(self, uid: ModelUid) -> LaunchTicket:
         self._state.model(uid)  # raises ModelNotFound before anything is written

@@ -68,6 +68,8 @@ class XoscarBus:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watches: set[asyncio.Task[None]] = set()
         self._reached_at: dict[str, float] = {}
+        self._is_closing = False
+        self._serving = asyncio.Lock()
 
     @classmethod
     async def open(
@@ -117,15 +119,18 @@ class XoscarBus:
     async def serve(self, name: str, target: object | None) -> None:
         """See `ControlBus`."""
         assert self._pool is not None, "this bus only calls"
-        old = self._actors.pop(name, None)
-        if old is not None:
-            await self._xoscar.destroy_actor(old)
-        if target is None:
-            return
-        service = Service(name, target)
-        self._actors[name] = await self._xoscar.create_actor(
-            _service_actor(self._xoscar), service, uid=name, address=self.address
-        )
+        async with self._serving:
+            if self._is_closing:
+                return
+            old = self._actors.pop(name, None)
+            if old is not None:
+                await self._xoscar.destroy_actor(old)
+            if target is None:
+                return
+            service = Service(name, target)
+            self._actors[name] = await self._xoscar.create_actor(
+                _service_actor(self._xoscar), service, uid=name, address=self.address
+            )
 
     async def call(
         self,
@@ -174,11 +179,16 @@ class XoscarBus:
 
     async def close(self) -> None:
         """See `ControlBus`."""
+        self._is_closing = True
         for pending in self._pending:
             if not pending.done():
                 pending.set_exception(PeerUnreachable(peer="control bus", problem="it is closed"))
         for watch in list(self._watches):
             watch.cancel()
+        # Why first: an actor that is being made or ended needs the pool and the connections.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS), self._serving:
+                pass
         # Calls in flight end with their connections, which xoscar has no public way to close.
         # Why not by cancelling them: that sends a message and waits for the peer's answer.
         from xoscar.backends.router import Router

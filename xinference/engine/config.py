@@ -213,11 +213,17 @@ def resolve(
     return config
 
 
-def free_memory_bytes(device: torch.device) -> int:
-    """Return what this process could still allocate on the device, in bytes."""
+def free_memory_bytes(device: torch.device, *, limit_bytes: int | None = None) -> int:
+    """Return what this process could still allocate on the device, in bytes.
+
+    Args:
+        limit_bytes: of a CUDA device, what it may have in all, with what it has by now.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        if limit_bytes is None:
+            return int(free)
+        return max(0, min(int(free), limit_bytes - torch.cuda.memory_allocated(device)))
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

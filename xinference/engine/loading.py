@@ -181,7 +181,7 @@ def make_engine(
         model_name=name,
         placement=placement,
         facts=facts,
-        free_bytes=free_memory_bytes(placement.device),
+        free_bytes=free_memory_bytes(placement.device, limit_bytes=options.device_memory_bytes),
         num_threads=torch.get_num_threads(),
     )
     cache = PagedCache(

@@ -14,6 +14,7 @@ from typing import Any, Self
 from xinference.errors import InvalidRequest
 from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
+MAX_REPLICAS = 1000
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MIN_STEP_SECONDS, MAX_STEP_SECONDS = 0.001, 60.0
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
@@ -65,6 +66,9 @@ class EngineOptions:
     thinking_budget: int | None = None
     """Of models that think: after how many tokens they have to answer where a request does not
     say. None: no limit."""
+    device_memory_bytes: int | None = None
+    """Of a CUDA device, what weights and KV cache may take together. None: what is free; replicas
+    that are launched onto one device together share it evenly."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -76,6 +80,7 @@ class EngineOptions:
             "block_size",
             "num_threads",
             "thinking_budget",
+            "device_memory_bytes",
         ):
             value = getattr(self, name)
             if value is not None and (
@@ -160,6 +165,21 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaPlacement:
+    """Where one replica may go. What is None is for the cluster to choose."""
+
+    worker_ip: str | None = None
+    """The host of a worker, or its "host:port"."""
+    n_gpu: int | None = None
+    """0: the CPU; 1: a GPU. None: a GPU where there is one."""
+    gpu_idx: tuple[int, ...] | None = None
+    """These GPUs of the worker."""
+
+    def __post_init__(self) -> None:
+        _check_gpus(self.n_gpu, self.gpu_idx)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
     """What a caller wants to run. Written to the store before anything is done."""
 
@@ -180,13 +200,62 @@ class LaunchSpec:
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     request_limits: int | None = None
     """Requests that each replica has at once; one more is refused. None: as many as queue up."""
+    n_gpu: int | None = None
+    """How many GPUs the replicas are spread over; 0: none, the CPU. None: all there are."""
+    gpu_idx: tuple[int, ...] | None = None
+    """One GPU for each replica, in their order; one may be there more than once."""
+    replica_config: tuple[ReplicaPlacement, ...] = ()
+    """Where each replica goes, instead of `worker_ip`, `n_gpu` and `gpu_idx`."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.replica, bool) or not 1 <= self.replica <= MAX_REPLICAS:
+            raise InvalidRequest(
+                field="replica",
+                problem=f"must be a whole number from 1 to {MAX_REPLICAS}, got {self.replica!r}",
+            )
+        _check_gpus(self.n_gpu, self.gpu_idx)
+        if self.gpu_idx is not None and len(self.gpu_idx) % self.replica:
+            raise InvalidRequest(
+                field="gpu_idx",
+                problem=f"names {len(self.gpu_idx)} GPUs, which is no multiple of the "
+                f"{self.replica} replicas",
+            )
+        if self.replica_config:
+            self._check_replica_config()
         limit = self.request_limits
         if limit is not None and (isinstance(limit, bool) or limit < 1):
             raise InvalidRequest(
                 field="request_limits", problem=f"must be a whole number above 0, got {limit!r}"
             )
+
+    def _check_replica_config(self) -> None:
+        for name in ("worker_ip", "n_gpu", "gpu_idx"):
+            if getattr(self, name) is not None:
+                raise InvalidRequest(
+                    field=name, problem="means nothing beside replica_config; give one of them"
+                )
+        if len(self.replica_config) != self.replica:
+            raise InvalidRequest(
+                field="replica_config",
+                problem=f"has {len(self.replica_config)} entries for {self.replica} replicas",
+            )
+
+
+def _check_gpus(n_gpu: int | None, gpu_idx: tuple[int, ...] | None) -> None:
+    if n_gpu is not None and (isinstance(n_gpu, bool) or n_gpu < 0):
+        raise InvalidRequest(
+            field="n_gpu", problem=f"must be a whole number, 0 or more, got {n_gpu!r}"
+        )
+    if gpu_idx is None:
+        return
+    if not gpu_idx or any(isinstance(one, bool) or one < 0 for one in gpu_idx):
+        raise InvalidRequest(
+            field="gpu_idx", problem=f"must be numbers of GPUs, from 0 on, got {list(gpu_idx)!r}"
+        )
+    if n_gpu is not None and n_gpu != len(set(gpu_idx)):
+        raise InvalidRequest(
+            field="gpu_idx", problem=f"names {len(set(gpu_idx))} GPUs, but n_gpu says {n_gpu}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +313,8 @@ class ReplicaSpec:
     """Set before torch is imported."""
     request_limits: int | None = None
     """Requests at once; one more is refused with `ModelOverloaded`."""
+    gpu_idx: tuple[int, ...] | None = None
+    """The GPUs of the node that the process sees; none of them if empty. None: as it finds it."""
 
 
 class ModelState(StrEnum):
@@ -284,6 +355,8 @@ class ReplicaStatus:
     num_restarts: int
     error_message: str
     """Why it is FAILED or BACKING_OFF; empty otherwise."""
+    gpu_idx: tuple[int, ...] | None = None
+    """The GPUs of the node that it was given; None: it was not given any in particular."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -418,7 +418,7 @@ def cut(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("name", [*dict.fromkeys(GRAMMARS), None])
 @pytest.mark.parametrize("thinks", [False, True])
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(case=cut(), is_open=st.booleans())
 def test_pieces_of_any_size_say_what_the_whole_says(
     name: str | None, thinks: bool, case: tuple[str, list[str]], is_open: bool

@@ -5,6 +5,7 @@ The names on the HTTP side are those that Xinference's users know.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,12 +16,13 @@ from xinference.protocol.deployment import (
     LaunchProgress,
     LaunchSpec,
     ModelStatus,
+    ReplicaPlacement,
     ReplicaState,
     ReplicaStatus,
 )
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
 
-from .schema import LaunchRequest
+from .schema import LaunchRequest, ReplicaConfig, ScaleRequest
 
 MODEL_TYPE = "LLM"
 """The one type that this version runs."""
@@ -56,11 +58,52 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         model_format=body.model_format,
         quantization=body.quantization,
         model_path=body.model_path,
+        replica=body.replica or 1,
         worker_ip=body.worker_ip,
+        n_gpu=_num_gpus(body.n_gpu),
+        gpu_idx=_gpu_indices(body.gpu_idx),
+        replica_config=tuple(map(placement, body.replica_config or ())),
         envs=_envs(body.envs),
         engine_options=_engine_options(body),
         request_limits=body.request_limits,
     )
+
+
+def placements(body: ScaleRequest) -> list[ReplicaPlacement]:
+    """Return where each replica goes that is to be added."""
+    given = body.replica_config
+    if given is None:
+        return [ReplicaPlacement(n_gpu=_num_gpus(body.n_gpu))] * (body.replica or 1)
+    configs = given if isinstance(given, list) else [given]
+    if len(configs) != (body.replica or len(configs)):
+        problem = f"has {len(configs)} entries for {body.replica} replicas"
+        raise InvalidRequest(field="replica_config", problem=problem)
+    if body.n_gpu != "auto":
+        problem = "means nothing beside replica_config; give one of them"
+        raise InvalidRequest(field="n_gpu", problem=problem)
+    return [placement(config) for config in configs]
+
+
+def placement(config: ReplicaConfig) -> ReplicaPlacement:
+    """Return where one replica goes."""
+    (device,) = config.devices
+    gpu_idx = _gpu_indices(device.gpu_idx)
+    return ReplicaPlacement(
+        worker_ip=device.worker_ip, n_gpu=_num_gpus(device.n_gpu), gpu_idx=gpu_idx
+    )
+
+
+def _num_gpus(given: int | str | None) -> int | None:
+    """Return a number, or None for "auto"; null means none."""
+    if given == "auto":
+        return None
+    return 0 if given is None else int(given)
+
+
+def _gpu_indices(given: int | list[int] | None) -> tuple[int, ...] | None:
+    if given is None or given == []:
+        return None
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 def _size(body: LaunchRequest) -> str | None:
@@ -95,7 +138,7 @@ def _envs(given: dict[str, Any] | None) -> dict[str, str]:
 
 def _engine_options(body: LaunchRequest) -> EngineOptions:
     given = {name: value for name, value in (body.model_extra or {}).items() if value is not None}
-    if body.n_gpu != "auto":  # null and 0; the schema left nothing else
+    if _num_gpus(body.n_gpu) == 0:
         if given.get("device", "cpu") != "cpu":
             problem = "null and 0 mean the CPU, but device says otherwise; give one of them"
             raise InvalidRequest(field="n_gpu", problem=problem)
@@ -143,8 +186,8 @@ def replica_item(model: ModelStatus, replica: ReplicaStatus) -> dict[str, Any]:
         "replica_uid": str(replica.replica),
         "worker_address": replica.node,
         "model_address": replica.address,
-        "accelerators": model.description.accelerators,
-        "gpu_idx": None,
+        "accelerators": [str(index) for index in replica.gpu_idx or ()],
+        "gpu_idx": None if replica.gpu_idx is None else list(replica.gpu_idx),
         "status": status,
         "model_state": model_state,
         "state": replica.state,
@@ -153,6 +196,19 @@ def replica_item(model: ModelStatus, replica: ReplicaStatus) -> dict[str, Any]:
         "created_ts": replica.created_ts,
         "error_message": replica.error_message,
     }
+
+
+def added_item(added: Sequence[ReplicaStatus]) -> dict[str, Any]:
+    """Return what `POST …/replicas` answers: one replica, or how many and which."""
+    items = [
+        {
+            "replica_id": replica.replica.index,
+            "replica_model_uid": str(replica.replica),
+            "worker_address": replica.node,
+        }
+        for replica in added
+    ]
+    return items[0] if len(items) == 1 else {"replica": len(items), "replicas": items}
 
 
 def progress(launch: LaunchProgress) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from xinference.api.answers import json_answer
 from xinference.api.body import read_body
 from xinference.api.gateway import gateway_of
 from xinference.api.openapi import body_of, refusals
-from xinference.errors import InvalidRequest
 from xinference.identifiers import ModelUid, RequestId
 from xinference.protocol.deployment import ModelState
 
 from .convert import (
+    added_item,
     families_by_ability,
     instance_item,
     launch_spec,
     model_item,
+    placements,
     progress,
     prompts_of,
     replica_item,
@@ -35,6 +36,7 @@ from .schema import (
     ProgressAnswer,
     RemainingAnswer,
     ReplicaItem,
+    ScaleAnswer,
     ScaleRequest,
 )
 
@@ -149,13 +151,13 @@ async def list_replicas(request: Request, model_uid: Uid) -> Response:
 @router.post(
     "/v1/models/{model_uid}/replicas",
     openapi_extra=body_of(ScaleRequest, required=False),
-    responses=refusals(400, 404, 503),
+    responses={200: {"model": ScaleAnswer}, **refusals(400, 404, 413, 503)},
 )
-async def add_replica(request: Request, model_uid: Uid) -> Response:
-    """Refuse: a model has one replica in this version."""
-    await read_body(request, ScaleRequest, empty=True)
-    await gateway_of(request).cluster.model(ModelUid(model_uid))
-    raise InvalidRequest(field="replica", problem="a model has one replica in this version")
+async def add_replicas(request: Request, model_uid: Uid) -> Response:
+    """Add replicas to a running model; answers when they are ready. The others serve meanwhile."""
+    wanted = placements(await read_body(request, ScaleRequest, empty=True))
+    added = await gateway_of(request).cluster.add_replicas(ModelUid(model_uid), wanted)
+    return json_answer(added_item(added))
 
 
 @router.delete(

@@ -5,16 +5,50 @@ A field that is not honoured in this version is marked `Only(...)`, as in `opena
 """
 
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from xinference.api.fields import Answer, Body, Only
-from xinference.protocol.deployment import EngineOptions
+from xinference.api.fields import Answer, Body, Only, Shaped
+from xinference.protocol.deployment import MAX_REPLICAS, EngineOptions
 
 MAX_BLOCK_SECONDS = 3600
 MAX_UID_LEN = 100
+MAX_GPUS = 1023
 MAX_REQUEST_LIMIT = 2**31 - 1
+
+
+def _as_number(given: object) -> object:
+    """Read a number that is written as a text, as forms and old clients do."""
+    return int(given) if isinstance(given, str) and given.isascii() and given.isdecimal() else given
+
+
+Count = Annotated[int, BeforeValidator(_as_number), Field(ge=1, le=MAX_REPLICAS)]
+Index = Annotated[int, Field(ge=0, le=MAX_GPUS)]
+GpuCount = Annotated[
+    int | Literal["auto"] | None,
+    BeforeValidator(_as_number),
+    Shaped('"auto", null, or a whole number of GPUs'),
+]
+GpuIndices = Annotated[Index | list[Index], Shaped("the number of a GPU, or a list of them")]
+
+
+class DeviceConfig(Body):
+    """Where one replica goes."""
+
+    worker_ip: str | None = None
+    """The host of a worker, or its "host:port"."""
+    n_gpu: GpuCount = "auto"
+    gpu_idx: GpuIndices | None = None
+
+
+class ReplicaConfig(Body):
+    """One replica of a launch."""
+
+    devices: list[DeviceConfig] = Field(min_length=1, max_length=1)
+    """Exactly one: a replica runs on one worker."""
+    replica_uid: Annotated[object, Only()] = None
+    """Replicas are named <model uid>-rep<number>."""
 
 
 class LaunchRequest(Body):
@@ -50,13 +84,16 @@ class LaunchRequest(Body):
     """Requests that each replica has at once; one more is refused with a 429."""
     enable_thinking: bool | None = None
     """Of hybrid models: whether they think where a request does not say."""
-    n_gpu: Annotated[object, Only("auto", 0)] = "auto"
-    """Null or 0: run on the CPU."""
+    replica: Count | None = None
+    """Copies of the model, 1 by default."""
+    n_gpu: GpuCount = "auto"
+    """How many GPUs the replicas are spread over; "auto": all; null or 0: the CPU."""
+    gpu_idx: GpuIndices | None = None
+    """One GPU for each replica."""
+    replica_config: list[ReplicaConfig] | None = None
+    """Where each replica goes, instead of worker_ip, n_gpu and gpu_idx."""
 
-    replica: Annotated[object, Only(1, "1")] = None
     n_worker: Annotated[object, Only(1)] = None
-    gpu_idx: Annotated[object, Only([])] = None
-    replica_config: Annotated[object, Only([])] = None
     peft_model_config: Annotated[object, Only({})] = None
     quantization_config: Annotated[object, Only({})] = None
     download_hub: Annotated[object, Only("auto")] = None
@@ -78,10 +115,35 @@ class AbortRequest(Body):
 class ScaleRequest(Body):
     """`POST /v1/models/{model_uid}/replicas`."""
 
-    replica: Annotated[object, Only(1)] = None
-    replica_config: Any = None
-    model_engine: str | None = None
-    n_gpu: Any = None
+    replica: Count | None = None
+    """How many to add, 1 by default."""
+    replica_config: (
+        Annotated[
+            ReplicaConfig | list[ReplicaConfig],
+            Shaped("an object, or a list of objects, with devices"),
+        ]
+        | None
+    ) = None
+    """Where each goes."""
+    n_gpu: GpuCount = "auto"
+    """Null or 0: run on the CPU."""
+    model_engine: Annotated[object, Only()] = None
+    """All replicas of a model run on the engine that it was launched with."""
+
+
+class AddedReplica(Answer):
+    """A replica that was added and is ready."""
+
+    replica_id: int
+    replica_model_uid: str
+    worker_address: str | None
+
+
+class ScaleAnswer(AddedReplica):
+    """One added replica; of more than one, "replica" is their number and "replicas" lists them."""
+
+    replica: int
+    replicas: list[AddedReplica]
 
 
 class RegistrationRequest(Body):

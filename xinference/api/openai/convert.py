@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from xinference.api.structures import check_tools, is_deeper
 from xinference.errors import InvalidRequest
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
@@ -29,15 +30,13 @@ from .schema import (
     NamedToolChoice,
     SharedParameters,
 )
-from .structure import grammar_of, is_deeper
+from .structure import grammar_of
 
 ROLES = {"developer": "system"}
 """Roles that templates do not know, and what they are to them."""
 
 MAX_TEMPLATE_DEPTH = 8
 MAX_TEMPLATE_BYTES = 16 * 2**10
-MAX_TOOL_DEPTH = 64
-MAX_TOOLS_BYTES = 2**20
 
 
 def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
@@ -155,9 +154,8 @@ def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
     tools = tuple(
         tool.model_dump(exclude_unset=True, exclude_none=True) for tool in body.tools or ()
     )
+    check_tools(tools)
     names = {tool["function"]["name"] for tool in tools}
-    if len(names) < len(tools):
-        raise InvalidRequest(field="tools", problem="must have a name each")
     choice = body.tool_choice
     chosen: list[NamedFunction] = []
     if isinstance(choice, NamedToolChoice):
@@ -169,15 +167,6 @@ def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
             raise InvalidRequest(field="tool_choice", problem=f"{one.name!r} is none of the tools")
     if choice == "required" and not tools:
         raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
-    if (
-        any(is_deeper(tool, MAX_TOOL_DEPTH) for tool in tools)
-        or len(orjson.dumps(tools)) > MAX_TOOLS_BYTES
-    ):
-        raise InvalidRequest(
-            field="tools",
-            problem=f"must be at most {MAX_TOOL_DEPTH} levels deep "
-            f"and {MAX_TOOLS_BYTES} bytes long",
-        )
     return tools
 
 

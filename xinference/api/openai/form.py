@@ -5,17 +5,17 @@ What differs between chats and completions is how one choice looks; they say it 
 """
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import orjson
 
 from xinference.api.errors import error_event
+from xinference.api.generation import AnswerForm
 from xinference.errors import XinferenceError
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
-    Accepted,
     Delta,
     Finished,
     FinishReason,
@@ -66,7 +66,7 @@ class AnswerParts:
         return [(start, "".join(arguments)) for start, arguments in self._calls]
 
 
-class Form(ABC):
+class Form(AnswerForm):
     """Writes the answer of one request. The chunks are whole server-sent events."""
 
     id_prefix: ClassVar[str]
@@ -84,10 +84,6 @@ class Form(ABC):
         # The text is the last NUL in it; a caller may have put one into the model's name.
         sample = self._chunk(self.piece("\0"))
         self._before, _, self._after = sample.rpartition(b'"\\u0000"')
-
-    @abstractmethod
-    def opening(self, accepted: Accepted) -> bytes:
-        """Return the chunk that comes before the first text; may be empty."""
 
     @abstractmethod
     def piece(self, text: str) -> dict[str, Any]:

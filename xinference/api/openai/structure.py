@@ -5,13 +5,11 @@ from typing import Any
 
 import orjson
 
+from xinference.api.structures import ANY_OBJECT, json_grammar
 from xinference.errors import InvalidRequest
 from xinference.protocol.generation import Grammar, GrammarKind
 
 from .schema import GuidedParameters, ResponseFormat, SharedParameters
-
-MAX_SCHEMA_DEPTH = 64
-ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 def grammar_of(body: SharedParameters) -> Grammar | None:
@@ -30,12 +28,6 @@ def grammar_of(body: SharedParameters) -> Grammar | None:
     return found[0] if found else None
 
 
-def is_deeper(value: object, levels: int) -> bool:
-    """Return whether `value` nests in more than `levels`."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return bool(inner) and (levels == 0 or any(is_deeper(item, levels - 1) for item in inner))
-
-
 def _of_format(given: ResponseFormat | None) -> list[Grammar]:
     field = "response_format"
     if given is None:
@@ -45,16 +37,16 @@ def _of_format(given: ResponseFormat | None) -> list[Grammar]:
             field=f"{field}.json_schema", problem="goes with the type json_schema, and only with it"
         )
     if given.json_schema is not None:
-        return [_json(given.json_schema.definition, f"{field}.json_schema.schema")]
-    return [] if given.type == "text" else [_json(ANY_OBJECT, field)]
+        return [json_grammar(given.json_schema.definition, field=f"{field}.json_schema.schema")]
+    return [] if given.type == "text" else [json_grammar(ANY_OBJECT, field=field)]
 
 
 def _of_guided(given: GuidedParameters, prefix: str) -> list[Grammar]:
     found: list[Grammar] = []
     if given.guided_json is not None:
-        found.append(_json(_parsed(given.guided_json, prefix), f"{prefix}guided_json"))
+        found.append(json_grammar(_parsed(given.guided_json, prefix), field=f"{prefix}guided_json"))
     if given.guided_json_object:
-        found.append(_json(ANY_OBJECT, f"{prefix}guided_json_object"))
+        found.append(json_grammar(ANY_OBJECT, field=f"{prefix}guided_json_object"))
     if given.guided_choice is not None:
         text = orjson.dumps(given.guided_choice).decode()
         found.append(Grammar(kind=GrammarKind.CHOICE, text=text, field=f"{prefix}guided_choice"))
@@ -77,11 +69,3 @@ def _parsed(given: dict[str, Any] | str, prefix: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise InvalidRequest(field=field, problem="must be an object")
     return given
-
-
-def _json(schema: dict[str, Any], field: str) -> Grammar:
-    # Why: deeper ones do not get through parsers further on.
-    if is_deeper(schema, MAX_SCHEMA_DEPTH):
-        raise InvalidRequest(field=field, problem=f"must be at most {MAX_SCHEMA_DEPTH} levels deep")
-    text = orjson.dumps(schema).decode()
-    return Grammar(kind=GrammarKind.JSON_SCHEMA, text=text, field=field)

@@ -1,41 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where replicas go, and where requests go."""
+"""Where requests go."""
 
 import pytest
 
-from tests.cluster.simulation import GIB, resources
 from xinference.cluster.messages import ModelRoutes, Route, RoutesVersion, RoutingTable
-from xinference.cluster.placement import Candidate, place
 from xinference.cluster.routing import route_for, routes_of
 from xinference.errors import LoadFailed, ModelNotFound, ModelNotReady
-from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
+from xinference.identifiers import InstanceId, ModelUid, ReplicaUid
 from xinference.protocol.deployment import ModelState
-
-
-def candidate(node: str, num_replicas: int = 0, available_gib: int = 8) -> Candidate:
-    return Candidate(
-        node=NodeId(node),
-        resources=resources(available_gib * GIB),
-        num_replicas=num_replicas,
-    )
-
-
-def test_idle_nodes_come_first_then_those_with_memory() -> None:
-    busy = candidate("10.0.0.1:1", num_replicas=1, available_gib=64)
-    small = candidate("10.0.0.2:1", available_gib=4)
-    large = candidate("10.0.0.3:1", available_gib=8)
-
-    assert place([busy, small, large], worker_ip=None) == large.node
-    assert place([busy, small], worker_ip=None) == small.node
-
-
-def test_a_choice_of_host_is_kept_or_refused() -> None:
-    nodes = [candidate("10.0.0.1:1"), candidate("[fd00::1]:1", num_replicas=3)]
-
-    assert place(nodes, worker_ip="fd00::1") == "[fd00::1]:1"
-    assert place(nodes, worker_ip="10.0.0.9") is None
-    assert place([], worker_ip=None) is None
-
 
 QWEN = ModelUid("qwen")
 ROUTE = Route(replica=ReplicaUid(QWEN, 0), instance=InstanceId("i"), address="unix:s")
