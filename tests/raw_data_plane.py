@@ -30,12 +30,14 @@ def proof(side: bytes, key: bytes, instance: str, role: str, *nonces: bytes) -> 
     return hmac.new(key, said, hashlib.sha256).digest()
 
 
-def request(request_id: str, *, max_tokens: int | None = None, text: str = "go") -> dict[str, Any]:
+def request(
+    request_id: str, *, max_tokens: int | None = None, text: str = "go", **sampling: Any
+) -> dict[str, Any]:
     """Return a request as REQ carries it."""
     return {
         "request_id": request_id,
         "prompt": {"kind": "text", "text": text},
-        "sampling": {"max_tokens": max_tokens, "temperature": 0.0},
+        "sampling": {"max_tokens": max_tokens, "temperature": 0.0, **sampling},
     }
 
 

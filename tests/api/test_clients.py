@@ -112,7 +112,7 @@ async def test_openais_client_raises_its_own_errors(port: int, cluster: FakeClus
             ask(client, model="nope")
         assert unknown.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as refused:
-            ask(client, n=2)
+            ask(client, n=0)
         assert refused.value.param == "n"
         cluster.queue_is_full = True
         with pytest.raises(openai.RateLimitError):

@@ -44,7 +44,7 @@ async def test_a_body_in_the_document_is_closed_and_names_what_is_refused(
     schemas = (await http.get("/openapi.json")).json()["components"]["schemas"]
 
     assert schemas["ChatRequest"]["additionalProperties"] is False
-    assert schemas["ChatRequest"]["properties"]["n"]["enum"] == [1, None]
+    assert schemas["ChatRequest"]["properties"]["length_penalty"]["enum"] == [1, None]
     assert "max_num_seqs" in schemas["LaunchRequest"]["properties"]
 
 

@@ -55,6 +55,21 @@ CHANGED: dict[str, Any] = {
     "guided_regex": "a+",
     "guided_choice": ["yes", "no"],
     "guided_grammar": 'start: "a"',
+    "n": 2,
+    "best_of": 2,
+    "min_p": 0.1,
+    "typical_p": 0.5,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "logit_bias": {"3": -1},
+    "bad_words": ["replica"],
+    "min_tokens": 1,
+    "ignore_eos": True,
+    "include_stop_str_in_output": True,
+    "echo": True,
+    "logprobs": True,
+    "top_logprobs": 2,
 }
 """A value of each honoured field that changes what the caller gets or the model is asked."""
 
@@ -117,14 +132,15 @@ async def test_the_values_that_ask_for_nothing_pass(
 async def test_what_is_honoured_changes_something(
     http: httpx.AsyncClient, cluster: FakeCluster, route: str, name: str
 ) -> None:
-    body = ROUTES[route][1]
-    around = {"stream": True} if name == "stream_options" else {}
+    schema, body = ROUTES[route]
+    around = {"stream_options": {"stream": True}, "top_logprobs": {"logprobs": True}}.get(name, {})
+    changed_value = 2 if (schema, name) == (CompletionRequest, "logprobs") else CHANGED[name]
 
     plain = await http.post(
         route, json=body(**around, **({} if name == "request_id" else {"request_id": "r"}))
     )
     changed = await http.post(
-        route, json=body(**({"request_id": "r"} | around | {name: CHANGED[name]}))
+        route, json=body(**({"request_id": "r"} | around | {name: changed_value}))
     )
 
     assert plain.status_code == changed.status_code == 200
@@ -171,6 +187,27 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": 1.0}, "n"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"typical_p": 0}, "typical_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"logit_bias": {"3": 101}}, "logit_bias"),
+        ({"logit_bias": {"three": 1}}, "logit_bias"),
+        ({"logit_bias": [[3, 1]]}, "logit_bias"),
+        ({"bad_words": [""]}, "bad_words[0]"),
+        ({"bad_words": "x"}, "bad_words"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_k": 1.5}, "top_k"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 10**30}, "max_tokens"),

@@ -289,6 +289,19 @@ async def test_one_step_is_one_frame_for_all_streams_of_a_connection(subject: Su
     assert sorted(streams) == [0, 1, 2, 3]
 
 
+async def test_several_answers_come_in_one_stream_that_ends_once(subject: Subject) -> None:
+    async with raw_connection(subject.address, INSTANCE, KEY) as raw:
+        raw.send(frame("REQ", 0, request("a", max_tokens=3, n=3)))
+        frames = await raw.receive_until("END")
+
+    deltas = [delta for name, *fields in frames if name == "CHUNK" for delta in fields[0]]
+    reasons = {index: reason for *_, index, reason, _ in deltas if reason is not None}
+    assert reasons == {0: "length", 1: "length", 2: "length"}
+    assert sorted({index for *_, index, _, _ in deltas}) == [0, 1, 2]
+    assert [name for name, *_ in frames].count("END") == 1
+    assert frames[-1][4] == 9
+
+
 # --- refusals
 
 

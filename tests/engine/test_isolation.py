@@ -16,7 +16,7 @@ from xinference.engine.batch import Batch
 from xinference.engine.isolation import run_apart
 from xinference.engine.model_runner import ModelRunner
 from xinference.errors import InternalError
-from xinference.protocol.generation import Failed, Finished, Grammar, GrammarKind
+from xinference.protocol.generation import Failed, Finished, Grammar, GrammarKind, TextDelta
 
 POISON = 1
 """A token that no other prompt has, nor any answer: it is a special one."""
@@ -240,6 +240,55 @@ def test_a_constrained_request_beside_a_culprit_keeps_to_its_grammar() -> None:
     assert isinstance(transcript.ends["culprit"], Failed)
     assert {name: transcript.texts[name] for name in BOUNDED} == expected
     assert all(isinstance(transcript.ends[name], Finished) for name in BOUNDED)
+
+
+def test_prompts_that_are_told_of_beside_a_culprit_are_told_of_once() -> None:
+    def ask(engine: Engine) -> list[tuple[int, float | None]]:
+        for index in range(3):
+            prompt = [30 + index, *range(40, 60)]
+            add(engine, f"told {index}", prompt, max_tokens=4, echo=True, logprobs=1)
+        told: dict[str, list[tuple[int, float | None]]] = {}
+        while engine.has_work:
+            for name, event in engine.step():
+                if isinstance(event, TextDelta):
+                    told.setdefault(name, []).extend(
+                        (one.token_id, one.logprob) for one in event.logprobs
+                    )
+        return [one for index in range(3) for one in told[f"told {index}"]]
+
+    expected = ask(tiny_engine(max_num_batched_tokens=20))
+    engine = tiny_engine(max_num_batched_tokens=20)
+
+    def fault(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+        if rows_with_poison(batch):
+            raise RuntimeError("boom")
+        return logits
+
+    Faulty(engine, fault)
+    add(engine, "culprit", [POISON, 5], max_tokens=5, echo=True, logprobs=1)
+
+    assert ask(engine) == [(token_id, pytest.approx(one, abs=1e-4)) for token_id, one in expected]
+    assert engine.num_blocks_used == 0
+
+
+def test_a_prompt_whose_logits_are_no_numbers_fails_its_request_alone(
+    alone: dict[str, list[int]],
+) -> None:
+    engine = tiny_engine()
+
+    def fault(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+        if rows_with_poison(batch):
+            logits = logits.clone()
+            logits[-2] = torch.nan  # of a token of the prompt; those come behind what samples
+        return logits
+
+    Faulty(engine, fault)
+    add(engine, "culprit", [POISON, 5, 6], max_tokens=10, echo=True, logprobs=0)
+    add_others(engine)
+
+    transcript = run_to_end(engine)
+
+    check(transcript, alone, "NaN")
 
 
 def test_running_apart_finds_exactly_the_culprits() -> None:

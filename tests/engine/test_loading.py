@@ -24,7 +24,6 @@ from xinference.engine.loading import make_engine, rope_limit
 from xinference.engine.packing import PackedLinear, pack_linears
 from xinference.errors import InvalidRequest, LoadFailed
 from xinference.protocol.deployment import EngineOptions
-from xinference.protocol.generation import SamplingParams
 
 CPU = Placement(device=torch.device("cpu"), dtype=torch.float32)
 
@@ -48,7 +47,8 @@ def test_a_directory_becomes_an_engine_that_answers(tmp_path: Path) -> None:
     assert (progress[0], progress[-1]) == (0.0, 1.0)
     assert engine.config.model_name == tmp_path.name
     assert engine.config.dtype == "float32", "stored so"
-    assert engine.generation_defaults == SamplingParams(temperature=1.0, top_p=1.0, top_k=20)
+    defaults = engine.generation_defaults
+    assert (defaults.temperature, defaults.top_p, defaults.top_k) == (1.0, 1.0, 20)
     assert engine.eos_token_ids == {engine.tokenizer.eos_token_id}
     assert engine.model_config.model_type == "llama"
 

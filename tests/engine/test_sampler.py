@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import TypicalLogitsWarper
 
 from xinference.engine.sampler import SamplingRows, highest_tokens, sample, uniform
 
@@ -21,6 +22,8 @@ def rows(count: int, **given: Any) -> SamplingRows:
         "top_k": (0, np.int64),
         "seed": (1, np.uint64),
         "position": (range(count), np.int64),
+        "min_p": (0.0, np.float32),
+        "typical_p": (1.0, np.float32),
     }
     arrays = {}
     for name, (default, dtype) in fields.items():
@@ -35,7 +38,13 @@ def draw(logits: Tensor, **given: Any) -> list[int]:
 
 
 def law(
-    logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
 ) -> np.ndarray:
     """The probabilities of one row, computed by sorting, in float64."""
     scores = (logits.double() / temperature).numpy()
@@ -47,6 +56,12 @@ def law(
     before = np.cumsum(weights[order]) - weights[order]
     kept = order[before < top_p]
     weights[weights < weights[kept].min()] = 0
+    weights[weights < min_p * weights.max()] = 0
+    if typical_p < 1:
+        # transformers' own, on what is left.
+        scores = torch.from_numpy(weights).log().unsqueeze(0)
+        left = TypicalLogitsWarper(typical_p)(torch.zeros(1, 0, dtype=torch.long), scores)
+        weights = left.softmax(-1)[0].numpy()
     return weights / weights.sum()
 
 
@@ -77,6 +92,15 @@ LAWS = [
     {"temperature": 1.5, "top_k": 20, "top_p": 0.9},
     {"temperature": 0.7, "top_p": 0.95},
     {"top_k": 200, "top_p": 0.99},
+    {"min_p": 0.1},
+    {"min_p": 1.0},
+    {"typical_p": 0.3},
+    {"typical_p": 0.9},
+    {"temperature": 1.5, "min_p": 0.02},
+    {"top_p": 0.9, "min_p": 0.05},
+    {"top_k": 30, "typical_p": 0.7},
+    {"temperature": 1.4, "min_p": 0.01, "typical_p": 0.8},
+    {"temperature": 0.8, "top_k": 100, "top_p": 0.95, "min_p": 0.01, "typical_p": 0.9},
 ]
 
 
@@ -117,6 +141,8 @@ def test_a_seed_gives_the_same_token_alone_and_in_any_batch() -> None:
         "temperature": [0.0, 0.7, 1.3] * 20,
         "top_p": [1.0, 0.9, 0.5, 0.999] * 15,
         "top_k": [0, 0, 40, 3, 400] * 12,
+        "min_p": [0.0, 0.01, 0.0, 0.2] * 15,
+        "typical_p": [1.0, 0.9, 1.0, 0.5, 1.0, 1.0] * 10,
         "seed": range(60),
         "position": range(100, 160),
     }

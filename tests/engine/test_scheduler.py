@@ -215,7 +215,7 @@ def test_a_sequence_may_decline_what_is_there() -> None:
     made, _ = scheduler(budget=100)
     made.add(sequence("first", 12, block_hashes=names("abc")))
     made.commit(made.schedule())
-    made.add(sequence("second", 12, block_hashes=names("abc"), reads_cache=False))
+    made.add(sequence("second", 12, block_hashes=names("abc"), wants_prompt_logits=True))
 
     assert shares(made.schedule())["second"] == 12
 

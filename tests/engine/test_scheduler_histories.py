@@ -119,7 +119,7 @@ class History:
             priority=source.choice([0, 0, 0, 1, -1]),
             fairness_key=source.choice("abc"),
             block_hashes=names,
-            reads_cache=source.random() < 0.9,
+            wants_prompt_logits=source.random() >= 0.9,
         )
         self.scheduler.add(self.sequences[name])
 
@@ -193,7 +193,7 @@ class History:
         for admitted in schedule.admitted:
             assert admitted.num_computed <= admitted.num_tokens - 1
             assert admitted.num_computed % world.block_size == 0
-            assert admitted.reads_cache or admitted.num_computed == 0
+            assert not admitted.wants_prompt_logits or admitted.num_computed == 0
 
     def _compute(self, sequence: Sequence, num_new: int) -> None:
         """Write the fingerprints of a row's tokens to where its block table says."""

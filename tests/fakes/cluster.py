@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -64,6 +65,8 @@ from xinference.protocol.generation import (
     GenerationRequest,
     TextDelta,
     TextPrompt,
+    TokenCandidate,
+    TokenLogprob,
     ToolCallStart,
     Usage,
 )
@@ -131,6 +134,8 @@ class FakeStream:
         self._words = cluster.stopped_words(request)
         self._num_words = 0
         self._has_called = False
+        self._num_chars = 0
+        self._told: deque[Delta | Finished] = deque()
         self._error: XinferenceError | None = None
         self._is_over = False
         self._is_aborted = False
@@ -144,6 +149,8 @@ class FakeStream:
         return self
 
     async def __anext__(self) -> Delta | Finished:
+        if self._told:
+            return self._told.popleft()
         if self._is_over:
             raise StopAsyncIteration
         await self._wait_turn()
@@ -154,16 +161,51 @@ class FakeStream:
         word = next(self._words, None) if self._num_words < limit else None
         if self._is_aborted:
             return self._finished(FinishReason.ABORT)
+        n = self._request.sampling.n
         if word is None:
             is_cut = self._num_words >= limit
             end = FinishReason.TOOL_CALLS if self._has_called else FinishReason.STOP
-            return self._finished(FinishReason.LENGTH if is_cut else end)
+            reason = FinishReason.LENGTH if is_cut else end
+            ends = [TextDelta(text="", choice_index=index, reason=reason) for index in range(n)]
+            self._told.extend(ends if n > 1 else [])
+            self._told.append(self._finished(reason))
+            return self._told.popleft()
         self._num_words += 1
         self._cluster.count_step()
         self._has_called |= isinstance(word, ToolCallStart)
         if not isinstance(word, str):
-            return word
-        return TextDelta(text=word, token_ids=(self._num_words,))
+            self._told.extend(replace(word, choice_index=index) for index in range(n))
+            return self._told.popleft()
+        self._told.extend(
+            TextDelta(
+                text=word,
+                token_ids=(self._num_words,),
+                choice_index=index,
+                logprobs=self._logprobs(word, index),
+            )
+            for index in range(n)
+        )
+        self._num_chars += len(word)
+        return self._told.popleft()
+
+    def _logprobs(self, word: str, index: int) -> tuple[TokenLogprob, ...]:
+        """Say that each word was as likely as its answer's number says."""
+        wanted = self._request.sampling.logprobs
+        if wanted is None:
+            return ()
+        token, logprob = word.encode(), -1.0 - index
+        top = tuple(
+            TokenCandidate(token_id=rank, token=token + b"!" * rank, logprob=logprob - rank)
+            for rank in range(wanted)
+        )
+        one = TokenLogprob(
+            token_id=self._num_words,
+            token=token,
+            logprob=logprob,
+            text_offset=self._num_chars,
+            top=top,
+        )
+        return (one,)
 
     async def _wait_turn(self) -> None:
         """Wait as the cluster is told to; an abort or a loss interrupts."""
@@ -175,7 +217,8 @@ class FakeStream:
 
     def _finished(self, reason: FinishReason) -> Finished:
         self._end()
-        usage = Usage(num_prompt_tokens=self._length, num_completion_tokens=self._num_words)
+        num_completion_tokens = self._num_words * self._request.sampling.num_made
+        usage = Usage(num_prompt_tokens=self._length, num_completion_tokens=num_completion_tokens)
         return Finished(reason=reason, usage=usage)
 
     def _end(self) -> None:

@@ -199,11 +199,20 @@ class FakeReplica:
         self._num_steps += 1
         events: list[tuple[RequestId, ServiceEvent]] = []
         for request_id, live in list(self._live.items())[: self._max_num_seqs]:
+            n = live.request.sampling.n
             for _ in range(self._tokens_per_step):
-                live.num_completion_tokens += 1
-                self._num_generated_tokens += 1
-                number = live.num_completion_tokens
-                events.append((request_id, TextDelta(text=f" {number}", token_ids=(number,))))
+                live.num_completion_tokens += n
+                self._num_generated_tokens += n
+                number = live.num_completion_tokens // n
+                for index in range(n):
+                    is_last = n > 1 and number == live.max_tokens
+                    delta = TextDelta(
+                        text=f" {number}",
+                        token_ids=(number,),
+                        choice_index=index,
+                        reason=FinishReason.LENGTH if is_last else None,
+                    )
+                    events.append((request_id, delta))
                 if number == live.max_tokens:
                     finished = Finished(reason=FinishReason.LENGTH, usage=_usage(live))
                     events.append((request_id, finished))

@@ -26,7 +26,7 @@ from xinference.engine.config import Placement
 from xinference.engine.loading import make_engine
 from xinference.errors import AbilityMissing, InvalidRequest
 from xinference.identifiers import InstanceId, ModelUid, ReplicaUid, RequestId
-from xinference.models.answer import AnswerReader
+from xinference.models.answer import AnswerReader, AnswerReaders
 from xinference.models.language import LanguageModel
 from xinference.models.parsing.reader import AnswerParser
 from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec
@@ -165,6 +165,15 @@ def asked(prompt: ChatPrompt, **sampling: Any) -> GenerationRequest:
     )
 
 
+def of_choice(events: list[GenerationEvent], index: int) -> list[GenerationEvent]:
+    """Return the deltas of one of several answers."""
+    return [
+        one
+        for one in events
+        if not isinstance(one, Finished | Failed) and one.choice_index == index
+    ]
+
+
 def put_together(events: list[GenerationEvent]) -> tuple[str, str, list[tuple[str, str]]]:
     """Return content, reasoning, and the calls with their arguments."""
     content, reasoning = "", ""
@@ -226,6 +235,58 @@ def test_without_parallel_calls_the_answer_ends_with_the_first(scripted: Scripte
     assert last.usage.num_completion_tokens < num_tokens * 0.6
 
 
+def test_each_of_several_answers_is_read_by_itself(scripted: Scripted) -> None:
+    text = f"<think>\nHm.\n</think>\n\nLook: {CALL}"
+
+    events, num_tokens = scripted.answer(text, n=3, logprobs=1)
+
+    arguments = '{"zone": "é☃𝄞"}'
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert last.usage.num_completion_tokens == 3 * num_tokens
+    for index in range(3):
+        told = of_choice(events, index)
+        assert put_together(told) == ("Look:", "Hm.", [("get_time", arguments)])
+        texts = [one for one in told if isinstance(one, TextDelta)]
+        assert [one.reason for one in texts if one.reason] == [FinishReason.TOOL_CALLS]
+        logprobs = [each for one in texts for each in one.logprobs]
+        assert b"".join(each.token for each in logprobs).decode() == text
+    ids = [one.call_id for one in events if isinstance(one, ToolCallStart)]
+    assert len(set(ids)) == 3
+
+
+def test_without_parallel_calls_each_of_several_answers_ends_with_its_first(
+    scripted: Scripted,
+) -> None:
+    prompt = ChatPrompt(messages=ASK.messages, tools=TOOLS, parallel_tool_calls=False)
+
+    events, num_tokens = scripted.answer(f"{CALL}\n{CALL}", prompt, n=2)
+
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert last.usage.num_completion_tokens < 2 * num_tokens * 0.6
+    for index in range(2):
+        told = of_choice(events, index)
+        assert [name for name, _ in put_together(told)[2]] == ["get_time"]
+        reasons = [one.reason for one in told if isinstance(one, TextDelta) and one.reason]
+        assert reasons == [FinishReason.TOOL_CALLS]
+
+
+def test_an_aborted_request_for_several_answers_tells_what_was_held_back(
+    scripted: Scripted,
+) -> None:
+    reader = AnswerReaders(
+        [AnswerReader(parser_of("hermes", thinks=False), one_call=False) for _ in range(2)]
+    )
+    usage = Usage(num_prompt_tokens=1, num_completion_tokens=2)
+
+    first = reader.read(TextDelta(text="a <tool", choice_index=1))
+    last = reader.read(Finished(reason=FinishReason.ABORT, usage=usage))
+
+    assert put_together(of_choice([*first, *last], 1))[0] == "a <tool"
+    assert last[-1] == Finished(reason=FinishReason.ABORT, usage=usage)
+
+
 def test_what_looks_like_a_call_is_content_where_there_are_no_tools(scripted: Scripted) -> None:
     for prompt in (
         ChatPrompt(messages=ASK.messages),
@@ -260,6 +321,7 @@ def test_special_tokens_that_a_grammar_names_are_read_and_others_left_out() -> N
 def test_a_reader_that_breaks_gives_the_text_as_it_is() -> None:
     class Broken:
         num_complete_calls = 0
+        is_thinking = False
 
         def push(self, text: str) -> list[Delta]:
             raise RuntimeError("a bug")
@@ -267,7 +329,7 @@ def test_a_reader_that_breaks_gives_the_text_as_it_is() -> None:
         def finish(self) -> list[Delta]:
             return []
 
-    reader = AnswerReader(Broken(), one_call=False)
+    reader = AnswerReaders([AnswerReader(Broken(), one_call=False)])
     usage = Usage(num_prompt_tokens=1, num_completion_tokens=2)
 
     deltas = reader.read(TextDelta(text="a")) + reader.read(TextDelta(text="b"))
@@ -337,18 +399,6 @@ def test_a_model_that_has_no_tools_refuses_them(scripted: Scripted, source: Any)
         scripted.variant(**source).prepare(asked(ASK))
 
 
-@pytest.mark.parametrize("name", [None, "get_time"])
-def test_a_forced_call_is_refused_by_name(scripted: Scripted, name: str | None) -> None:
-    prompt = ChatPrompt(
-        messages=ASK.messages, tools=TOOLS, tool_choice=ToolChoice.REQUIRED, tool_name=name
-    )
-
-    with pytest.raises(InvalidRequest) as refused:
-        scripted.model.prepare(asked(prompt))
-
-    assert refused.value.field == "tool_choice"
-
-
 def test_thinking_that_cannot_be_switched_is_refused_by_name(scripted: Scripted) -> None:
     for enable, abilities in ((True, ("chat",)), (False, ("chat", "reasoning"))):
         prompt = ChatPrompt(messages=ASK.messages, enable_thinking=enable)
@@ -363,7 +413,7 @@ def test_thinking_that_cannot_be_switched_is_refused_by_name(scripted: Scripted)
 def events_of(
     parser: AnswerParser, pieces: list[str], reason: FinishReason
 ) -> tuple[Any, FinishReason, int]:
-    reader = AnswerReader(parser, one_call=False)
+    reader = AnswerReaders([AnswerReader(parser, one_call=False)])
     events: list[GenerationEvent] = []
     for piece in pieces:
         events += reader.read(TextDelta(text=piece, token_ids=(7,)))

@@ -119,7 +119,9 @@ class TextStream:
         tokenizer: PreTrainedTokenizerBase,
         prompt_token_ids: Sequence[int],
         stop: tuple[str, ...] = (),
+        *,
         kept_token_ids: frozenset[int] = frozenset(),
+        includes_stop: bool = False,
     ) -> None:
         context = [int(token_id) for token_id in prompt_token_ids[-_NUM_CONTEXT_TOKENS:]]
         if str(tokenizer.decode(context, skip_special_tokens=True)).endswith(_INCOMPLETE):
@@ -131,13 +133,21 @@ class TextStream:
             else decoder(tokenizer, context)
         )
         self._stop = stop
+        self._includes_stop = includes_stop
         self._held = ""
+        self.num_chars = 0
+        """Of the text that the tokens so far make, held back or not."""
         self.is_stopped = False
-        """Whether a stop string came up; the text ends before it."""
+        """Whether a stop string came up; the text ends before it, or with it."""
 
-    def push(self, token_id: int) -> str:
-        """Return the text that became certain with this token; often empty, or a few characters."""
-        return self._release(self._decoder.push(token_id), is_last=False)
+    def push(self, token_id: int, *, may_stop: bool = True) -> str:
+        """Return the text that became certain with this token; often empty, or a few characters.
+
+        A text that may not stop yet is not searched for stop strings.
+        """
+        new = self._decoder.push(token_id)
+        self.num_chars += len(new)
+        return self._release(new, is_last=False) if may_stop else new
 
     def flush(self) -> str:
         """Return the rest of the text, when no token will come any more."""
@@ -151,14 +161,14 @@ class TextStream:
         if found is not None:
             self.is_stopped = True
             self._held = ""
-            return text[:found]
+            return text[: found.stop if self._includes_stop else found.start]
         num_held = 0 if is_last else num_stop_prefix(text, self._stop)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
 
 
-def find_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Return where the stop string that is complete first begins; None if there is none.
+def find_stop(text: str, stop: tuple[str, ...]) -> range | None:
+    """Return where the stop string that is complete first stands; None if there is none.
 
     Why the first to end and not the first to begin: that is the one a reader of the stream meets
     first, so the answer does not depend on how the text falls into tokens.
@@ -168,7 +178,7 @@ def find_stop(text: str, stop: tuple[str, ...]) -> int | None:
         begin = text.find(string)
         if begin >= 0:
             ends.append((begin + len(string), begin))
-    return min(ends)[1] if ends else None
+    return range(min(ends)[1], min(ends)[0]) if ends else None
 
 
 def num_stop_prefix(text: str, stop: tuple[str, ...]) -> int:

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,12 @@ from xinference.protocol.generation import (
     GenerationEvent,
     SamplingParams,
     TextDelta,
+    TokenLogprob,
     Usage,
 )
 
 from .block_pool import BlockPool
+from .choices import Choices, child_id, child_sampling, is_child
 from .config import EngineConfig
 from .detokenizer import TextStream
 from .grammar import (
@@ -48,6 +51,16 @@ from .grammar import (
     grammar_failure,
 )
 from .isolation import run_apart
+from .logit_adjustment import LogitAdjustment, adjust, needs_adjustment
+from .logprobs import (
+    PromptLogprobs,
+    PromptRows,
+    RowLogprobs,
+    TokenLogprobs,
+    logprobs_of_rows,
+    row_logprobs,
+    with_prompt_rows,
+)
 from .model_runner import ModelRunner
 from .pace import StepPace
 from .prefix_hash import chain_start, next_hashes
@@ -56,7 +69,7 @@ from .sampling_defaults import resolve_sampling
 from .scheduler import Schedule, ScheduledRow, Scheduler, Sequence
 from .slots import SlotTable
 from .thinking import LimitedThinking, ThinkingLimit
-from .token_bytes import TokenBytes
+from .token_bytes import TokenBytes, word_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +99,8 @@ class EngineRequest:
     """What stands around `sampling.grammar`, or takes its place."""
     thinking: ThinkingLimit | None = None
     """None: thoughts may be as long as the answer."""
+    prompt_text: str | None = None
+    """What `sampling.echo` repeats. None: what the tokenizer makes of the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +110,7 @@ class ValidRequest:
     request_id: RequestId
     prompt: npt.NDArray[np.int32]
     sampling: SamplingParams
-    """Complete: nothing is None but `grammar`."""
+    """Complete: of what has a default nothing is None."""
     priority: int
     fairness_key: str
     chain_start: bytes
@@ -105,6 +120,10 @@ class ValidRequest:
     kept_token_ids: frozenset[int] = frozenset()
     matcher: Matcher | None = None
     """At the start of the answer; this request's own."""
+    echo: str = ""
+    """What the answer begins with."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """The token sequences of `sampling.bad_words`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,10 +146,6 @@ class EngineCounters:
     last_step_seconds: float = 0.0
 
 
-_Drawn = tuple[Sequence, int | None]
-"""A sequence and its new token; None if the model computed no numbers to draw it from."""
-
-
 @dataclass(slots=True, kw_only=True)
 class _Live:
     """An accepted request that has not ended."""
@@ -146,6 +161,14 @@ class _Live:
     """Its tokens while it has no slot."""
     matcher: Matcher | None
     """Where it is in its grammar; a preemption changes nothing about that."""
+    adjustment: LogitAdjustment | None
+    """None: its logits stay as they are."""
+    echo: str
+    """What the answer begins with."""
+    prompt: PromptLogprobs | None
+    """None: nobody wants them."""
+    is_echoed: bool
+    """Whether that was told; true where there is none."""
 
     @property
     def usage(self) -> Usage:
@@ -155,6 +178,25 @@ class _Live:
             num_completion_tokens=self.sequence.num_tokens - num_prompt_tokens,
             num_cached_tokens=self.sequence.num_cached_tokens or 0,
         )
+
+
+class _Drawn(NamedTuple):
+    """A sequence and its new token."""
+
+    sequence: Sequence
+    token_id: int | None
+    """None if the model computed no numbers to draw it from."""
+    logprobs: TokenLogprobs | None = None
+    """None if nobody wants them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Computed:
+    """What some rows of a step brought."""
+
+    drawn: list[_Drawn]
+    prompts: list[tuple[_Live, RowLogprobs]]
+    """What became known of the tokens of prompts."""
 
 
 class Engine:
@@ -210,6 +252,12 @@ class Engine:
             model_name=config.model_name,
         )
         self._mask_filler = MaskFiller(self._grammars.num_words)
+        self._choices: dict[RequestId, Choices] = {}
+        """Of the requests for several answers, under their own ids."""
+        self._parents: dict[RequestId, Choices] = {}
+        """The same, under the ids of the children that have not ended."""
+        self._siblings: dict[RequestId, list[ValidRequest]] = {}
+        """Children that wait until the first, under whose id they are, has computed the prompt."""
         self._token_bytes = TokenBytes(tokenizer)
 
     @property
@@ -219,7 +267,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._is_releasing
 
     @property
     def num_running(self) -> int:
@@ -277,6 +325,19 @@ class Engine:
                     field="stop_token_ids",
                     problem=f"{token_id} is not a token id; those are 0 to {self._vocab_size - 1}",
                 )
+        for token_id in given.logit_bias:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequest(
+                    field="logit_bias",
+                    problem=f"{token_id} is not a token id; those are 0 to {self._vocab_size - 1}",
+                )
+        if given.min_tokens > max_tokens:
+            raise InvalidRequest(
+                field="min_tokens", problem=f"the context has room for {max_tokens} tokens"
+            )
+        bad_words: set[tuple[int, ...]] = set()
+        for word in given.bad_words:
+            bad_words |= word_tokens(self.tokenizer, word)
         sampling = replace(
             resolve_sampling(given, self.generation_defaults),
             max_tokens=max_tokens,
@@ -300,6 +361,8 @@ class Engine:
             block_hashes=tuple(hashes),
             kept_token_ids=request.kept_token_ids,
             matcher=self._matcher(request),
+            echo=self._echo_of(request),
+            bad_words=tuple(sorted(bad_words)),
         )
 
     def _matcher(self, request: EngineRequest) -> Matcher | None:
@@ -312,9 +375,33 @@ class Engine:
 
     def add(self, request: ValidRequest) -> None:
         """Take a request into the waiting queue. Its id must not be live."""
+        assert request.request_id not in self._choices, request.request_id
+        if request.sampling.num_made == 1:
+            self._add_one(request)
+            return
+        choices = self._choices[request.request_id] = Choices(request.request_id, request.sampling)
+        first, *others = [
+            replace(
+                request,
+                request_id=child,
+                sampling=child_sampling(request.sampling, index),
+                matcher=None if request.matcher is None else request.matcher.fork(),
+            )
+            for index, child in enumerate(choices.child_ids)
+        ]
+        self._parents |= dict.fromkeys(choices.child_ids, choices)
+        # Why not all at once: the others find in the cache what the first has computed.
+        self._siblings[first.request_id] = others
+        self._add_one(first)
+
+    def _add_one(self, request: ValidRequest) -> None:
         assert request.request_id not in self._live, request.request_id
-        assert request.sampling.max_tokens is not None, request
+        sampling = request.sampling
+        assert sampling.max_tokens is not None, request
         num_tokens = len(request.prompt)
+        own_end_ids: frozenset[int] = frozenset() if sampling.ignore_eos else self.eos_token_ids
+        end_token_ids = own_end_ids | frozenset(sampling.stop_token_ids)
+        wants_prompt = sampling.echo and sampling.logprobs is not None
         live = _Live(
             sequence=Sequence(
                 request_id=request.request_id,
@@ -323,19 +410,32 @@ class Engine:
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 block_hashes=list(request.block_hashes),
+                wants_prompt_logits=wants_prompt,
             ),
-            sampling=request.sampling,
+            sampling=sampling,
             chain_start=request.chain_start,
-            stop_token_ids=self.eos_token_ids | frozenset(request.sampling.stop_token_ids),
-            max_num_tokens=num_tokens + request.sampling.max_tokens,
+            stop_token_ids=end_token_ids,
+            max_num_tokens=num_tokens + sampling.max_tokens,
             text=TextStream(
                 self.tokenizer,
                 request.prompt.tolist(),
-                request.sampling.stop,
-                request.kept_token_ids,
+                sampling.stop,
+                kept_token_ids=request.kept_token_ids,
+                includes_stop=sampling.include_stop_str_in_output,
             ),
             saved_tokens=request.prompt,
             matcher=request.matcher,
+            adjustment=LogitAdjustment(
+                sampling,
+                prompt=request.prompt,
+                end_token_ids=end_token_ids,
+                bad_words=request.bad_words,
+            )
+            if needs_adjustment(sampling)
+            else None,
+            echo=request.echo,
+            prompt=PromptLogprobs(request.prompt, self.tokenizer) if wants_prompt else None,
+            is_echoed=not sampling.echo,
         )
         self._scheduler.add(live.sequence)
         self._live[request.request_id] = live
@@ -346,15 +446,36 @@ class Engine:
         Returns:
             Its last events; none if it is not live.
         """
+        choices = self._choices.get(request_id)
+        if choices is not None:
+            self.counters.num_aborts += 1
+            return [choices.abort(self._forget_choices(choices))]
         live = self._live.get(request_id)
-        if live is None:
+        if live is None or request_id in self._parents:
             return []
         self.counters.num_aborts += 1
         return self._end(live, Finished(reason=FinishReason.ABORT, usage=live.usage))
 
+    def end_choice(self, request_id: RequestId, choice_index: int) -> list[Event]:
+        """End one answer of a request, as `abort` ends them all; no event if it has ended."""
+        if request_id not in self._choices:
+            return self.abort(request_id)
+        live = self._live.get(child_id(request_id, choice_index))
+        if live is None:
+            return []
+        self.counters.num_aborts += 1
+        end = Finished(reason=FinishReason.ABORT, usage=live.usage)
+        return self._merge(self._end(live, end))
+
     def fail_all(self, error: XinferenceError) -> list[Event]:
         """End every live request with `error`."""
-        return [event for live in list(self._live.values()) for event in self._fail(live, error)]
+        failed = Failed(error=error)
+        events: list[Event] = []
+        for choices in list(self._choices.values()):
+            self._forget_choices(choices)
+            events.append((choices.request_id, failed))
+        events += [event for live in list(self._live.values()) for event in self._end(live, failed)]
+        return events
 
     def step(self) -> list[Event]:
         """Compute one step for whoever is to run, and return what it brought.
@@ -368,20 +489,27 @@ class Engine:
         started = time.perf_counter()
         schedule = self._scheduler.schedule()
         self._place(schedule)
+        released = self._release() if self._choices else []
         if not schedule.rows:
-            return []
+            return released
         masks = self._start_masks(schedule)
         groups, culprits = self._run_apart(schedule, masks)
-        computed = replace(schedule, rows=tuple(row for rows, _ in groups for row in rows))
+        rows = tuple(row for rows, _ in groups for row in rows)
+        computed = replace(schedule, rows=rows)
         self._name_full_blocks(computed)
         self._scheduler.commit(computed)
-        events = self._tell_all([one for _, drawn in groups for one in drawn], masks)
+        events: list[Event] = []
+        for _, found in groups:
+            events += self._tell_prompts(found.prompts)
+            events += self._tell_all(found.drawn, masks)
         for row, error in culprits:
             problem = f"{type(error).__name__}: {error}"
             cause = InternalError(where="the engine's step", problem=problem)
             events += self._fail(self._live[row.sequence.request_id], cause)
+        if self._choices:
+            events = self._merge(events)
         self._count(computed, time.perf_counter() - started)
-        return events
+        return released + events
 
     def check_invariants(self) -> None:
         """Raise `AssertionError` if queues, slots, blocks and live requests contradict."""
@@ -390,6 +518,11 @@ class Engine:
         assert known == self._live.keys(), (known, self._live.keys())
         for live in self._live.values():
             assert (live.saved_tokens is None) == (live.sequence.slot is not None), live
+        waiting = {child.request_id for group in self._siblings.values() for child in group}
+        assert self._siblings.keys() <= self._live.keys(), self._siblings.keys()
+        assert self._parents.keys() - waiting == self._parents.keys() & self._live.keys()
+        for choices in self._parents.values():
+            assert choices is self._choices[choices.request_id], choices.request_id
 
     def _place(self, schedule: Schedule) -> None:
         """Move tokens out of the slots that were lost and into those that were won."""
@@ -443,12 +576,10 @@ class Engine:
 
     def _run_apart(
         self, schedule: Schedule, masks: StepMasks | None
-    ) -> tuple[
-        list[tuple[Items[ScheduledRow], list[_Drawn]]], list[tuple[ScheduledRow, Exception]]
-    ]:
+    ) -> tuple[list[tuple[Items[ScheduledRow], _Computed]], list[tuple[ScheduledRow, Exception]]]:
         """Run the rows of a step, as `run_apart` does; out of memory, half of them."""
 
-        def run(rows: Items[ScheduledRow]) -> list[_Drawn]:
+        def run(rows: Items[ScheduledRow]) -> _Computed:
             return self._run(rows, masks)
 
         try:
@@ -466,10 +597,19 @@ class Engine:
             self.counters.num_failed_steps += 1
         return groups, culprits
 
-    def _run(self, rows: Items[ScheduledRow], masks: StepMasks | None) -> list[_Drawn]:
+    def _run(self, rows: Items[ScheduledRow], masks: StepMasks | None) -> _Computed:
         """Compute these rows and draw a token for each that samples. May be repeated."""
-        logits = self._runner.forward(self._slots.build(rows))
-        return self._sample(logits, [row.sequence for row in rows if row.samples], masks)
+        batch = self._slots.build(rows)
+        sequences = [row.sequence for row in rows if row.samples]
+        prompt_rows = self._prompt_rows(rows)
+        if not prompt_rows:
+            logits = self._runner.forward(batch)
+            return _Computed(drawn=self._sample(logits, sequences, masks), prompts=[])
+        sample_tokens = with_prompt_rows(batch, prompt_rows)
+        logits = self._runner.forward(replace(batch, sample_tokens=sample_tokens))
+        prompts = self._prompt_logprobs(rows, prompt_rows, logits[len(sequences) :])
+        drawn = self._sample(logits[: len(sequences)], sequences, masks)
+        return _Computed(drawn=drawn, prompts=prompts)
 
     def _sample(
         self, logits: Tensor, sequences: list[Sequence], masks: StepMasks | None
@@ -482,16 +622,24 @@ class Engine:
         unsound: list[_Drawn] = []
         if not is_sound.all():
             sound = np.flatnonzero(is_sound)
-            unsound = [(sequences[index], None) for index in np.flatnonzero(~is_sound)]
+            unsound = [_Drawn(sequences[index], None) for index in np.flatnonzero(~is_sound)]
             sequences = [sequences[index] for index in sound]
             logits = logits[torch.from_numpy(sound).to(logits.device)]
             if not sequences:
                 return unsound
-        if masks is not None:
-            masks.apply(logits, [sequence.request_id for sequence in sequences])
         slots = np.array([sequence.slot for sequence in sequences])
         positions = np.array([sequence.num_tokens for sequence in sequences])
         table = self._slots
+        num_logprobs = table.num_logprobs[slots]
+        has_logprobs = bool((num_logprobs >= 0).any())
+        own_logits = logits
+        if masks is not None:
+            if has_logprobs:
+                logits = logits.clone()  # masks are applied in place; logprobs are the model's own
+            masks.apply(logits, [sequence.request_id for sequence in sequences])
+        adjusted = np.flatnonzero(table.adjusts[slots])
+        if adjusted.size:
+            logits = self._adjusted(logits, sequences, adjusted, is_masked=masks is not None)
         token_ids = sample(
             logits,
             SamplingRows(
@@ -500,33 +648,70 @@ class Engine:
                 top_k=table.top_k[slots],
                 seed=table.seed[slots],
                 position=positions,
+                min_p=table.min_p[slots],
+                typical_p=table.typical_p[slots],
             ),
         )
         # Why not the last token of a context: nothing will ever read it, and it has no place.
         inside = positions < self.config.max_model_len
         table.append(slots[inside], positions[inside], token_ids[inside])
-        return [*zip(sequences, token_ids.tolist(), strict=True), *unsound]
+        logprobs = logprobs_of_rows(own_logits, token_ids, num_logprobs) if has_logprobs else {}
+        drawn = [
+            _Drawn(sequence, token_id, logprobs.get(row))
+            for row, (sequence, token_id) in enumerate(
+                zip(sequences, token_ids.tolist(), strict=True)
+            )
+        ]
+        return drawn + unsound
+
+    def _adjusted(
+        self,
+        logits: Tensor,
+        sequences: list[Sequence],
+        rows: npt.NDArray[np.int64],
+        *,
+        is_masked: bool,
+    ) -> Tensor:
+        """Return the logits as the requests of these rows want them changed."""
+        adjustments = []
+        for row in rows.tolist():
+            adjustment = self._live[sequences[row].request_id].adjustment
+            assert adjustment is not None, sequences[row]
+            adjustments.append((row, adjustment))
+        adjusted = adjust(logits, adjustments)
+        if is_masked:
+            # Why: what min_tokens and bad_words forbid may be all that a grammar leaves.
+            is_stuck = adjusted.amax(1, keepdim=True) == -torch.inf
+            adjusted = torch.where(is_stuck, logits.float(), adjusted)
+        return adjusted
 
     def _tell_all(self, drawn: Items[_Drawn], masks: StepMasks | None) -> list[Event]:
         """Turn each sequence's new token into text, and end what is at its end."""
         events: list[Event] = []
         broken = {} if masks is None else masks.failures
-        for sequence, token_id in drawn:
-            live = self._live[sequence.request_id]
-            if sequence.request_id in broken:
-                events += self._fail(live, broken[sequence.request_id])
-            elif token_id is None:
-                problem = "this request made it compute NaN or infinity"
-                events += self._fail(live, InternalError(where="the model", problem=problem))
+        for one in drawn:
+            live = self._live.get(one.sequence.request_id)
+            if live is None:
+                continue  # what its prompt has told was its end
+            if live.sequence.request_id in broken:
+                events += self._fail(live, broken[live.sequence.request_id])
+            elif one.token_id is None:
+                events += self._fail(live, _unsound())
             else:
                 self.counters.num_generated_tokens += 1
-                events += self._tell(live, token_id)
+                events += self._tell(live, one.token_id, one.logprobs)
         return events
 
-    def _tell(self, live: _Live, token_id: int) -> list[Event]:
+    def _tell(
+        self, live: _Live, token_id: int, logprobs: TokenLogprobs | None = None
+    ) -> list[Event]:
         """Return the events of one new token of one request."""
         request_id = live.sequence.request_id
+        if live.adjustment is not None:
+            live.adjustment.note(token_id)
         reason = None
+        told: tuple[TokenLogprob, ...] = ()
+        num_generated = live.sequence.num_tokens - live.sequence.num_prompt_tokens
         if token_id in live.stop_token_ids:
             # Why not pushed: the token that ends the text is not part of it.
             text, reason = live.text.flush(), FinishReason.STOP
@@ -536,18 +721,126 @@ class Engine:
                     live.matcher.accept(token_id)
                 except Exception as error:  # noqa: BLE001  # boundary: foreign code
                     return self._fail(live, grammar_failure(request_id, error))
+            if logprobs is not None:
+                offset = len(live.echo) + live.text.num_chars
+                told = (logprobs.told(token_id, offset, self._token_bytes),)
             is_whole = live.matcher is not None and live.matcher.is_finished
-            text = live.text.push(token_id)
+            text = live.text.push(token_id, may_stop=num_generated >= live.sampling.min_tokens)
             is_full = live.sequence.num_tokens >= live.max_num_tokens
             if not live.text.is_stopped and (is_whole or is_full):
                 reason = FinishReason.STOP if is_whole else FinishReason.LENGTH
                 text += live.text.flush()
             if live.text.is_stopped:
                 reason = FinishReason.STOP
-        events: list[Event] = [(request_id, TextDelta(text=text, token_ids=(token_id,)))]
+        events: list[Event] = [] if live.is_echoed else self._echo(live)
+        events.append((request_id, TextDelta(text=text, token_ids=(token_id,), logprobs=told)))
         if reason is not None:
             events += self._end(live, Finished(reason=reason, usage=live.usage))
         return events
+
+    def _echo(self, live: _Live) -> list[Event]:
+        """Return what comes before everything else of an answer."""
+        live.is_echoed = True
+        logprobs = () if live.prompt is None else (live.prompt.first(self._token_bytes),)
+        return [(live.sequence.request_id, TextDelta(text=live.echo, logprobs=logprobs))]
+
+    def _echo_of(self, request: EngineRequest) -> str:
+        if not request.sampling.echo:
+            return ""
+        if request.prompt_text is not None:
+            return request.prompt_text
+        return str(self.tokenizer.decode(list(request.prompt_token_ids), skip_special_tokens=True))
+
+    def _prompt_rows(self, rows: Items[ScheduledRow]) -> list[PromptRows]:
+        """Return which tokens of these rows tell how likely the prompt's next ones are."""
+        found = []
+        for row, scheduled in enumerate(rows):
+            sequence = scheduled.sequence
+            if sequence.wants_prompt_logits:
+                prompt = self._live[sequence.request_id].prompt
+                assert prompt is not None, sequence
+                start = max(sequence.num_computed, prompt.num_told)
+                stop = min(sequence.num_computed + scheduled.num_new, prompt.num_to_tell)
+                if start < stop:
+                    first = start - sequence.num_computed
+                    found.append(PromptRows(row=row, first=first, count=stop - start))
+        return found
+
+    def _prompt_logprobs(
+        self, rows: Items[ScheduledRow], prompt_rows: list[PromptRows], logits: Tensor
+    ) -> list[tuple[_Live, RowLogprobs]]:
+        """Return what the logits, row after row, say of the prompts."""
+        found = []
+        for prompt_row in prompt_rows:
+            live = self._live[rows[prompt_row.row].sequence.request_id]
+            assert live.prompt is not None, prompt_row
+            own, logits = logits[: prompt_row.count], logits[prompt_row.count :]
+            next_ids = live.prompt.next_ids(prompt_row.count)
+            found.append((live, row_logprobs(own, next_ids, live.sampling.logprobs or 0)))
+        return found
+
+    def _tell_prompts(self, found: list[tuple[_Live, RowLogprobs]]) -> list[Event]:
+        events: list[Event] = []
+        for live, logprobs in found:
+            assert live.prompt is not None, live
+            if np.isnan(logprobs.token).any():
+                events += self._fail(live, _unsound())
+                continue
+            if not live.is_echoed:
+                events += self._echo(live)
+            told = live.prompt.tell(logprobs, self._token_bytes)
+            events.append((live.sequence.request_id, TextDelta(text="", logprobs=told)))
+        return events
+
+    @property
+    def _is_releasing(self) -> bool:
+        return any(choices.is_releasing for choices in self._choices.values())
+
+    def _release(self) -> list[Event]:
+        """Return the next part of the answers that were kept until all had ended."""
+        events: list[Event] = []
+        for request_id, choices in list(self._choices.items()):
+            if choices.is_releasing:
+                events += choices.release()
+                if not choices.is_releasing:
+                    del self._choices[request_id]
+        return events
+
+    def _merge(self, events: list[Event]) -> list[Event]:
+        """Turn the events of children into those of their requests."""
+        merged: list[Event] = []
+        for request_id, event in events:
+            choices = self._parents.get(request_id)
+            if choices is None:
+                # A child without a parent is one of several that failed in this step.
+                if not is_child(request_id):
+                    merged.append((request_id, event))
+            elif isinstance(event, Failed):
+                self._forget_choices(choices)
+                merged.append((choices.request_id, event))
+            else:
+                assert isinstance(event, TextDelta | Finished), event
+                for sibling in self._siblings.pop(request_id, ()):
+                    self._add_one(sibling)
+                merged += choices.take(request_id, event)
+                if isinstance(event, Finished):
+                    del self._parents[request_id]
+                    if choices.is_over and not choices.is_releasing:
+                        del self._choices[choices.request_id]
+        return merged
+
+    def _forget_choices(self, choices: Choices) -> list[Finished]:
+        """End the children that live; return how those that ran or waited here ended."""
+        del self._choices[choices.request_id]
+        ends = []
+        for child in choices.child_ids:
+            self._parents.pop(child, None)
+            self._siblings.pop(child, None)
+            live = self._live.get(child)
+            if live is not None:
+                ends.append(Finished(reason=FinishReason.ABORT, usage=live.usage))
+                self._end(live, ends[-1])
+        return ends
 
     def _fail(self, live: _Live, error: XinferenceError) -> list[Event]:
         return self._end(live, Failed(error=error))
@@ -572,3 +865,8 @@ class Engine:
         counters.num_prefill_tokens += num_prefill_tokens
         counters.num_steps += 1
         counters.last_step_seconds = seconds
+
+
+def _unsound() -> InternalError:
+    problem = "this request made it compute NaN or infinity"
+    return InternalError(where="the model", problem=problem)

@@ -94,6 +94,10 @@ class Matcher(Protocol):
         """
         ...
 
+    def fork(self) -> "Matcher":
+        """Return one that goes its own way from here."""
+        ...
+
 
 class _LLMatcher:
     """A `Matcher` over llguidance's."""
@@ -122,9 +126,9 @@ class _LLMatcher:
                 where="the grammar", problem=f"token {token_id} was drawn, but may not come here"
             )
 
-    def fork(self, field: str) -> "_LLMatcher":
-        """Return a matcher that goes its own way from here."""
-        return _LLMatcher(self._matcher.deep_copy(), field)
+    def fork(self, field: str | None = None) -> "_LLMatcher":
+        """Return a matcher that goes its own way from here, for another field if one is named."""
+        return _LLMatcher(self._matcher.deep_copy(), field or self._field)
 
     def _check(self) -> None:
         matcher = self._matcher

@@ -67,9 +67,10 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._wakened = threading.Condition()
         # Guarded by the condition's lock:
-        self._live: set[RequestId] = set()
+        self._live: dict[RequestId, int] = {}
+        """With how many answers each wants."""
         self._submitted: list[ValidRequest] = []
-        self._to_abort: list[RequestId] = []
+        self._to_abort: list[tuple[RequestId, int | None]] = []
         self._is_stopping = False
         self._death: str | None = None
         self._stats = EngineStats(num_blocks=engine.config.num_blocks)
@@ -108,7 +109,9 @@ class EngineLoop:
                 )
             if valid.request_id in self._live:
                 raise DuplicateRequest(request_id=valid.request_id)
-            if len(self._live) >= config.max_num_seqs + config.max_queue_size:
+            num_after = sum(self._live.values()) + valid.sampling.num_made
+            # Why any into an empty one: its answers take turns.
+            if self._live and num_after > config.max_num_seqs + config.max_queue_size:
                 raise ModelOverloaded(
                     model=config.model_name,
                     num_waiting=self._num_waiting(),
@@ -116,7 +119,7 @@ class EngineLoop:
                         self._num_waiting(), now=time.monotonic()
                     ),
                 )
-            self._live.add(valid.request_id)
+            self._live[valid.request_id] = valid.sampling.num_made
             self._submitted.append(valid)
             self._wakened.notify()
         return Accepted(num_prompt_tokens=len(valid.prompt))
@@ -131,9 +134,16 @@ class EngineLoop:
         with self._wakened:
             if request_id not in self._live:
                 return False
-            self._to_abort.append(request_id)
+            self._to_abort.append((request_id, None))
             self._wakened.notify()
             return True
+
+    def end_choice(self, request_id: RequestId, choice_index: int) -> None:
+        """Ask for the end of one of a request's answers; as `abort`, if it is the only one."""
+        with self._wakened:
+            if request_id in self._live:
+                self._to_abort.append((request_id, choice_index))
+                self._wakened.notify()
 
     def stats(self) -> EngineStats:
         """Return the counters as of the last step that ended."""
@@ -156,7 +166,7 @@ class EngineLoop:
             raise TimeoutError(f"the engine's step did not end within {timeout_seconds} s")
 
     def _num_waiting(self) -> int:
-        return max(0, len(self._live) - self._stats.num_running)
+        return max(0, sum(self._live.values()) - self._stats.num_running)
 
     def _run(self) -> None:
         try:
@@ -176,10 +186,15 @@ class EngineLoop:
             to_abort, self._to_abort = self._to_abort, []
             is_stopping = self._is_stopping
             if is_stopping:
-                to_abort = list(self._live)
+                to_abort = [(request_id, None) for request_id in self._live]
         for request in submitted:
             self._engine.add(request)
-        events = [event for request_id in to_abort for event in self._engine.abort(request_id)]
+        events: list[Event] = []
+        for request_id, index in to_abort:
+            if index is None:
+                events += self._engine.abort(request_id)
+            else:
+                events += self._engine.end_choice(request_id, index)
         if not is_stopping and self._engine.has_work:
             # Why two calls of the sink: an abort need not wait for a long step to be told.
             self._deliver(events)
@@ -192,7 +207,8 @@ class EngineLoop:
         ended = [request_id for request_id, event in events if isinstance(event, Finished | Failed)]
         with self._wakened:
             # Why before the sink: who hears of an end may use the id again at once.
-            self._live.difference_update(ended)
+            for request_id in ended:
+                self._live.pop(request_id, None)
             self._end_rate.note(len(ended), now=time.monotonic())
             self._stats = EngineStats(
                 progress=counters.num_steps,

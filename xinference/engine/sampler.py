@@ -7,6 +7,9 @@ and after a restart; greedy rows draw nothing. The vocabulary is never sorted: t
 only determine a *threshold*, everything at or above it may be drawn (ties included, so that
 their order cannot matter), and the draw inverts the cumulative distribution in vocabulary order.
 
+The order is transformers': temperature, top-k, top-p of what is left, min-p, typical-p of what is
+left. What comes before the temperature is `logit_adjustment.py`'s.
+
 The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
 SC 2011), keyed by the seed and counting by position.
 """
@@ -25,6 +28,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 _CHUNK = 512
+_SMALL_CHUNK = 64
 # Why a ladder: how many candidates a row looks at depends on the row alone, never on its batch.
 _CANDIDATES = (128, 1024, 8192)
 
@@ -41,6 +45,10 @@ class SamplingRows:
     seed: npt.NDArray[np.uint64]
     position: npt.NDArray[np.int64]
     """Of the token to be drawn, in its own sequence."""
+    min_p: npt.NDArray[np.float32] | None = None
+    """0 keeps every token. None: all 0."""
+    typical_p: npt.NDArray[np.float32] | None = None
+    """1 keeps every token. None: all 1."""
 
 
 def uniform(
@@ -103,6 +111,25 @@ def highest_tokens(logits: Tensor) -> Tensor:
     return tokens.squeeze(1)
 
 
+def highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` highest scores of each row of (R, V), best first, and their tokens.
+
+    Why not `topk` alone: on CPU its time grows with everything it looks at. The best chunks, by
+    their maxima, hold all of the best tokens, and are few.
+    """
+    vocab_size = scores.shape[1]
+    num_whole = vocab_size // _SMALL_CHUNK
+    if num_whole <= 4 * count:
+        return scores.topk(count, dim=1)
+    rest = torch.arange(num_whole * _SMALL_CHUNK, vocab_size, device=scores.device)
+    maxima = scores[:, : num_whole * _SMALL_CHUNK].unflatten(1, (num_whole, _SMALL_CHUNK)).amax(-1)
+    chunks = maxima.topk(count, dim=1).indices.unsqueeze(2) * _SMALL_CHUNK
+    ids = (chunks + torch.arange(_SMALL_CHUNK, device=scores.device)).flatten(1)
+    ids = torch.cat((ids, rest.expand(len(scores), -1)), dim=1)
+    best, places = scores.gather(1, ids).topk(count, dim=1)
+    return best, ids.gather(1, places)
+
+
 def _take(logits: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
     if len(rows) == len(logits):
         return logits
@@ -117,12 +144,13 @@ def _draw(logits: Tensor, rows: SamplingRows, drawing: npt.NDArray[np.int64]) ->
     top_k, top_p = rows.top_k[drawing], rows.top_p[drawing]
     top_k = np.where((top_k == 0) | (top_k > vocab_size), vocab_size, top_k)
     scores = logits.float() / temperature.unsqueeze(1)
+    shares = _shares(rows, drawing, device)
     is_cut = (top_k < vocab_size) | (top_p < 1)
     tokens = torch.empty(len(drawing), dtype=torch.int64, device=device)
     open_rows = np.flatnonzero(~is_cut)
     if open_rows.size:
         index = torch.from_numpy(open_rows).to(device)
-        tokens[index] = _invert(scores[index], draws[index])
+        tokens[index] = _invert(_take(scores, open_rows), draws[index], shares.of(index))
     pending = np.flatnonzero(is_cut)
     for num_candidates in (*_CANDIDATES, vocab_size):
         if not pending.size:
@@ -140,16 +168,50 @@ def _draw(logits: Tensor, rows: SamplingRows, drawing: npt.NDArray[np.int64]) ->
             torch.from_numpy(top_k[able]).to(device),
             torch.from_numpy(top_p[able].astype(np.float64)).to(device),
             num_candidates,
+            shares.of(index),
         )
         tokens[index[is_done]] = picked[is_done]
         pending = np.setdiff1d(pending, able[is_done.cpu().numpy()])
     return tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shares:
+    """The last two cuts of some rows, (rows,) float64 each; None where no row is cut."""
+
+    min_p: Tensor | None
+    typical_p: Tensor | None
+
+    def of(self, index: Tensor) -> "_Shares":
+        return _Shares(
+            min_p=None if self.min_p is None else self.min_p[index],
+            typical_p=None if self.typical_p is None else self.typical_p[index],
+        )
+
+
+def _shares(rows: SamplingRows, drawing: npt.NDArray[np.int64], device: torch.device) -> _Shares:
+    min_p, typical_p = rows.min_p, rows.typical_p
+    has_min_p = min_p is not None and bool((min_p[drawing] > 0).any())
+    has_typical_p = typical_p is not None and bool((typical_p[drawing] < 1).any())
+    return _Shares(
+        min_p=torch.from_numpy(min_p[drawing].astype(np.float64)).to(device)
+        if min_p is not None and has_min_p
+        else None,
+        typical_p=torch.from_numpy(typical_p[drawing].astype(np.float64)).to(device)
+        if typical_p is not None and has_typical_p
+        else None,
+    )
+
+
 def _draw_cut(
-    scores: Tensor, draws: Tensor, top_k: Tensor, top_p: Tensor, num_candidates: int
+    scores: Tensor,
+    draws: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    num_candidates: int,
+    shares: _Shares,
 ) -> tuple[Tensor, Tensor]:
-    """Draw from rows cut by top-k, then by top-p of what top-k has left.
+    """Draw from rows cut by top-k, then by top-p of what top-k has left, then by `shares`.
 
     Args:
         scores: (rows, V) float32, divided by the temperature.
@@ -157,12 +219,13 @@ def _draw_cut(
         top_k: (rows,) V where nothing is cut.
         top_p: (rows,) float64.
         num_candidates: how many of the highest scores to look at.
+        shares: of the same rows.
 
     Returns:
         (rows,) token ids, and (rows,) whether the candidates were enough to know.
     """
     vocab_size = scores.shape[1]
-    best, ids = scores.topk(num_candidates, dim=1)
+    best, ids = highest(scores, num_candidates)
     last_kept = best.gather(1, (top_k.clamp(max=num_candidates) - 1).unsqueeze(1))
     threshold = torch.where((top_k < vocab_size).unsqueeze(1), last_kept, -torch.inf)
     weights = (best - best[:, :1]).double().exp()
@@ -179,14 +242,52 @@ def _draw_cut(
     # The candidates are enough if at least one of them falls below the threshold.
     is_done = ~is_kept[:, -1] | (num_candidates == vocab_size)
     order = ids.argsort(dim=1)  # by token id, over the candidates only
-    cumulated = torch.where(is_kept, weights, 0.0).gather(1, order).cumsum(1)
+    weights = _cut_shares(torch.where(is_kept, weights, 0.0), shares)
+    cumulated = weights.gather(1, order).cumsum(1)
     return ids.gather(1, order).gather(1, _search(cumulated, draws)).squeeze(1), is_done
 
 
-def _invert(scores: Tensor, draws: Tensor) -> Tensor:
+def _invert(scores: Tensor, draws: Tensor, shares: _Shares) -> Tensor:
     """Draw from whole rows (rows, V) of float32 scores."""
     weights = (scores - scores.amax(1, keepdim=True)).exp_()
-    return _search(weights.cumsum(1), draws).squeeze(1)
+    return _search(_cut_shares(weights, shares).cumsum(1), draws).squeeze(1)
+
+
+def _cut_shares(weights: Tensor, shares: _Shares) -> Tensor:
+    """Return (rows, N) weights, the highest of each row 1, without what min-p and typical-p cut."""
+    if shares.min_p is not None:
+        weights = torch.where(weights < shares.min_p.unsqueeze(1), 0.0, weights)
+    if shares.typical_p is not None:
+        index = torch.nonzero(shares.typical_p < 1).squeeze(1)
+        typical = _cut_typical(weights[index], shares.typical_p[index])
+        weights = weights.index_copy(0, index, typical.to(weights.dtype))
+    return weights
+
+
+def _cut_typical(weights: Tensor, typical_p: Tensor) -> Tensor:
+    """Keep the tokens whose surprise is nearest to the expected one (Meister et al. 2022).
+
+    As transformers has it: ordered by that distance, tokens are kept until their mass reaches
+    `typical_p`, and so are those that tie with the last.
+    """
+    shares = weights.double() / weights.sum(1, keepdim=True, dtype=torch.float64)
+    surprise = -shares.log()
+    expected = torch.where(shares > 0, shares * surprise, 0.0).sum(1, keepdim=True)
+    distance = torch.where(shares > 0, (surprise - expected).abs(), torch.inf)
+    farthest = torch.full_like(typical_p, torch.inf)
+    pending = torch.arange(len(weights), device=weights.device)
+    for num_candidates in (*_CANDIDATES, weights.shape[1]):
+        count = min(num_candidates, weights.shape[1])
+        if not len(pending):
+            break
+        nearest, places = highest(-distance[pending], count)
+        mass = shares[pending].gather(1, places).cumsum(1)
+        last = (mass < typical_p[pending].unsqueeze(1)).sum(1, keepdim=True)
+        is_done = (last < count).squeeze(1)
+        found = -nearest.gather(1, last.clamp(max=count - 1)).squeeze(1)
+        farthest[pending[is_done]] = found[is_done]
+        pending = pending[~is_done]
+    return torch.where(distance <= farthest.unsqueeze(1), weights, 0.0)
 
 
 def _search(cumulated: Tensor, draws: Tensor) -> Tensor:

@@ -33,6 +33,9 @@ from .block_pool import BlockPool
 from .pace import StepPace
 from .waiting import WaitingQueue
 
+MAX_LOGIT_ROWS = 256
+"""Of prompts, in one step."""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
@@ -57,9 +60,9 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     """The names of its first full blocks of known tokens, by `prefix_hash`; the engine appends.
     Empty where prefixes are not kept."""
-    reads_cache: bool = True
-    """Whether it may start behind blocks that are there; one that wants the logits of its prompt
-    may not."""
+    wants_prompt_logits: bool = False
+    """Every token of its prompt is to be computed, none taken from the cache, and not too many in
+    one step: each has a row of logits as wide as the vocabulary."""
     num_cached_tokens: int | None = None
     """Of its prompt, how many were there when it was first admitted; None before."""
     num_named_blocks: int = 0
@@ -282,6 +285,7 @@ class Scheduler:
         chunks: list[ScheduledRow] = []
         admitted: list[Sequence] = []
         least = self._chunk_size or 1
+        num_logit_rows = max(MAX_LOGIT_ROWS, least)
         while budget >= least:
             first = self._waiting.peek() if may_admit else None
             sequence = None
@@ -300,8 +304,14 @@ class Scheduler:
                     num_new = min(
                         num_new, self._chunk_size - sequence.num_computed % self._chunk_size
                     )
-                chunks.append(ScheduledRow(sequence=sequence, num_new=num_new))
-                budget -= num_new
+                if sequence.wants_prompt_logits:
+                    if num_new > num_logit_rows:
+                        # Why none of a fixed chunk: it is cut nowhere else.
+                        num_new = num_logit_rows if self._chunk_size is None else 0
+                    num_logit_rows -= num_new
+                if num_new > 0:
+                    chunks.append(ScheduledRow(sequence=sequence, num_new=num_new))
+                    budget -= num_new
         return chunks, admitted
 
     def _admit(self, sequence: Sequence) -> Sequence | None:
@@ -330,7 +340,7 @@ class Scheduler:
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """Return the blocks that are there of a sequence, at least one token short of all."""
-        if not sequence.reads_cache:
+        if sequence.wants_prompt_logits:
             return []
         most = (sequence.num_tokens - 1) // self._block_size
         return self._pool.find(sequence.block_hashes[:most])

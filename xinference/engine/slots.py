@@ -14,6 +14,7 @@ import numpy.typing as npt
 from xinference.protocol.generation import SamplingParams
 
 from .batch import Batch
+from .logit_adjustment import needs_adjustment
 from .scheduler import ScheduledRow, Sequence
 
 
@@ -30,6 +31,12 @@ class SlotTable:
         self.top_p = np.ones(max_num_seqs, np.float32)
         self.top_k = np.zeros(max_num_seqs, np.int64)
         self.seed = np.zeros(max_num_seqs, np.uint64)
+        self.min_p = np.zeros(max_num_seqs, np.float32)
+        self.typical_p = np.ones(max_num_seqs, np.float32)
+        self.adjusts = np.zeros(max_num_seqs, bool)
+        """Whether the sequence changes its logits before it draws."""
+        self.num_logprobs = np.full(max_num_seqs, -1, np.int64)
+        """-1: none are wanted; 0: only the token's own."""
 
     def fill(
         self, sequence: Sequence, token_ids: npt.NDArray[np.int32], sampling: SamplingParams
@@ -50,6 +57,12 @@ class SlotTable:
         self.top_p[slot] = sampling.top_p
         self.top_k[slot] = max(sampling.top_k, 0)
         self.seed[slot] = sampling.seed % 2**64
+        assert sampling.min_p is not None, sampling
+        assert sampling.typical_p is not None, sampling
+        self.min_p[slot] = sampling.min_p
+        self.typical_p[slot] = sampling.typical_p
+        self.adjusts[slot] = needs_adjustment(sampling)
+        self.num_logprobs[slot] = -1 if sampling.logprobs is None else sampling.logprobs
 
     def token_ids_of(self, slot: int, num_tokens: int) -> npt.NDArray[np.int32]:
         """Return a copy of a slot's first tokens; a preempted sequence keeps them outside."""

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The events of one answer: the engine's text becomes reasoning, calls of tools and content.
+"""The events of an answer: the engine's text becomes reasoning, calls of tools and content.
 
-In: what the engine tells of one sequence. Out: what callers are told. Streamed answers and whole
+In: what the engine tells of one request. Out: what callers are told. Streamed answers and whole
 ones are made of the same events, so nobody after this looks into the text.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from xinference.protocol.generation import (
@@ -25,6 +26,47 @@ from .parsing.reader import AnswerParser
 logger = logging.getLogger(__name__)
 
 
+class AnswerReaders:
+    """Reads the answers of one request, each by itself. Belongs to the engine's thread."""
+
+    def __init__(self, readers: Sequence["AnswerReader"]) -> None:
+        """Take a new reader for each answer."""
+        self._readers = readers
+        self._ended: set[int] = set()
+        self._to_end: list[int] = []
+
+    def read(self, event: GenerationEvent) -> list[GenerationEvent]:
+        """Return what becomes of an event of the engine."""
+        if isinstance(event, Finished | Failed):
+            return self._finish(event)
+        index = event.choice_index
+        reader = self._readers[index]
+        was_over = reader.is_over
+        told = reader.read(event)
+        if isinstance(event, TextDelta) and event.reason is not None:
+            self._ended.add(index)
+        elif reader.is_over and not was_over:
+            self._to_end.append(index)
+        return [replace(delta, choice_index=index) for delta in told] if index else [*told]
+
+    def take_to_end(self) -> list[int]:
+        """Return the answers that are over before the engine has ended them, each once."""
+        to_end, self._to_end = self._to_end, []
+        return to_end
+
+    def _finish(self, event: Finished | Failed) -> list[GenerationEvent]:
+        told: list[GenerationEvent] = []
+        for index, reader in enumerate(self._readers):
+            if index not in self._ended:
+                told += [replace(delta, choice_index=index) for delta in reader.finish()]
+        if isinstance(event, Finished):
+            num_thought = sum(reader.num_reasoning_tokens for reader in self._readers)
+            event = replace(event, usage=replace(event.usage, num_reasoning_tokens=num_thought))
+            if len(self._readers) == 1:
+                event = replace(event, reason=self._readers[0].reason(event.reason))
+        return [*told, event]
+
+
 class AnswerReader:
     """Reads one answer. Belongs to the engine's thread; never raises."""
 
@@ -33,30 +75,35 @@ class AnswerReader:
         self._parser = parser
         self._one_call = one_call
         self._is_over = False
+        self.num_reasoning_tokens = 0
+        """Tokens of the thoughts so far, and of the tags around them."""
 
-    def read(self, event: GenerationEvent) -> list[GenerationEvent]:
-        """Return what becomes of an event of the engine.
+    def read(self, event: Delta) -> list[Delta]:
+        """Return what becomes of a piece of the engine's.
 
         The tokens of a piece go with its first text; a piece without text gets an empty one.
         """
-        match event:
-            case TextDelta():
-                deltas = self._with_tokens(self._parse(event.text), event)
-                return [*deltas]
-            case Finished():
-                # Why first: the last text may complete a call.
-                rest = self._parse(None)
-                return [*rest, replace(event, reason=self._reason(event.reason))]
-            case Failed():
-                return [*self._parse(None), event]
-        return [event]
+        if not isinstance(event, TextDelta):
+            return [event]
+        was_thinking = self._parser.is_thinking
+        deltas = self._with_tokens(self._parse(event.text), replace(event, reason=None))
+        if was_thinking or self._parser.is_thinking:
+            self.num_reasoning_tokens += len(event.token_ids)
+        if event.reason is None:
+            return deltas
+        return [*deltas, *self.finish(), TextDelta(text="", reason=self.reason(event.reason))]
+
+    def finish(self) -> list[Delta]:
+        """Return the rest, when no text will come any more; it may complete a call."""
+        return self._parse(None)
 
     @property
     def is_over(self) -> bool:
-        """Whether the answer ended before the engine did; its request is to be aborted."""
+        """Whether the answer ended before the engine's did, which is to be ended."""
         return self._is_over
 
-    def _reason(self, reason: FinishReason) -> FinishReason:
+    def reason(self, reason: FinishReason) -> FinishReason:
+        """Return why the answer has ended, as callers are told."""
         has_called = self._parser.num_complete_calls > 0
         if has_called and (reason is FinishReason.STOP or self._is_over):
             return FinishReason.TOOL_CALLS
@@ -83,7 +130,9 @@ class AnswerReader:
             case [TextDelta(text=text), *others]:
                 return [replace(source, text=text), *others]
             case [ReasoningDelta() as first, *others]:
-                return [replace(first, token_ids=source.token_ids), *others]
+                thought = replace(first, token_ids=source.token_ids)
+                told = [TextDelta(text="", logprobs=source.logprobs)] if source.logprobs else []
+                return [*told, thought, *others]
         return [replace(source, text=""), *deltas]
 
 

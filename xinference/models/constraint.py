@@ -57,6 +57,8 @@ def frame_of(
             "give one of the two",
         )
     callable_now = functions_of(prompt)
+    if is_forced and not callable_now:
+        raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
     is_narrowed = len(callable_now) < len(offered) or any(one.strict for one in callable_now)
     if is_forced:
         assert form is not None, prompt
@@ -84,11 +86,16 @@ def functions_of(prompt: ChatPrompt) -> list[Function]:
     """Return the functions that an answer may call, with what their arguments are held to."""
     if prompt.tool_choice is ToolChoice.NONE:
         return []
+    names = {tool["function"]["name"] for tool in prompt.tools}
+    if prompt.allowed_tools is not None:
+        names &= {*prompt.allowed_tools}
+    if prompt.tool_name is not None:
+        names &= {prompt.tool_name}
     is_forced = prompt.tool_choice is ToolChoice.REQUIRED
     return [
         _function(tool["function"], is_forced=is_forced)
         for tool in prompt.tools
-        if prompt.allowed_tools is None or tool["function"]["name"] in prompt.allowed_tools
+        if tool["function"]["name"] in names
     ]
 
 

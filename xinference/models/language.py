@@ -9,14 +9,21 @@ thoughts and calls (`answer.py`). It owns the chat template, what the family add
 import importlib.resources
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from xinference.engine import Engine, EngineLoop, EngineRequest, load_engine
+from xinference.engine import (
+    Engine,
+    EngineLoop,
+    EngineRequest,
+    Frame,
+    ThinkingLimit,
+    load_engine,
+)
 from xinference.errors import AbilityMissing, DuplicateRequest, InvalidRequest, LoadFailed
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
@@ -34,9 +41,10 @@ from xinference.protocol.generation import (
     ToolChoice,
 )
 
-from .answer import AnswerReader
+from .answer import AnswerReader, AnswerReaders
 from .base import OnProgress, Sink
 from .chat_template import ChatTemplate
+from .constraint import frame_of
 from .parsing.grammars import AnswerFormat
 from .parsing.reader import NUM_CALL_ID_CHARS
 
@@ -52,7 +60,7 @@ class Prepared:
     """What the engine is to be asked, and who reads what it answers."""
 
     request: EngineRequest
-    reader: AnswerReader | None
+    readers: AnswerReaders | None
     """None: the events are passed on as they are."""
 
 
@@ -78,9 +86,13 @@ class LanguageModel:
             model_name=self._name,
             arguments_are_text=grammar is not None and grammar.arguments_are_text,
         )
-        self._kept_token_ids = self._special_tokens(self._answers.special_tokens)
+        self._marker_ids = self._tokens_of(self._answers.special_tokens)
+        self._kept_token_ids = self._special(self._marker_ids.values())
         self._enable_thinking = spec.engine_options.enable_thinking
-        self._readers: dict[RequestId, AnswerReader | None] = {}
+        self._thinking_budget = spec.engine_options.thinking_budget
+        if self._thinking_budget is not None:
+            self._check_budget()
+        self._readers: dict[RequestId, AnswerReaders | None] = {}
         """Of every live request, by the id that the engine knows it by."""
         self._max_prompt_chars = _max_chars(self._tokenizer, engine.config.max_model_len)
         self._loop: EngineLoop | None = None
@@ -132,12 +144,12 @@ class LanguageModel:
         prepared = self.prepare(request)
         # Why so: it must not be replaced for a request of this id that lives. Setting and looking
         # are one step under the interpreter's lock.
-        if self._readers.setdefault(request.request_id, prepared.reader) is not prepared.reader:
+        if self._readers.setdefault(request.request_id, prepared.readers) is not prepared.readers:
             raise DuplicateRequest(request_id=request.request_id)
         try:
             return self._loop.submit(prepared.request)
         except DuplicateRequest:
-            raise  # the reader, None both times, is the live request's
+            raise  # the readers, None both times, are the live request's
         except BaseException:
             self._readers.pop(request.request_id, None)
             raise
@@ -156,28 +168,35 @@ class LanguageModel:
             self._loop.stop(timeout_seconds)
 
     def prepare(self, request: GenerationRequest) -> Prepared:
-        """Return what the engine is to be asked, and the reader of the answer. Changes nothing.
+        """Return what the engine is to be asked, and who reads the answer. Changes nothing.
 
         Raises:
             AbilityMissing, InvalidRequest
         """
         prompt = request.prompt
-        reader: AnswerReader | None = None
+        readers: AnswerReaders | None = None
+        frame: Frame | None = None
+        thinking: ThinkingLimit | None = None
         match prompt:
             case ChatPrompt():
                 if "chat" not in self._abilities:
                     raise AbilityMissing(model=self._name, ability="chat")
+                if request.sampling.echo:
+                    raise InvalidRequest(field="echo", problem="a chat has no text to repeat")
                 self._check_tools(prompt)
-                if prompt.enable_thinking is None and "enable_thinking" not in (
-                    prompt.template_options
-                ):
-                    prompt = replace(prompt, enable_thinking=self._enable_thinking)
-                elif prompt.enable_thinking is not None:
-                    self._check_thinking(prompt.enable_thinking)
+                prompt = self._with_thinking(prompt)
                 rendered = self._template.render(prompt)
                 # Why no special tokens: the template has written those that it wants.
                 token_ids = self._encode(rendered, field="messages", special_tokens=False)
-                reader = self._reader(prompt, rendered)
+                readers = self._new_readers(prompt, rendered, request.sampling)
+                thinking = self._thinking_limit(prompt, rendered)
+                frame = frame_of(
+                    prompt,
+                    has_grammar=request.sampling.grammar is not None,
+                    answers=self._answers,
+                    rendered=rendered,
+                    token_ids=self._marker_ids,
+                )
             case TextPrompt(text=text):
                 if not text:
                     raise InvalidRequest(field="prompt", problem="must not be empty")
@@ -192,9 +211,12 @@ class LanguageModel:
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
-                kept_token_ids=self._kept_token_ids if reader is not None else frozenset(),
+                kept_token_ids=self._kept_token_ids if readers is not None else frozenset(),
+                prompt_text=prompt.text if isinstance(prompt, TextPrompt) else None,
+                frame=frame,
+                thinking=thinking,
             ),
-            reader=reader,
+            readers=readers,
         )
 
     def _read(
@@ -203,31 +225,39 @@ class LanguageModel:
         """Return what callers are told of the events of a step. In the engine's thread."""
         told: list[tuple[RequestId, GenerationEvent]] = []
         for request_id, event in events:
-            reader = self._readers.get(request_id)
+            readers = self._readers.get(request_id)
             if isinstance(event, Finished | Failed):
                 # Invariant: before anyone hears of the end, who may then use the id again.
                 self._readers.pop(request_id, None)
-            if reader is None:
+            if readers is None:
                 told.append((request_id, event))
                 continue
-            was_over = reader.is_over
-            told += [(request_id, one) for one in reader.read(event)]
-            if reader.is_over and not was_over:
-                self.abort(request_id)
+            told += [(request_id, one) for one in readers.read(event)]
+            for choice_index in readers.take_to_end():
+                assert self._loop is not None, "events come of the loop"
+                self._loop.end_choice(request_id, choice_index)
         return told
 
-    def _reader(self, prompt: ChatPrompt, rendered: str) -> AnswerReader | None:
+    def _new_readers(
+        self, prompt: ChatPrompt, rendered: str, sampling: SamplingParams
+    ) -> AnswerReaders | None:
         tools = {} if prompt.tool_choice is ToolChoice.NONE else _schemas(prompt.tools)
-        parser = self._answers.parser(
-            prompt=rendered,
-            tools=tools,
-            new_call_id=lambda: secrets.token_hex(NUM_CALL_ID_CHARS // 2),
-        )
         one_call = bool(tools) and not prompt.parallel_tool_calls
-        return None if parser is None else AnswerReader(parser, one_call=one_call)
+
+        readers = []
+        for _ in range(sampling.n):
+            parser = self._answers.parser(
+                prompt=rendered,
+                tools=tools,
+                new_call_id=lambda: secrets.token_hex(NUM_CALL_ID_CHARS // 2),
+            )
+            if parser is None:
+                return None
+            readers.append(AnswerReader(parser, one_call=one_call))
+        return AnswerReaders(readers)
 
     def _check_tools(self, prompt: ChatPrompt) -> None:
-        """Refuse tools of a model that has none, and a choice that cannot be kept."""
+        """Refuse tools of a model that has none."""
         has_history = any(one.tool_calls or one.role == "tool" for one in prompt.messages)
         if (prompt.tools or has_history) and (
             "tools" not in self._abilities
@@ -235,14 +265,53 @@ class LanguageModel:
             or not self._template.takes_tools
         ):
             raise AbilityMissing(model=self._name, ability="call tools")
-        constrain_to_calls(prompt)
 
-    def _check_thinking(self, enable: bool) -> None:
-        """Refuse what the model cannot do: to think, or not to."""
-        if enable and not self._abilities & {"reasoning", "hybrid"}:
+    def _with_thinking(self, prompt: ChatPrompt) -> ChatPrompt:
+        """Complete what a request says about thinking; refuse what the model cannot do."""
+        if prompt.reasoning_effort is not None and not self._template.takes_reasoning_effort:
+            raise InvalidRequest(
+                field="reasoning_effort", problem="this model does not know it; leave it out"
+            )
+        if prompt.thinking_budget is not None:
+            self._check_budget()
+        enable = prompt.enable_thinking
+        if enable is None:
+            enable = prompt.template_options.get("enable_thinking", self._enable_thinking)
+            return replace(prompt, enable_thinking=enable)
+        if enable and not self._can_think:
             raise InvalidRequest(field="enable_thinking", problem="this model cannot think")
         if not enable and "reasoning" in self._abilities and "hybrid" not in self._abilities:
             raise InvalidRequest(field="enable_thinking", problem="this model always thinks")
+        return prompt
+
+    @property
+    def _can_think(self) -> bool:
+        return bool(self._abilities & {"reasoning", "hybrid"})
+
+    def _check_budget(self) -> None:
+        if not self._can_think or self._answers.thought_markers is None:
+            raise InvalidRequest(field="thinking_budget", problem="this model cannot think")
+
+    def _thinking_limit(self, prompt: ChatPrompt, rendered: str) -> ThinkingLimit | None:
+        """Return how long an answer may think; None if that is its own affair."""
+        budget = prompt.thinking_budget
+        if budget is None:
+            budget = self._thinking_budget
+        markers = self._answers.thought_markers
+        if budget is None or markers is None:
+            return None
+        start, end = markers
+        closing = self._answers.closing(may_call=bool(prompt.tools))
+        return ThinkingLimit(
+            num_tokens=budget,
+            start=start,
+            end=end,
+            closing_token_ids=tuple(
+                self._tokenizer(closing, add_special_tokens=False)["input_ids"]
+            ),
+            is_open=rendered.rstrip().endswith(start),
+            is_first=self._answers.reasoning_tags == markers,
+        )
 
     def _encode(self, text: str, *, field: str, special_tokens: bool) -> list[int]:
         if self._max_prompt_chars is not None and len(text) > self._max_prompt_chars:
@@ -263,13 +332,17 @@ class LanguageModel:
         token_ids: list[int] = encoded["input_ids"][0]
         return token_ids
 
-    def _special_tokens(self, texts: tuple[str, ...]) -> frozenset[int]:
-        """Return the ids of those texts that are special tokens, so not part of a text."""
+    def _tokens_of(self, texts: tuple[str, ...]) -> dict[str, int]:
+        """Return the ids of those texts that are single tokens."""
+        vocabulary = self._tokenizer.get_vocab()
+        return {text: vocabulary[text] for text in texts if text in vocabulary}
+
+    def _special(self, token_ids: Iterable[int]) -> frozenset[int]:
+        """Return those that are special tokens, so not part of a text."""
         added = self._tokenizer.added_tokens_decoder.items()
         special = {one for one, token in added if token.special}
         special |= {*self._tokenizer.all_special_ids}
-        vocabulary = self._tokenizer.get_vocab()
-        return frozenset(vocabulary[text] for text in texts if vocabulary.get(text) in special)
+        return frozenset(special.intersection(token_ids))
 
     def _known_tokens(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
         """Leave out what is not a token of the files.
@@ -287,7 +360,9 @@ class LanguageModel:
         return known
 
     def _with_own_stops(self, sampling: SamplingParams) -> SamplingParams:
-        """Add what the family stops at to what the request does."""
+        """Add what the family stops at to what the request does, if it heeds it."""
+        if sampling.ignore_eos:
+            return sampling
         stop = tuple(dict.fromkeys((*sampling.stop, *self._stop)))
         stop_token_ids = tuple(dict.fromkeys((*sampling.stop_token_ids, *self._stop_token_ids)))
         if len(stop) > MAX_STOP_STRINGS:
@@ -297,22 +372,6 @@ class LanguageModel:
                 f"than {MAX_STOP_STRINGS}",
             )
         return replace(sampling, stop=stop, stop_token_ids=stop_token_ids)
-
-
-def constrain_to_calls(prompt: ChatPrompt) -> None:
-    """Refuse `tool_choice` required and named: nothing here can hold a model to them yet.
-
-    Structured output belongs here: with it, this returns the constraint that makes the answer a
-    call in the grammar of the model, of `prompt.tool_name` or of any of `prompt.tools`.
-
-    Raises:
-        InvalidRequest: the answer would have to be a call.
-    """
-    if prompt.tool_choice is ToolChoice.REQUIRED:
-        raise InvalidRequest(
-            field="tool_choice",
-            problem="only none and auto are supported by this version: it cannot force a call",
-        )
 
 
 def _schemas(tools: tuple[dict[str, Any], ...]) -> dict[str, Mapping[str, Any]]:

@@ -17,6 +17,10 @@ MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64
 MAX_PRIORITY = 2**31 - 1
 MAX_GRAMMAR_CHARS = 256 * 1024
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+MAX_BAD_WORDS = 1024
+MAX_LOGIT_BIAS = 4096
 
 
 class FinishReason(StrEnum):
@@ -80,6 +84,41 @@ class SamplingParams:
     """Draws are a function of (seed, position) alone. None takes a random one."""
     grammar: Grammar | None = None
     """What the answer is held to."""
+    min_p: float | None = None
+    """Tokens less likely than this share of the likeliest are never drawn. 0 keeps every token."""
+    typical_p: float | None = None
+    """Of the tokens whose surprise is nearest to the expected one, as many as make this mass. 1
+    keeps every token."""
+    repetition_penalty: float | None = None
+    """Divides positive and multiplies negative logits of the tokens of prompt and answer."""
+    presence_penalty: float = 0.0
+    """Taken once from the logit of every token of the answer."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit as often as the answer has it."""
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
+    bad_words: tuple[str, ...] = ()
+    """Texts whose token sequences the answer does not get."""
+    min_tokens: int = 0
+    """Before so many nothing ends the answer: end tokens are not drawn, stop strings not heeded."""
+    ignore_eos: bool = False
+    """Only what the request itself names ends the answer."""
+    include_stop_str_in_output: bool = False
+    """The stop string that ended the answer is part of it."""
+    n: int = 1
+    """Answers. Answer i draws with `seed` + i."""
+    best_of: int | None = None
+    """Answers made, of which the `n` with the highest mean logprob are told. None: `n`."""
+    logprobs: int | None = None
+    """Tell each token's logprob, and so many of the likeliest in its place. None: nothing. They are
+    of the model's own distribution, before anything above changes it."""
+    echo: bool = False
+    """The answer begins with the prompt, with its logprobs if those are wanted."""
+
+    @property
+    def num_made(self) -> int:
+        """How many answers are generated."""
+        return self.n if self.best_of is None else self.best_of
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -104,6 +143,53 @@ class SamplingParams:
             )
         if self.seed is not None and not -(MAX_SEED // 2) <= self.seed < MAX_SEED:
             raise InvalidRequest(field="seed", problem=f"must fit 64 bits, got {self.seed}")
+        self._check_shaping()
+        self._check_answers()
+
+    def _check_shaping(self) -> None:
+        """Check what shapes the distribution."""
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        if self.typical_p is not None and not 0.0 < self.typical_p <= 1.0:
+            raise InvalidRequest(
+                field="typical_p", problem=f"must be above 0 and at most 1, got {self.typical_p}"
+            )
+        if self.repetition_penalty is not None and not 0.0 < self.repetition_penalty <= 100.0:
+            raise InvalidRequest(
+                field="repetition_penalty",
+                problem=f"must be above 0 and at most 100, got {self.repetition_penalty}",
+            )
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise InvalidRequest(
+                field="logit_bias", problem=f"takes at most {MAX_LOGIT_BIAS} tokens"
+            )
+        for bias in self.logit_bias.values():
+            _check_range("logit_bias", bias, -100.0, 100.0)
+        if len(self.bad_words) > MAX_BAD_WORDS or not all(self.bad_words):
+            raise InvalidRequest(
+                field="bad_words", problem=f"takes up to {MAX_BAD_WORDS} texts, none of them empty"
+            )
+
+    def _check_answers(self) -> None:
+        """Check how many answers there are, how long, and what is told of them."""
+        _check_range("n", self.n, 1, MAX_CHOICES)
+        if self.best_of is not None:
+            _check_range("best_of", self.best_of, self.n, MAX_CHOICES)
+        if self.logprobs is not None:
+            _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.min_tokens < 0 or self.min_tokens > (self.max_tokens or self.min_tokens):
+            raise InvalidRequest(
+                field="min_tokens", problem=f"must be from 0 to max_tokens, got {self.min_tokens}"
+            )
+
+
+def _check_range(name: str, value: float | None, lowest: float, highest: float) -> None:
+    # Why `not <=`: a NaN is out of every range.
+    if value is not None and not lowest <= value <= highest:
+        raise InvalidRequest(
+            field=name, problem=f"must be from {lowest:g} to {highest:g}, got {value}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,12 +318,44 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCandidate:
+    """A token that might stand in some place, and how likely the model found it there."""
+
+    token_id: int
+    token: bytes
+    """What it adds to the text; a piece of a character, maybe."""
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A token of the text, and how likely the model found it there."""
+
+    token_id: int
+    token: bytes
+    logprob: float | None
+    """None for the first token of a prompt, which nothing comes before."""
+    text_offset: int
+    """The characters of the text before it."""
+    top: tuple[TokenCandidate, ...] = ()
+    """The likeliest tokens in this place, best first; the token itself need not be one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextDelta:
-    """The next piece of the answer. May be empty while a stop string is being ruled out."""
+    """The next piece of an answer. May be empty while a stop string is being ruled out."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     """The tokens this piece was decoded from, as they were generated."""
+    choice_index: int = 0
+    """Which of the answers it is of; the same below."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """If they are wanted, one for each token that is part of the text; those of an echoed prompt
+    come first. The token that ends a turn is not text."""
+    reason: FinishReason | None = None
+    """Why this answer ends here, if it does and there are others; a single one has it in
+    `Finished`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +365,7 @@ class ReasoningDelta:
     text: str
     token_ids: tuple[int, ...] = ()
     """As of a `TextDelta`."""
+    choice_index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +376,7 @@ class ToolCallStart:
     """Of this call among those of the answer, from 0."""
     call_id: str
     name: str
+    choice_index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +385,7 @@ class ToolCallArguments:
 
     index: int
     text: str
+    choice_index: int = 0
 
 
 Delta = TextDelta | ReasoningDelta | ToolCallStart | ToolCallArguments
@@ -273,10 +394,12 @@ Delta = TextDelta | ReasoningDelta | ToolCallStart | ToolCallArguments
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The answer is whole."""
+    """Every answer is whole."""
 
     reason: FinishReason
+    """Of the only answer; of several the last one's, if they were not aborted."""
     usage: Usage
+    """Of all: the prompt once, and every token that was generated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSp
 from xinference.protocol.generation import (
     ChatPrompt,
     Delta,
+    FinishReason,
     GenerationRequest,
     Grammar,
     GrammarKind,
@@ -24,6 +25,8 @@ from xinference.protocol.generation import (
     SamplingParams,
     TextDelta,
     TextPrompt,
+    TokenCandidate,
+    TokenLogprob,
     TokenPrompt,
     ToolCall,
     ToolCallArguments,
@@ -45,12 +48,51 @@ PART = st.one_of(
     st.builds(frames.CallStart, NUMBER, TEXT, TEXT),
     st.builds(frames.CallArguments, NUMBER),
 )
-DELTA = st.builds(frames.Delta, NUMBER, TEXT, st.lists(NUMBER, max_size=4).map(tuple), PART)
+TOKEN_IDS = st.lists(NUMBER, max_size=4).map(tuple)
+LOGPROB = st.floats(-9999.0, 0.0)
+WIRE_LOGPROB = st.builds(
+    frames.Logprob,
+    NUMBER,
+    st.binary(max_size=8),
+    st.none() | LOGPROB,
+    NUMBER,
+    st.lists(st.builds(frames.Candidate, NUMBER, st.binary(max_size=8), LOGPROB), max_size=2).map(
+        tuple
+    ),
+)
+DELTA = st.builds(
+    frames.Delta,
+    NUMBER,
+    TEXT,
+    TOKEN_IDS,
+    PART,
+    NUMBER,
+    st.none() | st.sampled_from(["stop", "length"]),
+    st.lists(WIRE_LOGPROB, max_size=2).map(tuple),
+)
+TOKEN_LOGPROB = st.builds(
+    TokenLogprob,
+    token_id=NUMBER,
+    token=st.binary(max_size=8),
+    logprob=st.none() | LOGPROB,
+    text_offset=NUMBER,
+    top=st.lists(
+        st.builds(TokenCandidate, token_id=NUMBER, token=st.binary(max_size=8), logprob=LOGPROB),
+        max_size=2,
+    ).map(tuple),
+)
 PIECES = st.one_of(
-    st.builds(TextDelta, text=TEXT, token_ids=st.lists(NUMBER, max_size=4).map(tuple)),
-    st.builds(ReasoningDelta, text=TEXT, token_ids=st.lists(NUMBER, max_size=4).map(tuple)),
-    st.builds(ToolCallStart, index=NUMBER, call_id=TEXT, name=TEXT),
-    st.builds(ToolCallArguments, index=NUMBER, text=TEXT),
+    st.builds(
+        TextDelta,
+        text=TEXT,
+        token_ids=TOKEN_IDS,
+        choice_index=NUMBER,
+        logprobs=st.lists(TOKEN_LOGPROB, max_size=2).map(tuple),
+        reason=st.none() | st.sampled_from(FinishReason),
+    ),
+    st.builds(ReasoningDelta, text=TEXT, token_ids=TOKEN_IDS, choice_index=NUMBER),
+    st.builds(ToolCallStart, index=NUMBER, call_id=TEXT, name=TEXT, choice_index=NUMBER),
+    st.builds(ToolCallArguments, index=NUMBER, text=TEXT, choice_index=NUMBER),
 )
 MESSAGES = st.builds(
     Message,
@@ -209,7 +251,9 @@ def test_a_launch_specification_comes_back_as_it_was() -> None:
 def test_the_bytes_of_a_frame_are_those_of_the_written_protocol() -> None:
     chunk = frames.Chunk([frames.Delta(1, "hi", (5, 6)), frames.Delta(2, "", ())])
 
-    assert frames.encode(chunk) == frame("CHUNK", [[1, "hi", [5, 6], None], [2, "", [], None]])
+    assert frames.encode(chunk) == frame(
+        "CHUNK", [[1, "hi", [5, 6], None, 0, None, []], [2, "", [], None, 0, None, []]]
+    )
     assert frames.encode(frames.Drain()) == frame("DRAIN")
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`POST /v1/chat/completions`: the route, and what is a chat's own in its answer."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -13,15 +14,16 @@ from xinference.api.generation import Generation, GenerationAnswer
 from xinference.api.openapi import body_of, refusals
 from xinference.identifiers import ModelUid
 from xinference.protocol.generation import (
-    Accepted,
     Delta,
     ReasoningDelta,
+    TokenCandidate,
+    TokenLogprob,
     ToolCallArguments,
     ToolCallStart,
 )
 
 from .convert import chat_request, wants_usage
-from .form import AnswerParts, Form
+from .form import AnswerParts, Form, token_text
 from .schema import ChatAnswer, ChatRequest
 
 router = APIRouter(tags=["OpenAI"])
@@ -34,9 +36,9 @@ class ChatForm(Form):
     whole_object: ClassVar[str] = "chat.completion"
     chunk_object: ClassVar[str] = "chat.completion.chunk"
 
-    def opening(self, accepted: Accepted) -> bytes:
-        """Return the chunk that says who speaks."""
-        return self._chunk({"delta": {"role": "assistant", "content": ""}})
+    def first_piece(self) -> dict[str, Any]:
+        """Return who speaks."""
+        return {"delta": {"role": "assistant", "content": ""}}
 
     def piece(self, text: str) -> dict[str, Any]:
         """Return the delta of a piece of text."""
@@ -73,10 +75,26 @@ class ChatForm(Form):
             message["tool_calls"] = [_call(start, arguments) for start, arguments in calls]
         return {"message": message}
 
+    def logprobs(self, told: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Return the tokens, each with what might have stood there."""
+        content = [
+            {**_candidate(one), "top_logprobs": [_candidate(each) for each in one.top]}
+            for one in told
+        ]
+        return {"content": content, "refusal": None}
+
 
 def _call(start: ToolCallStart, arguments: str) -> dict[str, Any]:
     function = {"name": start.name, "arguments": arguments}
     return {"id": start.call_id, "type": "function", "function": function}
+
+
+def _candidate(one: TokenLogprob | TokenCandidate) -> dict[str, Any]:
+    return {
+        "token": token_text(one.token),
+        "logprob": one.logprob,
+        "bytes": list(one.token),
+    }
 
 
 @router.post(
@@ -92,6 +110,6 @@ async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, in one piece or as a stream of server-sent events."""
     body = await read_body(request, ChatRequest)
     asked = chat_request(body, name_request(request, body.request_id))
-    form = ChatForm(asked.request_id, body.model, with_usage=wants_usage(body))
+    form = ChatForm(asked, body.model, with_usage=wants_usage(body))
     generation = Generation(model=ModelUid(body.model), asked=asked, form=form)
     return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))

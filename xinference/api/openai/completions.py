@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`POST /v1/completions`: the route, and what is a completion's own in its answer."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -12,10 +13,10 @@ from xinference.api.gateway import gateway_of
 from xinference.api.generation import Generation, GenerationAnswer
 from xinference.api.openapi import body_of, refusals
 from xinference.identifiers import ModelUid
-from xinference.protocol.generation import Accepted
+from xinference.protocol.generation import TokenLogprob
 
 from .convert import completion_request, wants_usage
-from .form import AnswerParts, Form
+from .form import AnswerParts, Form, token_text
 from .schema import CompletionAnswer, CompletionRequest
 
 router = APIRouter(tags=["OpenAI"])
@@ -28,9 +29,9 @@ class CompletionForm(Form):
     whole_object: ClassVar[str] = "text_completion"
     chunk_object: ClassVar[str] = "text_completion"
 
-    def opening(self, accepted: Accepted) -> bytes:
+    def first_piece(self) -> None:
         """Return nothing: a completion has no role to tell."""
-        return b""
+        return None
 
     def piece(self, text: str) -> dict[str, Any]:
         """Return the text itself."""
@@ -43,6 +44,26 @@ class CompletionForm(Form):
     def answer(self, parts: AnswerParts) -> dict[str, Any]:
         """Return the text itself."""
         return {"text": parts.text}
+
+    def logprobs(self, told: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Return four lists of one length."""
+        return {
+            "tokens": [token_text(one.token) for one in told],
+            "token_logprobs": [one.logprob for one in told],
+            "top_logprobs": [_top(one) for one in told],
+            "text_offset": [one.text_offset for one in told],
+        }
+
+
+def _top(one: TokenLogprob) -> dict[str, float] | None:
+    """Return the likeliest tokens and the one itself; None where nothing was expected."""
+    if one.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for each in one.top:
+        found.setdefault(token_text(each.token), each.logprob)  # of two with one text the likelier
+    found.setdefault(token_text(one.token), one.logprob)
+    return found
 
 
 @router.post(
@@ -58,6 +79,6 @@ async def create_completion(request: Request) -> Response:
     """Go on from a text or from token ids, in one piece or as a stream of server-sent events."""
     body = await read_body(request, CompletionRequest)
     asked = completion_request(body, name_request(request, body.request_id))
-    form = CompletionForm(asked.request_id, body.model, with_usage=wants_usage(body))
+    form = CompletionForm(asked, body.model, with_usage=wants_usage(body))
     generation = Generation(model=ModelUid(body.model), asked=asked, form=form)
     return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))

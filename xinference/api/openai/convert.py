@@ -60,13 +60,27 @@ def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
         thinking_budget=_thinking_budget(body, template_options),
         reasoning_effort=body.reasoning_effort,
     )
-    max_tokens = body.max_completion_tokens or body.max_tokens
-    return _request(body, prompt, max_tokens, request_id)
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest(field="top_logprobs", problem="is only for requests with logprobs")
+    return _request(
+        body,
+        prompt,
+        request_id,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
 
 
 def completion_request(body: CompletionRequest, request_id: RequestId) -> GenerationRequest:
     """Return what a completion body asks for."""
-    return _request(body, _prompt(body.prompt), body.max_tokens, request_id)
+    return _request(
+        body,
+        _prompt(body.prompt),
+        request_id,
+        max_tokens=body.max_tokens,
+        logprobs=body.logprobs,
+        echo=bool(body.echo),
+    )
 
 
 def wants_usage(body: SharedParameters) -> bool:
@@ -75,10 +89,21 @@ def wants_usage(body: SharedParameters) -> bool:
 
 
 def _request(
-    body: SharedParameters, prompt: Prompt, max_tokens: int | None, request_id: RequestId
+    body: SharedParameters,
+    prompt: Prompt,
+    request_id: RequestId,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    echo: bool = False,
 ) -> GenerationRequest:
     if wants_usage(body) and not body.stream:
         raise InvalidRequest(field="stream_options", problem="is only for requests with stream")
+    n = body.n or 1
+    if body.stream and (body.best_of or n) > n:
+        raise InvalidRequest(
+            field="best_of", problem=f"must be n, which is {n}, for a request with stream"
+        )
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     sampling = SamplingParams(
         max_tokens=max_tokens,
@@ -89,6 +114,20 @@ def _request(
         stop_token_ids=tuple(body.stop_token_ids or ()),
         seed=body.seed,
         grammar=grammar_of(body),
+        min_p=body.min_p,
+        typical_p=body.typical_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias={int(token_id): bias for token_id, bias in (body.logit_bias or {}).items()},
+        bad_words=tuple(body.bad_words or ()),
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        include_stop_str_in_output=bool(body.include_stop_str_in_output),
+        n=n,
+        best_of=body.best_of,
+        logprobs=logprobs,
+        echo=echo,
     )
     return GenerationRequest(
         request_id=request_id,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The JSON of an answer in OpenAI's protocol: whole, or chunk by chunk.
 
-What differs between chats and completions is how one choice looks; they say it in four methods.
+What differs between chats and completions is how one choice looks; they say it in five methods.
 """
 
 import time
@@ -14,13 +14,15 @@ import orjson
 from xinference.api.errors import error_event
 from xinference.api.generation import AnswerForm
 from xinference.errors import XinferenceError
-from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
+    Accepted,
     Delta,
     Finished,
     FinishReason,
+    GenerationRequest,
     ReasoningDelta,
     TextDelta,
+    TokenLogprob,
     ToolCallArguments,
     ToolCallStart,
     Usage,
@@ -30,9 +32,12 @@ DONE = b"data: [DONE]\n\n"
 
 
 class AnswerParts:
-    """The deltas of an answer, put together."""
+    """The deltas of one answer, put together."""
 
     def __init__(self, deltas: Iterable[Delta]) -> None:
+        self.logprobs: list[TokenLogprob] = []
+        self.reason: FinishReason | None = None
+        """Why it ended, if that was told of it alone."""
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[ToolCallStart, list[str]]] = []
@@ -41,8 +46,10 @@ class AnswerParts:
 
     def _add(self, delta: Delta) -> None:
         match delta:
-            case TextDelta(text=text):
+            case TextDelta(text=text, logprobs=logprobs, reason=reason):
                 self._text.append(text)
+                self.logprobs += logprobs
+                self.reason = reason or self.reason
             case ReasoningDelta(text=text):
                 self._reasoning.append(text)
             case ToolCallStart():
@@ -73,17 +80,33 @@ class Form(AnswerForm):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, request_id: RequestId, model: str, *, with_usage: bool) -> None:
+    def __init__(self, asked: GenerationRequest, model: str, *, with_usage: bool) -> None:
         self._with_usage = with_usage
+        self._num_choices = asked.sampling.n
+        self._with_logprobs = asked.sampling.logprobs is not None
         self._about = {
-            "id": f"{self.id_prefix}-{request_id}",
+            "id": f"{self.id_prefix}-{asked.request_id}",
             "created": int(time.time()),
             "model": model,
         }
         # Why: one chunk is written per token, and all of it but the text is always the same.
         # The text is the last NUL in it; a caller may have put one into the model's name.
-        sample = self._chunk(self.piece("\0"))
-        self._before, _, self._after = sample.rpartition(b'"\\u0000"')
+        samples = [self._chunk(self.piece("\0"), index) for index in range(self._num_choices)]
+        self._around = [
+            (before, after)
+            for before, _, after in (one.rpartition(b'"\\u0000"') for one in samples)
+        ]
+
+    def opening(self, accepted: Accepted) -> bytes:
+        """Return what comes before the first text; may be empty."""
+        piece = self.first_piece()
+        if piece is None:
+            return b""
+        return b"".join(self._chunk(piece, index) for index in range(self._num_choices))
+
+    @abstractmethod
+    def first_piece(self) -> dict[str, Any] | None:
+        """Return what a streamed choice says before its text, if anything."""
 
     @abstractmethod
     def piece(self, text: str) -> dict[str, Any]:
@@ -101,16 +124,35 @@ class Form(AnswerForm):
         """Return what a streamed choice says of a delta that is not text; None: nothing."""
         return None
 
+    @abstractmethod
+    def logprobs(self, told: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Return what a choice says of the tokens it has, or of those of a chunk."""
+
     def delta(self, delta: Delta) -> bytes:
-        """Return the chunk of a delta; nothing if it says nothing."""
-        if isinstance(delta, TextDelta):
-            return self._before + orjson.dumps(delta.text) + self._after if delta.text else b""
-        piece = self.other_piece(delta)
-        return b"" if piece is None else self._chunk(piece)
+        """Return the chunks of a delta, and of the end of a choice that is not the only one.
+
+        Nothing if it says nothing.
+        """
+        index = delta.choice_index
+        if not isinstance(delta, TextDelta):
+            piece = self.other_piece(delta)
+            return b"" if piece is None else self._chunk(piece, index)
+        chunks = b""
+        if delta.logprobs and self._with_logprobs:
+            told = self.logprobs(delta.logprobs)
+            chunks = self._chunk(self.piece(delta.text), index, logprobs=told)
+        elif delta.text:
+            before, after = self._around[index]
+            chunks = before + orjson.dumps(delta.text) + after
+        if delta.reason is not None and self._num_choices > 1:
+            chunks += self._chunk(self.last_piece(), index, delta.reason)
+        return chunks
 
     def ending(self, finished: Finished) -> bytes:
-        """Return what comes after the last text, `[DONE]` included."""
-        chunks = self._chunk(self.last_piece(), finished.reason)
+        """Return what comes after the last text of all choices, `[DONE]` included."""
+        chunks = b""
+        if self._num_choices == 1:
+            chunks = self._chunk(self.last_piece(), 0, finished.reason)
         if self._with_usage:
             chunks += self._event([], _usage(finished.usage))
         return chunks + DONE
@@ -121,24 +163,36 @@ class Form(AnswerForm):
 
     def whole(self, deltas: Sequence[Delta], finished: Finished) -> bytes:
         """Return the body of the answer in one piece."""
-        parts = AnswerParts(deltas)
-        choice = {
-            "index": 0,
-            **self.answer(parts),
-            "logprobs": None,
-            "finish_reason": finished.reason,
-        }
+        deltas_of: list[list[Delta]] = [[] for _ in range(self._num_choices)]
+        for delta in deltas:
+            deltas_of[delta.choice_index].append(delta)
+        choices = [AnswerParts(own) for own in deltas_of]
         return orjson.dumps(
             {
                 **self._about,
                 "object": self.whole_object,
-                "choices": [choice],
+                "choices": [
+                    {
+                        "index": index,
+                        **self.answer(choice),
+                        "logprobs": self.logprobs(choice.logprobs) if self._with_logprobs else None,
+                        "finish_reason": choice.reason or finished.reason,
+                    }
+                    for index, choice in enumerate(choices)
+                ],
                 "usage": _usage(finished.usage),
             }
         )
 
-    def _chunk(self, piece: dict[str, Any], reason: FinishReason | None = None) -> bytes:
-        return self._event([{"index": 0, **piece, "logprobs": None, "finish_reason": reason}], None)
+    def _chunk(
+        self,
+        piece: dict[str, Any],
+        index: int,
+        reason: FinishReason | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
+        choice = {"index": index, **piece, "logprobs": logprobs, "finish_reason": reason}
+        return self._event([choice], None)
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
         chunk = {**self._about, "object": self.chunk_object, "choices": choices}
@@ -155,3 +209,11 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.num_reasoning_tokens},
     }
+
+
+def token_text(token: bytes) -> str:
+    """Return a token's text; for a piece of a character, which has none, its bytes in words."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)

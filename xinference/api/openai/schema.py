@@ -11,7 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from xinference.api.fields import Answer, Body, Only, Shaped
-from xinference.protocol.generation import MAX_PRIORITY, MAX_STOP_STRINGS
+from xinference.protocol.generation import (
+    MAX_BAD_WORDS,
+    MAX_CHOICES,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_PRIORITY,
+    MAX_STOP_STRINGS,
+)
 
 MAX_TOKEN_COUNT = 2**31 - 1
 MAX_TOKEN_ID = 2**31 - 1
@@ -19,7 +26,8 @@ MAX_MODEL_LEN = 256
 MAX_SALT_LEN = 1024
 MAX_TOOL_NAME_LEN = 256
 MAX_TOOLS = 1024
-MAX_CHOICES = 1024
+MAX_GUIDED_CHOICES = 1024
+MAX_COMPLETION_LOGPROBS = 5
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1)]
@@ -63,7 +71,9 @@ class GuidedParameters(Body):
     """Any JSON object."""
     guided_regex: str | None = Field(None, min_length=1)
     """The whole answer matches it."""
-    guided_choice: Annotated[Texts, Field(min_length=1, max_length=MAX_CHOICES)] | None = None
+    guided_choice: Annotated[Texts, Field(min_length=1, max_length=MAX_GUIDED_CHOICES)] | None = (
+        None
+    )
     """The answer is one of these."""
     guided_grammar: str | None = Field(None, min_length=1)
     """In Lark's notation, or in llama.cpp's (GBNF)."""
@@ -116,21 +126,43 @@ class SharedParameters(GuidedParameters):
     extra_body: ExtraBody | None = None
     """The `guided_` fields may be in here, too."""
 
-    n: Annotated[object, Only(1)] = None
-    best_of: Annotated[object, Only(1)] = None
-    presence_penalty: Annotated[object, Only(0)] = None
-    frequency_penalty: Annotated[object, Only(0)] = None
-    repetition_penalty: Annotated[object, Only(1)] = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    """How many answers. The prompt is computed once; answer i draws with seed + i."""
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    """Make so many, answer with the n of the highest mean logprob. More than n: not streamed."""
+    min_p: float | None = Field(None, ge=0, le=1)
+    """Tokens less likely than this share of the likeliest are not drawn."""
+    typical_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    """Of the tokens of prompt and answer. 1 is none."""
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    """Of the tokens of the answer, once each."""
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    """Of the tokens of the answer, each time."""
+    logit_bias: Annotated[
+        Annotated[
+            dict[
+                Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
+                Annotated[float, Field(ge=-100, le=100)],
+            ],
+            Field(max_length=MAX_LOGIT_BIAS),
+        ]
+        | None,
+        Shaped("an object of token ids, each with a number from -100 to 100"),
+    ] = None
+    """Added to the logits of these tokens."""
+    bad_words: Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_BAD_WORDS)] | (
+        None
+    ) = None
+    """Texts whose tokens the answer does not get."""
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    """The answer does not end before so many."""
+    ignore_eos: bool | None = None
+    """Go on to `max_tokens`, or what the request itself stops at."""
+    include_stop_str_in_output: bool | None = None
+
     length_penalty: Annotated[object, Only(1)] = None
-    logit_bias: Annotated[object, Only({})] = None
-    min_p: Annotated[object, Only(0)] = None
-    typical_p: Annotated[object, Only(1)] = None
-    min_tokens: Annotated[object, Only(0)] = None
-    bad_words: Annotated[object, Only([])] = None
-    echo: Annotated[object, Only(False)] = None
-    ignore_eos: Annotated[object, Only(False)] = None
     skip_special_tokens: Annotated[object, Only(True)] = None
-    include_stop_str_in_output: Annotated[object, Only(False)] = None
     stream_interval: Annotated[object, Only(1)] = None
     use_beam_search: Annotated[object, Only(False)] = None
     prompt_logprobs: Annotated[object, Only()] = None
@@ -304,8 +336,12 @@ class ChatRequest(SharedParameters):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    logprobs: Annotated[object, Only(False)] = None
-    top_logprobs: Annotated[object, Only(0)] = None
+    logprobs: bool | None = None
+    """Tell how likely each token was."""
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    """And so many of the likeliest in its place. Only with `logprobs`."""
+
+    echo: Annotated[object, Only(False)] = None
     functions: Annotated[object, Only([])] = None
     function_call: Annotated[object, Only("none", "auto")] = None
     verbosity: Annotated[object, Only("medium")] = None
@@ -340,8 +376,12 @@ class CompletionRequest(SharedParameters):
     ]
     """One text or one list of token ids, which may be the single item of a list."""
 
+    echo: bool | None = None
+    """Begin the answer with the prompt; with `logprobs`, tell of its tokens, too."""
+    logprobs: int | None = Field(None, ge=0, le=MAX_COMPLETION_LOGPROBS)
+    """Tell how likely each token was, and so many of the likeliest in its place."""
+
     suffix: Annotated[object, Only("")] = None
-    logprobs: Annotated[object, Only()] = None
 
 
 class PromptTokensDetails(Answer):
@@ -397,12 +437,34 @@ class AnswerMessage(Answer):
     """Only if there are any."""
 
 
+class AnswerCandidate(Answer):
+    """A token that might have stood there."""
+
+    token: str
+    """Its text; `bytes:\\xf0\\x9f` for a piece of a character."""
+    logprob: float
+    bytes: list[int]
+
+
+class AnswerToken(AnswerCandidate):
+    """A token of the answer."""
+
+    top_logprobs: list[AnswerCandidate]
+
+
+class ChatLogprobs(Answer):
+    """How likely the tokens of the answer were."""
+
+    content: list[AnswerToken]
+    refusal: None
+
+
 class ChatChoice(Answer):
-    """The one answer."""
+    """One of the answers."""
 
     index: int
     message: AnswerMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
@@ -417,12 +479,23 @@ class ChatAnswer(Answer):
     usage: UsageAnswer
 
 
+class CompletionLogprobs(Answer):
+    """How likely the tokens of the answer were; four lists of one length."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    """Null for the first token of an echoed prompt."""
+    top_logprobs: list[dict[str, float] | None]
+    """The likeliest, and the token itself."""
+    text_offset: list[int]
+
+
 class CompletionChoice(Answer):
-    """The one answer."""
+    """One of the answers."""
 
     index: int
     text: str
-    logprobs: None
+    logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"]
 
 

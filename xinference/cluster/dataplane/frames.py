@@ -18,6 +18,7 @@ from xinference.identifiers import RequestId
 from xinference.protocol.deployment import ReplicaSpec
 from xinference.protocol.generation import (
     ChatPrompt,
+    FinishReason,
     GenerationRequest,
     Message,
     Prompt,
@@ -25,6 +26,8 @@ from xinference.protocol.generation import (
     SamplingParams,
     TextDelta,
     TextPrompt,
+    TokenCandidate,
+    TokenLogprob,
     TokenPrompt,
     ToolCallArguments,
     ToolCallStart,
@@ -126,6 +129,24 @@ class CallArguments(msgspec.Struct, frozen=True, array_like=True, tag="arguments
     index: int
 
 
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """A `TokenCandidate`."""
+
+    token_id: int
+    token: bytes
+    logprob: float
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """A `TokenLogprob`."""
+
+    token_id: int
+    token: bytes
+    logprob: float | None
+    text_offset: int
+    top: tuple[Candidate, ...]
+
+
 class Delta(msgspec.Struct, frozen=True, array_like=True):
     """One piece of one stream's answer. Not a frame: an element of `Chunk`."""
 
@@ -134,31 +155,83 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     token_ids: tuple[int, ...]
     part: Thought | CallStart | CallArguments | None = None
     """What the text is; None: content."""
+    choice_index: int = 0
+    reason: str | None = None
+    """Why this choice ends here, if it does and there are others."""
+    logprobs: tuple[Logprob, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """About how long it is at most: four bytes a character, five a token, nine a logprob."""
+        num_bytes = 16 + 4 * len(self.text) + 5 * len(self.token_ids)
+        if isinstance(self.part, CallStart):
+            num_bytes += 4 * (len(self.part.call_id) + len(self.part.name))
+        for one in self.logprobs:
+            num_bytes += 32 + len(one.token) + sum(24 + len(each.token) for each in one.top)
+        return num_bytes
 
     @classmethod
     def of(cls, stream: int, delta: PieceOfAnswer) -> "Delta":
         """Return a piece of an answer as it travels."""
+        choice = delta.choice_index
         match delta:
-            case TextDelta(text=text, token_ids=token_ids):
-                return cls(stream, text, token_ids)
+            case TextDelta(text=text, token_ids=token_ids, logprobs=logprobs, reason=reason):
+                told = tuple(map(_logprob, logprobs))
+                return cls(stream, text, token_ids, None, choice, reason, told)
             case ReasoningDelta(text=text, token_ids=token_ids):
-                return cls(stream, text, token_ids, Thought())
+                return cls(stream, text, token_ids, Thought(), choice)
             case ToolCallStart(index=index, call_id=call_id, name=name):
-                return cls(stream, "", (), CallStart(index, call_id, name))
+                return cls(stream, "", (), CallStart(index, call_id, name), choice)
             case ToolCallArguments(index=index, text=text):
-                return cls(stream, text, (), CallArguments(index))
+                return cls(stream, text, (), CallArguments(index), choice)
 
     def event(self) -> PieceOfAnswer:
-        """Return the piece of an answer that has travelled."""
+        """Return the piece of an answer that has travelled.
+
+        Raises:
+            ProtocolError: the reason is none.
+        """
+        choice = self.choice_index
         match self.part:
             case None:
-                return TextDelta(text=self.text, token_ids=self.token_ids)
+                return TextDelta(
+                    text=self.text,
+                    token_ids=self.token_ids,
+                    choice_index=choice,
+                    logprobs=tuple(map(_token_logprob, self.logprobs)),
+                    reason=None if self.reason is None else _reason(self.reason),
+                )
             case Thought():
-                return ReasoningDelta(text=self.text, token_ids=self.token_ids)
+                return ReasoningDelta(text=self.text, token_ids=self.token_ids, choice_index=choice)
             case CallStart(index, call_id, name):
-                return ToolCallStart(index=index, call_id=call_id, name=name)
+                return ToolCallStart(index=index, call_id=call_id, name=name, choice_index=choice)
             case CallArguments(index):
-                return ToolCallArguments(index=index, text=self.text)
+                return ToolCallArguments(index=index, text=self.text, choice_index=choice)
+
+
+def _reason(name: str) -> FinishReason:
+    try:
+        return FinishReason(name)
+    except ValueError as error:
+        raise ProtocolError(problem=f"an unknown reason: {name!r}") from error
+
+
+def _logprob(one: TokenLogprob) -> Logprob:
+    top = tuple(Candidate(each.token_id, each.token, each.logprob) for each in one.top)
+    return Logprob(one.token_id, one.token, one.logprob, one.text_offset, top)
+
+
+def _token_logprob(one: Logprob) -> TokenLogprob:
+    return TokenLogprob(
+        token_id=one.token_id,
+        token=one.token,
+        logprob=one.logprob,
+        text_offset=one.text_offset,
+        top=tuple(
+            TokenCandidate(token_id=each.token_id, token=each.token, logprob=each.logprob)
+            for each in one.top
+        ),
+    )
 
 
 class Chunk(Frame, frozen=True, tag="CHUNK"):

@@ -430,10 +430,7 @@ class _Outbox:
             case TextDelta() | ReasoningDelta() | ToolCallStart() | ToolCallArguments():
                 delta = frames.Delta.of(stream, event)
                 self._deltas.append(delta)
-                # Why an estimate: four bytes a character and five a token are the most.
-                self._num_bytes += 16 + 4 * len(delta.text) + 5 * len(delta.token_ids)
-                if isinstance(event, ToolCallStart):
-                    self._num_bytes += 4 * (len(event.call_id) + len(event.name))
+                self._num_bytes += delta.num_bytes
                 if self._num_bytes >= frames.CHUNK_BYTES:
                     self._cut()
             case Finished(reason=reason, usage=usage):

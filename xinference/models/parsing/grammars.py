@@ -56,9 +56,9 @@ class AnswerFormat:
 
     @property
     def reasoning_tags(self) -> tuple[str, str] | None:
-        """What its thoughts stand between."""
+        """What its thoughts stand between. Harmony has messages for them, whatever is given."""
         start, end = self.reasoning_start_tag, self.reasoning_end_tag
-        return (start, end) if start and end else None
+        return (start, end) if start and end and self.grammar is not Harmony else None
 
     @property
     def thought_markers(self) -> tuple[str, str] | None:
@@ -134,6 +134,7 @@ class Plain:
     """The parser of answers that are content and nothing else."""
 
     num_complete_calls = 0
+    is_thinking = False
 
     def push(self, text: str) -> list[Delta]:
         """Return the text."""

@@ -66,8 +66,10 @@ class Harmony(ToolGrammar):
             self._give_back()
         self._mark()
         is_thought = recipient is None and channel is not None and channel[1] == "analysis"
+        self.is_thinking = is_thought
         if (yield from self._until(ENDS, self._think if is_thought else self._content)):
             self._mark()
+        self.is_thinking = False
 
     def _think(self, text: str) -> None:
         self._emit(ReasoningDelta(text=text))

@@ -46,6 +46,11 @@ class AnswerParser(Protocol):
         """Calls whose arguments are whole."""
         ...
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next is a thought, for all that is known."""
+        ...
+
     def push(self, text: str) -> list[Delta]:
         """Return what is certain with this piece."""
         ...
@@ -223,6 +228,7 @@ class ToolGrammar(Reader):
         """
         super().__init__()
         self.num_complete_calls = 0
+        self.is_thinking = False
         self._tools = tools
         self._new_call_id = new_call_id
         self._num_calls = 0
