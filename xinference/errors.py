@@ -7,14 +7,18 @@
     │   ├── ContextLengthExceeded   prompt and answer do not fit                400
     │   ├── AbilityMissing          this model cannot do that                   400
     │   ├── UnsupportedVariant      no such format, size, engine of a family    400
+    │   ├── InvalidApiKey           no API key, or one that is none             401
+    │   ├── NotAllowed              the API key is not for this                 403
     │   ├── RequestAborted          stopped on somebody's order                 409
     │   ├── DuplicateRequest        a live request has this id                  409
     │   ├── ModelNotFound           no model has this uid                       404
     │   ├── FamilyNotFound          no such model in the catalogue              404
+    │   ├── ApiKeyNotFound          no API key has this id                      404
     │   └── ModelAlreadyExists      the uid or name is taken                    400
     ├── CapacityError             the same request may succeed later            503
     │   ├── ModelNotReady           it is still loading, or being restarted     503
     │   ├── ModelOverloaded         its queue is full; nothing was enqueued     429
+    │   ├── RateLimitReached        the API key's limit is used up for now      429
     │   └── InsufficientResources   no node can hold it now                     503
     ├── LaunchError               the model could not be brought up             503
     │   ├── LoadFailed              its files do not load                       503
@@ -134,6 +138,28 @@ class UnsupportedVariant(RequestError):
 
 
 @dataclass(eq=False)
+class InvalidApiKey(RequestError):
+    """The gateway asks for an API key, and there was none, or one that is unknown or has ended."""
+
+    problem: str
+    code: ClassVar[str] = "invalid_api_key"
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+@dataclass(eq=False)
+class NotAllowed(RequestError):
+    """The API key is good, but not for this."""
+
+    problem: str
+    code: ClassVar[str] = "not_allowed"
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+@dataclass(eq=False)
 class RequestAborted(RequestError):
     """The request was stopped on somebody's order before it had ended."""
 
@@ -182,6 +208,17 @@ class FamilyNotFound(RequestError):
 
 
 @dataclass(eq=False)
+class ApiKeyNotFound(RequestError):
+    """There is no API key of this id."""
+
+    key_id: str
+    code: ClassVar[str] = "api_key_not_found"
+
+    def __str__(self) -> str:
+        return f"There is no API key with the id {self.key_id}."
+
+
+@dataclass(eq=False)
 class ModelAlreadyExists(RequestError):
     """The uid of a launch, or the name of a registration, is taken."""
 
@@ -219,6 +256,21 @@ class ModelOverloaded(CapacityError):
         return (
             f"Model {self.model} already has {self.num_waiting} requests waiting for their "
             "answers; try again later."
+        )
+
+
+@dataclass(eq=False)
+class RateLimitReached(CapacityError):
+    """The API key has used up its requests or tokens per minute. Nothing was enqueued."""
+
+    key_name: str
+    retry_after_seconds: int
+    code: ClassVar[str] = "rate_limit_reached"
+
+    def __str__(self) -> str:
+        return (
+            f"Rate limit reached for the API key {self.key_name}; "
+            f"try again in {self.retry_after_seconds} s."
         )
 
 

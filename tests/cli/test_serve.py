@@ -180,7 +180,7 @@ def test_listening_on_more_than_loopback_is_said_loudly(
     done = run(local_command, "-H", "0.0.0.0", "-p", str(free_port))
 
     assert done.exit_code == 0
-    assert "no API keys" in done.stderr
+    assert "without API keys" in done.stderr
     assert fake.gateway_config.host == "0.0.0.0"
     worker = fake.configs["worker"]
     assert isinstance(worker, WorkerConfig)

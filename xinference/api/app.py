@@ -9,9 +9,12 @@ The caller makes the cluster and runs the server:
 
 `on_shutdown` is awaited by the application's lifespan, after the server has let the running
 requests end; without a lifespan (as in tests) the caller closes the cluster itself. The
-application keeps no other state than its counters, so any number of them may serve one cluster.
+application keeps no other state than its counters and a copy of the API keys, so any number of
+them may serve one cluster.
 """
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -21,18 +24,22 @@ from starlette.responses import HTMLResponse, Response
 from xinference import __version__
 from xinference.cluster.interface import Cluster
 
+from .access import guarded
 from .admin import cluster as cluster_routes
+from .admin import keys as key_routes
 from .admin import models as model_routes
 from .admin import registrations
 from .answers import json_answer
 from .edge import Edge
 from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
+from .keys.keyring import Keyring
+from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
 from .openai import chat, completions
 from .openapi import document_of, page_of
 
-ROUTES = (chat, completions, model_routes, registrations, cluster_routes)
+ROUTES = (chat, completions, model_routes, registrations, cluster_routes, key_routes)
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies and clients close what is silent for a minute, some for half of one."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -41,6 +48,7 @@ TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 def create_app(
     cluster: Cluster,
     *,
+    key_store: KeyStore | None = None,
     disable_metrics: bool = False,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
@@ -48,16 +56,25 @@ def create_app(
     """Return the application that serves `cluster` over HTTP.
 
     Args:
+        key_store: where API keys are kept and usage is counted; closed when the server ends.
+            None: in memory.
         disable_metrics: there is no `/metrics`.
         keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         on_shutdown: awaited once when the server ends.
     """
 
+    keyring = Keyring(key_store or KeyStore.in_memory())
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        keeping = asyncio.create_task(keyring.run(), name="keep API keys")
         yield
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
         if on_shutdown is not None:
             await on_shutdown()
+        keyring.close()
 
     app = FastAPI(
         routes=[route for routes in ROUTES for route in routes.router.routes],
@@ -70,7 +87,9 @@ def create_app(
         openapi_url=None,
     )
     metrics = Metrics()
-    gateway = Gateway(cluster=cluster, metrics=metrics, keep_alive_seconds=keep_alive_seconds)
+    gateway = Gateway(
+        cluster=cluster, metrics=metrics, keyring=keyring, keep_alive_seconds=keep_alive_seconds
+    )
     install_gateway(app, gateway)
     install_error_answers(app)
     app.add_middleware(Edge, metrics=metrics)
@@ -78,6 +97,7 @@ def create_app(
         app.add_api_route(path, page, include_in_schema=False)
     if not disable_metrics:
         app.add_api_route("/metrics", _metrics, include_in_schema=False)
+    app.router.routes[:] = guarded(app.router.routes, keyring)
     return app
 
 

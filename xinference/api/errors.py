@@ -18,16 +18,20 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from xinference.errors import (
+    ApiKeyNotFound,
     CapacityError,
     ClusterError,
     ContextLengthExceeded,
     DuplicateRequest,
     FamilyNotFound,
+    InvalidApiKey,
     InvalidRequest,
     LaunchCancelled,
     LaunchError,
     ModelNotFound,
     ModelOverloaded,
+    NotAllowed,
+    RateLimitReached,
     RequestAborted,
     RequestError,
     XinferenceError,
@@ -39,12 +43,16 @@ logger = logging.getLogger(__name__)
 
 STATUS: Mapping[type[XinferenceError], int] = {
     RequestError: 400,
+    InvalidApiKey: 401,
+    NotAllowed: 403,
     ModelNotFound: 404,
     FamilyNotFound: 404,
+    ApiKeyNotFound: 404,
     RequestAborted: 409,
     DuplicateRequest: 409,
     CapacityError: 503,
     ModelOverloaded: 429,
+    RateLimitReached: 429,
     LaunchError: 503,
     LaunchCancelled: 499,
     ClusterError: 503,
@@ -73,6 +81,8 @@ def _param_of(error: XinferenceError) -> str | None:
             return field or None
         case ModelNotFound():
             return "model"
+        case ApiKeyNotFound():
+            return "key_id"
         case FamilyNotFound():
             return "model_name"
         case ContextLengthExceeded():
@@ -82,7 +92,9 @@ def _param_of(error: XinferenceError) -> str | None:
     return None
 
 
-def _retry_headers(error: XinferenceError, status: int) -> dict[str, str]:
+def _extra_headers(error: XinferenceError, status: int) -> dict[str, str]:
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, CapacityError | ClusterError):
         return {"Retry-After": str(getattr(error, "retry_after_seconds", RETRY_AFTER_SECONDS))}
     # Why: OpenAI's clients repeat a 409 by themselves, but what was aborted must stay aborted.
@@ -123,7 +135,7 @@ class ErrorResponse(Response):
 def error_response(error: XinferenceError) -> Response:
     """Return the answer for an error that was known before the headers were sent."""
     answer = told(error)
-    return ErrorResponse(answer, _retry_headers(error, answer.status))
+    return ErrorResponse(answer, _extra_headers(error, answer.status))
 
 
 def log_fault(error: XinferenceError, scope: Scope) -> None:

@@ -1,23 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the routes of one application share."""
+"""What the routes of one application share, as one caller may use it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import FastAPI, Request
 
 from xinference.cluster.interface import Cluster
+from xinference.identifiers import ModelUid
 
-from .metrics import Metrics
+from .access import key_of
+from .keys.caller import cluster_for
+from .keys.key import ApiKey
+from .keys.keyring import Keyring
+from .metrics import Metrics, Observation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """The cluster that is asked, and what is counted while asking."""
+    """The cluster that is asked, who asks, and what is counted while asking."""
 
     cluster: Cluster
     metrics: Metrics
+    keyring: Keyring
     keep_alive_seconds: float
     """A stream that has had nothing to say for so long says that it lives."""
+    key: ApiKey | None = None
+    """The caller's; None while the gateway is open."""
+
+    def observe(self, model: ModelUid, *, stream: bool) -> Observation:
+        """Return what measures and counts one request to a model; enter it when that starts."""
+        return self.metrics.observe(
+            model,
+            stream=stream,
+            key_name="" if self.key is None else self.key.spec.name,
+            on_usage=lambda usage: self.keyring.count(self.key, model, usage),
+        )
 
 
 def install_gateway(app: FastAPI, gateway: Gateway) -> None:
@@ -26,7 +43,11 @@ def install_gateway(app: FastAPI, gateway: Gateway) -> None:
 
 
 def gateway_of(request: Request) -> Gateway:
-    """Return that of the application a request came to."""
+    """Return that of the application a request came to, as its caller may use it."""
     gateway = request.app.state.gateway
     assert isinstance(gateway, Gateway)
-    return gateway
+    key = key_of(request)
+    if key is None:
+        return gateway
+    cluster = cluster_for(key, gateway.cluster, gateway.keyring)
+    return replace(gateway, cluster=cluster, key=key)

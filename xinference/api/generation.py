@@ -119,7 +119,7 @@ class GenerationAnswer(Response):
         headers = [(b"content-type", generation.form.stream_type), *STREAM_HEADERS]
         deltas: list[Delta] = []
         has_begun = False
-        with gateway.metrics.observe(generation.model, stream=True) as observation:
+        with gateway.observe(generation.model, stream=True) as observation:
             async with aclosing(events):
                 async for batch in events:
                     if not has_begun:
@@ -167,7 +167,7 @@ async def whole_answer(gateway: Gateway, generation: Generation, receive: Receiv
     """
     events = answer_events(gateway.cluster, generation.model, generation.asked, receive)
     deltas: list[Delta] = []
-    with gateway.metrics.observe(generation.model, stream=False) as observation:
+    with gateway.observe(generation.model, stream=False) as observation:
         async with aclosing(events):
             async for batch in events:
                 observation.note(batch)

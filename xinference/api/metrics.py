@@ -13,7 +13,7 @@ import asyncio
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -104,14 +104,26 @@ class Metrics:
         )
         self.input_tokens = Counter(
             "xinference:input_tokens",
-            "Prompt tokens of ended answers.",
+            "Prompt tokens of accepted requests.",
             model,
             registry=self.registry,
         )
         self.generate_tokens = Counter(
             "xinference:generate_tokens",
-            "Tokens generated for ended answers.",
+            "Tokens generated for accepted requests.",
             model,
+            registry=self.registry,
+        )
+        self.key_requests = Counter(
+            "xinference:api_key_requests",
+            "Requests to models by API key; the status is ok, disconnected or an error's code.",
+            ("api_key_name", "model_uid", "status"),
+            registry=self.registry,
+        )
+        self.key_tokens = Counter(
+            "xinference:api_key_tokens",
+            "Tokens by API key; cached ones are of the prompt, reasoning ones of the completion.",
+            ("api_key_name", "model_uid", "kind"),
             registry=self.registry,
         )
         self.http_requests = Counter(
@@ -121,21 +133,46 @@ class Metrics:
             registry=self.registry,
         )
 
-    def observe(self, model: ModelUid, *, stream: bool) -> "Observation":
-        """Return what measures one request; enter it when the request starts."""
-        return Observation(self, model, stream=stream)
+    def observe(
+        self,
+        model: ModelUid,
+        *,
+        stream: bool,
+        key_name: str,
+        on_usage: Callable[[Usage], None],
+    ) -> "Observation":
+        """Return what measures one request; enter it when the request starts.
+
+        Args:
+            key_name: of the caller's API key; empty without.
+            on_usage: called once, at its end, for a request that was accepted.
+        """
+        return Observation(self, model, stream=stream, key_name=key_name, on_usage=on_usage)
 
 
 class Observation:
     """Measures one request, from entering to leaving it."""
 
-    def __init__(self, metrics: Metrics, model: ModelUid, *, stream: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        model: ModelUid,
+        *,
+        stream: bool,
+        key_name: str,
+        on_usage: Callable[[Usage], None],
+    ) -> None:
         self._metrics = metrics
         self._model = model
         self._stream = str(stream).lower()
+        self._key_name = key_name
+        self._on_usage = on_usage
         self._started = 0.0
         self._is_accepted = False
         self._has_text = False
+        self._num_prompt_tokens = 0
+        self._num_delivered = 0
+        self._num_thought = 0
         self._usage: Usage | None = None
         self._code: str | None = None
 
@@ -146,17 +183,30 @@ class Observation:
     def note(self, batch: Sequence[AnswerEvent]) -> None:
         """Look at events that are about to be written."""
         for event in batch:
-            if not self._has_text and _has_text(event):
-                self._has_text = True
-                seconds = time.perf_counter() - self._started
-                self._metrics.first_token.labels(self._model, self._stream).observe(seconds)
-            elif isinstance(event, Accepted):
-                self._is_accepted = True
-                self._metrics.serving.labels(self._model).inc()
-            elif isinstance(event, Finished):
-                self._usage = event.usage
-            elif isinstance(event, Failed):
-                self._code = event.error.code
+            match event:
+                case TextDelta(text=text, token_ids=token_ids):
+                    self._num_delivered += len(token_ids)
+                    self._note_text(text)
+                case ReasoningDelta(text=text, token_ids=token_ids):
+                    self._num_delivered += len(token_ids)
+                    self._num_thought += len(token_ids)
+                    self._note_text(text)
+                case ToolCallStart(name=name):
+                    self._note_text(name)
+                case Accepted(num_prompt_tokens=num_prompt_tokens):
+                    self._is_accepted = True
+                    self._num_prompt_tokens = num_prompt_tokens
+                    self._metrics.serving.labels(self._model).inc()
+                case Finished(usage=usage):
+                    self._usage = usage
+                case Failed(error=error):
+                    self._code = error.code
+
+    def _note_text(self, text: str) -> None:
+        if text and not self._has_text:
+            self._has_text = True
+            seconds = time.perf_counter() - self._started
+            self._metrics.first_token.labels(self._model, self._stream).observe(seconds)
 
     def __exit__(
         self,
@@ -176,13 +226,34 @@ class Observation:
         if self._is_accepted:
             metrics.serving.labels(model).dec()
             metrics.duration.labels(model).observe(time.perf_counter() - self._started)
+            self._count_tokens()
         if self._code is not None:
             metrics.errors.labels(model, self._code).inc()
-        elif self._usage is not None:
-            metrics.input_tokens.labels(model).inc(self._usage.num_prompt_tokens)
-            metrics.generate_tokens.labels(model).inc(self._usage.num_completion_tokens)
-        else:
+        elif self._usage is None:
             metrics.disconnects.labels(model).inc()
+        status = self._code or ("disconnected" if self._usage is None else "ok")
+        metrics.key_requests.labels(self._key_name, model, status).inc()
+
+    def _count_tokens(self) -> None:
+        # Why not only ended answers: what was generated was used, whoever did not wait for the end.
+        usage = self._usage or Usage(
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_completion_tokens=self._num_delivered,
+            num_reasoning_tokens=self._num_thought,
+        )
+        self._on_usage(usage)
+        metrics, model = self._metrics, self._model
+        metrics.input_tokens.labels(model).inc(usage.num_prompt_tokens)
+        metrics.generate_tokens.labels(model).inc(usage.num_completion_tokens)
+        counted = {
+            "prompt": usage.num_prompt_tokens,
+            "completion": usage.num_completion_tokens,
+            "cached": usage.num_cached_tokens,
+            "reasoning": usage.num_reasoning_tokens,
+        }
+        for kind, num_tokens in counted.items():
+            if num_tokens:
+                metrics.key_tokens.labels(self._key_name, model, kind).inc(num_tokens)
 
 
 async def metrics_page(metrics: Metrics, cluster: Cluster) -> bytes:
@@ -300,10 +371,3 @@ def _engine_families(stats: dict[ModelUid, dict[str, float]]) -> Iterator[Metric
             if name in of_model:
                 family.add_metric((model,), of_model[name])
         yield family
-
-
-def _has_text(event: AnswerEvent) -> bool:
-    match event:
-        case TextDelta(text=text) | ReasoningDelta(text=text):
-            return bool(text)
-    return isinstance(event, ToolCallStart)

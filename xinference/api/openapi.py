@@ -23,13 +23,22 @@ REF = "#/components/schemas/{model}"
 
 MEANINGS = {
     400: "A field is wrong, missing or not supported; `param` names it.",
-    404: "There is no such model, family or registration.",
+    401: "The gateway needs an API key, and there was none that is valid.",
+    403: "The API key is not for this.",
+    404: "There is no such model, family, registration or key.",
     409: "The request was aborted, or a live request has its id.",
     413: "The body is too large.",
-    429: "The model's queue is full; try again after `Retry-After` seconds.",
+    429: "The model's queue is full, or the API key's limit used up; try again after `Retry-After` "
+    "seconds.",
     499: "The launch was cancelled.",
     503: "The model or a part of the cluster is not ready, or the launch failed.",
 }
+
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+"""How an API key is sent; while a gateway has none, nothing is."""
 
 
 def body_of(schema: type[Body], *, required: bool = True) -> dict[str, Any]:
@@ -67,8 +76,10 @@ def document_of(app: FastAPI) -> dict[str, Any]:
         _, bodies = models_json_schema(
             [(schema, "validation") for schema in _bodies()], ref_template=REF
         )
-        components = document.setdefault("components", {}).setdefault("schemas", {})
-        components.update(bodies["$defs"])
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(bodies["$defs"])
+        components["securitySchemes"] = SECURITY
+        document["security"] = [{name: []} for name in SECURITY]
         app.openapi_schema = document
     return app.openapi_schema
 

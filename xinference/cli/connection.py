@@ -11,6 +11,7 @@ import click
 from xinference.errors import InvalidSetting
 from xinference.settings import Settings
 
+from .logins import saved_login
 from .output import say
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def read_settings() -> Settings:
 def endpoint_options(command: Command) -> Command:
     """Add `--endpoint` and `--api-key`."""
     command = click.option(
-        "--api-key", "-ak", metavar="KEY", help="Sent to the endpoint. [env: XINFERENCE_API_KEY]"
+        "--api-key",
+        "-ak",
+        metavar="KEY",
+        help="Sent to the endpoint. [env: XINFERENCE_API_KEY; else that of `xinference login`]",
     )(command)
     return click.option(
         "--endpoint",
@@ -67,8 +71,11 @@ def connected(endpoint: str | None, api_key: str | None) -> Iterator["Client"]:
     from xinference.client import Client, ClientError
 
     settings = read_settings()
+    endpoint = endpoint or settings.endpoint
     try:
-        client = Client(endpoint or settings.endpoint, api_key or settings.api_key)
+        client = Client(
+            endpoint, api_key or settings.api_key or saved_login(settings.home, endpoint)
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with client:

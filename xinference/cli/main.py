@@ -14,8 +14,10 @@ COMMANDS = {
     "chat": "chat",
     "engine": "registrations",
     "generate": "chat",
+    "keys": "keys",
     "launch": "models",
     "list": "models",
+    "login": "keys",
     "quickstart": "quickstart",
     "register": "registrations",
     "registrations": "registrations",
@@ -23,6 +25,7 @@ COMMANDS = {
     "stop-cluster": "serve",
     "terminate": "models",
     "unregister": "registrations",
+    "usage": "keys",
 }
 """Command to its module; there it is `<name>_command`, with "_" for "-"."""
 

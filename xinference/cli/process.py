@@ -56,11 +56,13 @@ def run(config: RoleConfig) -> None:
 
 def gateway_main(config: GatewayConfig) -> None:
     """Serve HTTP until SIGTERM; running requests get a moment to end."""
+    import sqlite3
+
     import uvloop
 
     try:
         uvloop.run(_serve(config))
-    except (XinferenceError, OSError) as error:
+    except (XinferenceError, OSError, sqlite3.Error) as error:
         logger.critical("The gateway cannot run: %s", error)
         raise SystemExit(EXIT_FAILED) from None
 
@@ -69,6 +71,7 @@ async def _serve(config: GatewayConfig) -> None:
     import uvicorn
 
     from xinference.api.app import create_app
+    from xinference.api.keys.store import KeyStore
     from xinference.cluster.processes import report_ready
     from xinference.cluster.remote import RemoteCluster
 
@@ -81,7 +84,10 @@ async def _serve(config: GatewayConfig) -> None:
             socket_directory=private_directory(config.run_directory, config.role),
         )
         app = create_app(
-            cluster, disable_metrics=config.disable_metrics, on_shutdown=cluster.aclose
+            cluster,
+            key_store=KeyStore.open(config.home),
+            disable_metrics=config.disable_metrics,
+            on_shutdown=cluster.aclose,
         )
         server = uvicorn.Server(
             uvicorn.Config(

@@ -9,6 +9,7 @@ import click
 from .addresses import port_to_listen_on, url_of
 from .chat import text_of
 from .connection import read_settings
+from .logins import saved_login
 from .models import wait_until_ready
 from .output import progress_bar, say, show
 from .serve import (
@@ -43,8 +44,9 @@ def quickstart_command(
     """
     settings = read_settings()
     port = port_to_listen_on(host, port, is_chosen=is_chosen("port"))
-    warn_if_open(host)
+    warn_if_open(host, settings.home)
     endpoint = url_of(host, port)
+    api_key = settings.api_key or saved_login(settings.home, endpoint)
     is_answered = has_failed = False
 
     def on_ready() -> None:
@@ -52,7 +54,7 @@ def quickstart_command(
 
         nonlocal is_answered, has_failed
         try:
-            first_chat(endpoint, question)
+            first_chat(endpoint, question, api_key=api_key)
             is_answered = True
             show(gateway_banner(endpoint, settings.home))
         except click.ClickException as error:
@@ -75,7 +77,7 @@ def quickstart_command(
     raise SystemExit(status)
 
 
-def first_chat(endpoint: str, question: str) -> None:
+def first_chat(endpoint: str, question: str, *, api_key: str | None = None) -> None:
     """Launch the guide and ask it through the OpenAI endpoint; print the answer as it comes.
 
     Raises:
@@ -83,7 +85,7 @@ def first_chat(endpoint: str, question: str) -> None:
     """
     from xinference.client import ChatModelHandle, Client, Stream
 
-    with Client(endpoint) as client:
+    with Client(endpoint, api_key) as client:
         # It may run already: what was launched before comes back with a start.
         if MODEL not in client.list_models():
             client.launch_model(MODEL, model_engine="transformers", wait_ready=False)

@@ -78,7 +78,7 @@ def local_command(
     _refuse_exporter(metrics_exporter_host, metrics_exporter_port, host=host, port=port)
     settings = read_settings()
     port = port_to_listen_on(host, port, is_chosen=is_chosen("port"))
-    warn_if_open(host)
+    warn_if_open(host, settings.home)
     code = guard(
         *local_configs(settings, host=host, port=port, log_level=log_level),
         on_ready=lambda: show(gateway_banner(url_of(host, port), settings.home)),
@@ -96,7 +96,7 @@ def supervisor_command(host: str, port: int, supervisor_port: int, log_level: st
     settings = read_settings()
     port = port_to_listen_on(host, port, is_chosen=is_chosen("port"))
     told = advertised_host(host)
-    warn_if_open(host)
+    warn_if_open(host, settings.home)
     level = log_level or settings.log_level
     key = _own_key(settings)
     supervisor = _supervisor_config(
@@ -269,13 +269,30 @@ def _refuse_exporter(
             )
 
 
-def warn_if_open(host: str) -> None:
+def warn_if_open(host: str, home: Path) -> None:
     """Say loudly that others can reach what has no lock."""
-    if not is_loopback(host):
+    if not is_loopback(host) and not _has_api_keys(home):
         say(
-            f"Warning: listening on {host}. This version has no API keys: whoever reaches this "
-            "address can use and stop everything."
+            f"Warning: listening on {host} without API keys: whoever reaches this address can use "
+            "and stop everything. Lock it: xinference keys create --offline -n admin -s admin"
         )
+
+
+def _has_api_keys(home: Path) -> bool:
+    import sqlite3
+
+    from xinference.api.keys.store import FILE, KeyStore
+
+    if not (home / FILE).exists():
+        return False
+    try:
+        store = KeyStore.open(home)
+    except (OSError, sqlite3.Error) as error:
+        raise click.ClickException(f"the API keys in {home} cannot be used: {error}") from error
+    try:
+        return bool(store.all_keys())
+    finally:
+        store.close()
 
 
 def gateway_banner(endpoint: str, home: Path) -> str:

@@ -66,6 +66,11 @@ class AsyncClient:
     get_supervisor_info = _sends(operations.get_supervisor_info)
     get_workers_info = _sends(operations.get_workers_info)
     abort_cluster = _sends(operations.abort_cluster)
+    needs_api_key = _sends(operations.needs_api_key)
+    create_api_key = _sends(operations.create_api_key)
+    list_api_keys = _sends(operations.list_api_keys)
+    revoke_api_key = _sends(operations.revoke_api_key)
+    get_usage = _sends(operations.get_usage)
 
     async def get_model(self, model_uid: str) -> AsyncGenerateModelHandle:
         """Return a handle of a running model: an `AsyncChatModelHandle` if it can chat.
@@ -78,6 +83,20 @@ class AsyncClient:
             description, chat=AsyncChatModelHandle, generate=AsyncGenerateModelHandle
         )
         return kind(model_uid, self)
+
+    async def login(self, username: str, password: str) -> None:
+        """Send an API key from now on; nothing happens where the server asks for none.
+
+        Args:
+            username: the name or the id of the key.
+            password: the key.
+
+        Raises:
+            Unauthorized: it is none of this server.
+        """
+        if await self.needs_api_key():
+            token = await self.send(operations.login(username, password))
+            self._http.headers["Authorization"] = f"Bearer {token}"
 
     async def send(self, operation: Operation[Result]) -> Result:
         """Send one operation and return its result."""

@@ -433,6 +433,115 @@ def abort_cluster() -> Operation[Json]:
     )
 
 
+def needs_api_key() -> Operation[bool]:
+    """Return whether the server asks for API keys."""
+    return Operation(
+        Request(purpose="ask about API keys", method="GET", path="/v1/cluster/auth"),
+        lambda reply: bool(reply["auth"]),
+    )
+
+
+def login(username: str, password: str) -> Operation[str]:
+    """Return the token of a login: `username` is the name or the id of an API key, `password` it.
+
+    Raises:
+        Unauthorized: it is none of this server.
+    """
+    return Operation(
+        Request(
+            purpose="log in",
+            method="POST",
+            path="/token",
+            body={"username": username, "password": password},
+        ),
+        lambda reply: str(reply["access_token"]),
+    )
+
+
+def create_api_key(
+    name: str,
+    scopes: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    expires_in_seconds: int | None = None,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+) -> Operation[Json]:
+    """Make an API key; its text is under "key" of the reply, this once.
+
+    Args:
+        scopes: Of "invoke" (the default), "monitor" and "admin". The first key needs "admin", and
+            locks the server.
+        models: The uids that it may ask; None: all.
+        tokens_per_minute: Of prompts and answers together.
+
+    Raises:
+        BadRequest: a field is wrong, or an active key has the name.
+    """
+    body: Json = {
+        "name": name,
+        "scopes": None if scopes is None else list(scopes),
+        "models": None if models is None else list(models),
+        "expires_in_seconds": expires_in_seconds,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+    }
+    given = {field: value for field, value in body.items() if value is not None}
+    return Operation(
+        Request(
+            purpose=f"make the API key {name}", method="POST", path="/v1/admin/keys", body=given
+        ),
+        _as_it_is,
+    )
+
+
+def list_api_keys(ended: bool = False) -> Operation[list[Json]]:
+    """Return the active API keys; with `ended` those that expired or were revoked, too."""
+    return Operation(
+        Request(
+            purpose="list the API keys",
+            method="GET",
+            path="/v1/admin/keys",
+            query={"ended": ended},
+        ),
+        lambda reply: list(reply["data"]),
+    )
+
+
+def revoke_api_key(key_id: str) -> Operation[Json]:
+    """Revoke an API key for good and return what it was.
+
+    Raises:
+        NotFound: no such key.
+    """
+    return Operation(
+        Request(
+            purpose=f"revoke the API key {key_id}",
+            method="DELETE",
+            path=f"/v1/admin/keys/{_segment(key_id)}",
+        ),
+        _as_it_is,
+    )
+
+
+def get_usage(since: str | None = None, until: str | None = None) -> Operation[list[Json]]:
+    """Return what was used, by key and model: requests, and tokens by kind.
+
+    Args:
+        since: The first day, such as "2026-01-31", in UTC; None: from the beginning.
+        until: The last day.
+    """
+    days = {"since": since, "until": until}
+    return Operation(
+        Request(
+            purpose="get the usage",
+            method="GET",
+            path="/v1/usage",
+            query={name: day for name, day in days.items() if day is not None},
+        ),
+        lambda reply: list(reply["data"]),
+    )
+
+
 def generate(
     model_uid: str, prompt: str, generate_config: Mapping[str, Any] | None = None
 ) -> Operation[Json] | StreamOperation:

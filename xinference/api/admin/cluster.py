@@ -30,8 +30,8 @@ async def supervisor_address(request: Request) -> Response:
 
 @router.get("/v1/cluster/auth", responses=refusals())
 async def is_authentication_on(request: Request) -> Response:
-    """Say whether requests need a key; none does in this version."""
-    return json_answer({"auth": False})
+    """Say whether requests need an API key."""
+    return json_answer({"auth": gateway_of(request).keyring.is_locked})
 
 
 @router.get("/v1/cluster/info", responses=refusals(400, 503))

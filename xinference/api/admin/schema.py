@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from xinference.api.fields import Answer, Body, Only, Shaped
+from xinference.api.keys.key import MAX_LIMIT, MAX_MODELS, MAX_NAME_LEN
 from xinference.protocol.deployment import MAX_REPLICAS, EngineOptions
 
 MAX_BLOCK_SECONDS = 3600
 MAX_UID_LEN = 100
 MAX_GPUS = 1023
 MAX_REQUEST_LIMIT = 2**31 - 1
+MAX_LIFETIME_SECONDS = 100 * 366 * 86400
 
 
 def _as_number(given: object) -> object:
@@ -258,3 +260,87 @@ class EventItem(Answer):
     event_type: str
     event_ts: int
     event_content: str
+
+
+class KeyRequest(Body):
+    """`POST /v1/admin/keys`."""
+
+    name: str = Field(min_length=1, max_length=MAX_NAME_LEN)
+    """What to call it; no other active key may have the name."""
+    scopes: list[Literal["invoke", "monitor", "admin"]] | None = Field(None, min_length=1)
+    """Default: invoke. The first key needs admin."""
+    models: list[str] | None = Field(None, min_length=1, max_length=MAX_MODELS)
+    """The uids that it may ask; null: all."""
+    expires_in_seconds: int | None = Field(None, ge=1, le=MAX_LIFETIME_SECONDS)
+    """Null: never."""
+    requests_per_minute: int | None = Field(None, ge=1, le=MAX_LIMIT)
+    tokens_per_minute: int | None = Field(None, ge=1, le=MAX_LIMIT)
+    """Of prompts and answers together."""
+
+
+class LoginRequest(Body):
+    """`POST /token`."""
+
+    username: str
+    """The name or the id of an API key."""
+    password: str
+    """The key."""
+
+
+class TokenAnswer(Answer):
+    """What a client sends as `Authorization: Bearer` from then on."""
+
+    access_token: str
+    token_type: str
+
+
+class KeyItem(Answer):
+    """An API key, without its secret."""
+
+    id: str
+    object: str
+    name: str
+    status: str
+    scopes: list[str]
+    models: list[str] | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+
+class MadeKey(KeyItem):
+    """A key that was just made."""
+
+    key: str
+    """The only time that it is told."""
+
+
+class KeyList(Answer):
+    """`GET /v1/admin/keys`."""
+
+    object: str
+    data: list[KeyItem]
+
+
+class UsageItem(Answer):
+    """What was used of one model with one key."""
+
+    key_id: str | None
+    """Null: while the gateway was open."""
+    key_name: str | None
+    model: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+
+
+class UsageList(Answer):
+    """`GET /v1/usage`."""
+
+    object: str
+    data: list[UsageItem]
