@@ -14,6 +14,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from tests.fakes.cluster import FakeCluster
 from xinference.api.admin.schema import LaunchRequest
 from xinference.api.fields import Body, Only
+from xinference.api.openai.responses.schema import ResponseRequest
 from xinference.api.openai.schema import ChatMessage, ChatRequest, CompletionRequest
 
 from .conftest import chat, completion
@@ -354,6 +355,7 @@ def test_the_page_says_which_values_pass() -> None:
     assert passing(text, "chat") == shown(refused(ChatRequest))
     assert passing(text, "completions") == shown(refused(CompletionRequest))
     assert message == shown(refused(ChatMessage))
+    assert passing(section_of_page("Responses"), None) == shown(refused(ResponseRequest))
     assert passing(launch, None) == shown(refused(LaunchRequest))
 
 
@@ -372,4 +374,5 @@ def test_the_page_lists_every_parameter_and_no_other() -> None:
     )
 
     assert fields_of_page("Chat completions and completions") == known
+    assert fields_of_page("Responses") == ResponseRequest.model_fields.keys()
     assert fields_of_page("Launching a model") == LaunchRequest.model_fields.keys()

@@ -408,6 +408,47 @@ def test_thinking_that_cannot_be_switched_is_refused_by_name(scripted: Scripted)
         assert refused.value.field == "enable_thinking"
 
 
+def test_how_much_to_think_reaches_a_template_that_has_it(scripted: Scripted) -> None:
+    template = (
+        "{% if reasoning_effort %}[{{ reasoning_effort }}]{% endif %}{{ messages[0].content }}"
+    )
+    prompt = ChatPrompt(messages=ASK.messages, reasoning_effort="low")
+
+    assert rendered(scripted, prompt, chat_template=template).startswith("[low]")
+
+
+def test_no_effort_switches_the_thinking_of_a_hybrid_model_off(scripted: Scripted) -> None:
+    model = scripted.variant(abilities=("chat", "tools", "hybrid"))
+    model._enable_thinking = True
+    prompt = ChatPrompt(messages=ASK.messages, reasoning_effort="none")
+
+    ids = model.prepare(asked(prompt)).request.prompt_token_ids
+
+    assert not str(scripted.tokenizer.decode(list(ids))).endswith("<think>\n")
+
+
+@pytest.mark.parametrize(
+    ("effort", "abilities", "enable_thinking"),
+    [
+        ("low", ("chat", "hybrid"), None),
+        ("high", ("chat",), None),
+        ("none", ("chat", "reasoning"), None),
+        ("none", ("chat", "hybrid"), True),
+    ],
+)
+def test_an_effort_that_a_model_cannot_be_told_is_refused_by_name(
+    scripted: Scripted, effort: str, abilities: tuple[str, ...], enable_thinking: bool | None
+) -> None:
+    prompt = ChatPrompt(
+        messages=ASK.messages, reasoning_effort=effort, enable_thinking=enable_thinking
+    )
+
+    with pytest.raises(InvalidRequest) as refused:
+        scripted.variant(abilities=abilities).prepare(asked(prompt))
+
+    assert refused.value.field == "reasoning_effort"
+
+
 # --- one producer
 
 

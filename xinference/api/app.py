@@ -10,7 +10,7 @@ The caller makes the cluster and runs the server:
 `on_shutdown` is awaited by the application's lifespan, after the server has let the running
 requests end; without a lifespan (as in tests) the caller closes the cluster itself. The
 application keeps no other state than its counters and a copy of the API keys, so any number of
-them may serve one cluster.
+them may serve one cluster: what callers asked to keep is in a `Store`, which they share.
 """
 
 import asyncio
@@ -37,9 +37,11 @@ from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
 from .openai import chat, completions
+from .openai.responses import routes as responses
 from .openapi import document_of, page_of
+from .store.store import Store
 
-ROUTES = (chat, completions, model_routes, registrations, cluster_routes, key_routes)
+ROUTES = (chat, completions, responses, model_routes, registrations, cluster_routes, key_routes)
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies and clients close what is silent for a minute, some for half of one."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,6 +51,7 @@ def create_app(
     cluster: Cluster,
     *,
     key_store: KeyStore | None = None,
+    store: Store | None = None,
     disable_metrics: bool = False,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
@@ -58,22 +61,27 @@ def create_app(
     Args:
         key_store: where API keys are kept and usage is counted; closed when the server ends.
             None: in memory.
+        store: what callers asked to keep; closed when the server ends. None: in memory.
         disable_metrics: there is no `/metrics`.
         keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         on_shutdown: awaited once when the server ends.
     """
+    kept = store or Store()
 
     keyring = Keyring(key_store or KeyStore.in_memory())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         keeping = asyncio.create_task(keyring.run(), name="keep API keys")
+        purge = asyncio.create_task(kept.keep_within_limits(), name="keep the store small")
         yield
-        keeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeping
+        for task in (keeping, purge):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         if on_shutdown is not None:
             await on_shutdown()
+        await kept.aclose()
         keyring.close()
 
     app = FastAPI(
@@ -88,7 +96,11 @@ def create_app(
     )
     metrics = Metrics()
     gateway = Gateway(
-        cluster=cluster, metrics=metrics, keyring=keyring, keep_alive_seconds=keep_alive_seconds
+        cluster=cluster,
+        metrics=metrics,
+        keyring=keyring,
+        store=kept,
+        keep_alive_seconds=keep_alive_seconds,
     )
     install_gateway(app, gateway)
     install_error_answers(app)

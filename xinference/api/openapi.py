@@ -25,7 +25,7 @@ MEANINGS = {
     400: "A field is wrong, missing or not supported; `param` names it.",
     401: "The gateway needs an API key, and there was none that is valid.",
     403: "The API key is not for this.",
-    404: "There is no such model, family, registration or key.",
+    404: "There is no such model, family, registration, key or stored thing.",
     409: "The request was aborted, or a live request has its id.",
     413: "The body is too large.",
     429: "The model's queue is full, or the API key's limit used up; try again after `Retry-After` "

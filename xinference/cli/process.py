@@ -28,6 +28,8 @@ EXIT_FAILED = 1
 GRACE_SECONDS = 3.0
 """After SIGTERM, so long may running requests go on."""
 BACKLOG = 2048
+STORE_FILE = "store.db"
+"""What callers asked to keep; all gateways of a home share it."""
 
 
 def main() -> None:
@@ -72,6 +74,7 @@ async def _serve(config: GatewayConfig) -> None:
 
     from xinference.api.app import create_app
     from xinference.api.keys.store import KeyStore
+    from xinference.api.store.store import Store
     from xinference.cluster.processes import report_ready
     from xinference.cluster.remote import RemoteCluster
 
@@ -86,6 +89,7 @@ async def _serve(config: GatewayConfig) -> None:
         app = create_app(
             cluster,
             key_store=KeyStore.open(config.home),
+            store=Store(config.home / STORE_FILE),
             disable_metrics=config.disable_metrics,
             on_shutdown=cluster.aclose,
         )

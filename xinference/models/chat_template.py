@@ -57,7 +57,7 @@ class ChatTemplate:
 
     @property
     def takes_reasoning_effort(self) -> bool:
-        """Whether the template does anything with how long to think, in words."""
+        """Whether the template tells the model how much to think."""
         return "reasoning_effort" in str(self._template or self._tokenizer.chat_template)
 
     def render(self, prompt: ChatPrompt) -> str:
@@ -84,7 +84,7 @@ class ChatTemplate:
         if "enable_thinking" in options:
             # Why: templates do not agree on its name.
             options.setdefault("thinking", options["enable_thinking"])
-        if prompt.reasoning_effort is not None:
+        if prompt.reasoning_effort is not None and self.takes_reasoning_effort:
             options["reasoning_effort"] = prompt.reasoning_effort
         # Why none of them: a model that does not see a tool does not call it.
         tools: list[Any] = []

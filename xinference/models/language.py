@@ -184,7 +184,7 @@ class LanguageModel:
                 if request.sampling.echo:
                     raise InvalidRequest(field="echo", problem="a chat has no text to repeat")
                 self._check_tools(prompt)
-                prompt = self._with_thinking(prompt)
+                prompt = self._with_thinking(self._with_effort(prompt))
                 rendered = self._template.render(prompt)
                 # Why no special tokens: the template has written those that it wants.
                 token_ids = self._encode(rendered, field="messages", special_tokens=False)
@@ -266,12 +266,30 @@ class LanguageModel:
         ):
             raise AbilityMissing(model=self._name, ability="call tools")
 
+    def _with_effort(self, prompt: ChatPrompt) -> ChatPrompt:
+        """Refuse an effort that this model cannot be told; without one, it does not think.
+
+        A template that has the variable gets it. Of a hybrid model "none" switches thinking off.
+        """
+        effort = prompt.reasoning_effort
+        if effort is None or self._template.takes_reasoning_effort:
+            return prompt
+        if effort != "none":
+            raise InvalidRequest(
+                field="reasoning_effort", problem="this model cannot be told how much to think"
+            )
+        if not self._abilities & {"reasoning", "hybrid"}:
+            return prompt
+        if "hybrid" not in self._abilities:
+            raise InvalidRequest(field="reasoning_effort", problem="this model always thinks")
+        if prompt.enable_thinking:
+            raise InvalidRequest(
+                field="reasoning_effort", problem="none contradicts enable_thinking"
+            )
+        return replace(prompt, enable_thinking=False)
+
     def _with_thinking(self, prompt: ChatPrompt) -> ChatPrompt:
         """Complete what a request says about thinking; refuse what the model cannot do."""
-        if prompt.reasoning_effort is not None and not self._template.takes_reasoning_effort:
-            raise InvalidRequest(
-                field="reasoning_effort", problem="this model does not know it; leave it out"
-            )
         if prompt.thinking_budget is not None:
             self._check_budget()
         enable = prompt.enable_thinking

@@ -249,7 +249,7 @@ class ChatPrompt:
     thinking_budget: int | None = None
     """Tokens that the model may think before it has to answer. None: as it was launched."""
     reasoning_effort: str | None = None
-    """How long it should think, in words that its template knows. None: the template's choice."""
+    """How much to think, in the words of the model's template; "none" is not at all."""
 
     def __post_init__(self) -> None:
         if self.thinking_budget is not None and self.thinking_budget < 0:

@@ -26,7 +26,6 @@ from .schema import (
     ChatMessage,
     ChatRequest,
     CompletionRequest,
-    NamedFunction,
     NamedToolChoice,
     SharedParameters,
 )
@@ -190,22 +189,16 @@ def _content(message: ChatMessage, where: str) -> str | None:
 
 
 def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
+    choice = body.tool_choice
     tools = tuple(
         tool.model_dump(exclude_unset=True, exclude_none=True) for tool in body.tools or ()
     )
-    check_tools(tools)
-    names = {tool["function"]["name"] for tool in tools}
-    choice = body.tool_choice
-    chosen: list[NamedFunction] = []
+    chosen: tuple[str, ...] = ()
     if isinstance(choice, NamedToolChoice):
-        chosen = [choice.function]
+        chosen = (choice.function.name,)
     elif isinstance(choice, AllowedToolChoice):
-        chosen = [tool.function for tool in choice.allowed_tools.tools]
-    for one in chosen:
-        if one.name not in names:
-            raise InvalidRequest(field="tool_choice", problem=f"{one.name!r} is none of the tools")
-    if choice == "required" and not tools:
-        raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
+        chosen = tuple(tool.function.name for tool in choice.allowed_tools.tools)
+    check_tools(tools, is_required=choice == "required", chosen=chosen)
     return tools
 
 

@@ -33,6 +33,14 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(f
 StopString = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+"""Labels: up to 16 names of up to 64 characters, with texts of up to 512."""
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ServiceTier = Literal["auto", "default", "flex", "priority", "fast"]
+
 
 class StreamOptions(Body):
     """How to stream."""
@@ -311,10 +319,8 @@ class ChatRequest(SharedParameters):
     """Tokens that the model may think before it has to answer. Null: as the model was launched."""
     thinking_token_budget: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
     """Another name of `thinking_budget`."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        None
-    )
-    """How long to think, in words. Models whose templates do not know it refuse it."""
+    reasoning_effort: ReasoningEffort | None = None
+    """How much to think, of models whose template has it; of hybrid ones only "none"."""
     tools: Annotated[list[ToolDescription], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = (
         None
     )
