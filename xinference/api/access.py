@@ -32,6 +32,8 @@ ACCESS: Mapping[str, KeyScope | None] = {
     # Asking models.
     "POST /v1/chat/completions": INVOKE,
     "POST /v1/completions": INVOKE,
+    "POST /v1/messages": INVOKE,
+    "POST /v1/messages/count_tokens": INVOKE,
     "POST /v1/responses": INVOKE,
     "GET /v1/responses/{response_id}": INVOKE,
     "DELETE /v1/responses/{response_id}": INVOKE,

@@ -30,6 +30,7 @@ from .admin import keys as key_routes
 from .admin import models as model_routes
 from .admin import registrations
 from .answers import json_answer
+from .anthropic import messages
 from .edge import Edge
 from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
@@ -41,7 +42,16 @@ from .openai.responses import routes as responses
 from .openapi import document_of, page_of
 from .store.store import Store
 
-ROUTES = (chat, completions, responses, model_routes, registrations, cluster_routes, key_routes)
+ROUTES = (
+    chat,
+    completions,
+    responses,
+    messages,
+    model_routes,
+    registrations,
+    cluster_routes,
+    key_routes,
+)
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies and clients close what is silent for a minute, some for half of one."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"

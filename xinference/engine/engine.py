@@ -733,7 +733,9 @@ class Engine:
         events: list[Event] = [] if live.is_echoed else self._echo(live)
         events.append((request_id, TextDelta(text=text, token_ids=(token_id,), logprobs=told)))
         if reason is not None:
-            events += self._end(live, Finished(reason=reason, usage=live.usage))
+            stop_string = live.text.stop_string
+            end = Finished(reason=reason, usage=live.usage, stop_string=stop_string)
+            events += self._end(live, end)
         return events
 
     def _echo(self, live: _Live) -> list[Event]:

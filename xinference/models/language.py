@@ -33,12 +33,14 @@ from xinference.protocol.generation import (
     ChatPrompt,
     Failed,
     Finished,
+    FinishReason,
     GenerationEvent,
     GenerationRequest,
     SamplingParams,
     TextPrompt,
     TokenPrompt,
     ToolChoice,
+    Usage,
 )
 
 from .answer import AnswerReader, AnswerReaders
@@ -96,6 +98,7 @@ class LanguageModel:
         """Of every live request, by the id that the engine knows it by."""
         self._max_prompt_chars = _max_chars(self._tokenizer, engine.config.max_model_len)
         self._loop: EngineLoop | None = None
+        self._sink: Sink | None = None
 
     @property
     def context_length(self) -> int:
@@ -125,6 +128,7 @@ class LanguageModel:
     def start(self, sink: Sink) -> None:
         """Start the engine's thread; events go to `sink`, in that thread."""
         assert self._loop is None, "start() was called before"
+        self._sink = sink
 
         def read(events: list[tuple[RequestId, GenerationEvent]]) -> None:
             sink(self._read(events))
@@ -142,6 +146,8 @@ class LanguageModel:
         """
         assert self._loop is not None, "start() comes first"
         prepared = self.prepare(request)
+        if request.count_only:
+            return self._count(request, prepared)
         # Why so: it must not be replaced for a request of this id that lives. Setting and looking
         # are one step under the interpreter's lock.
         if self._readers.setdefault(request.request_id, prepared.readers) is not prepared.readers:
@@ -153,6 +159,15 @@ class LanguageModel:
         except BaseException:
             self._readers.pop(request.request_id, None)
             raise
+
+    def _count(self, request: GenerationRequest, prepared: Prepared) -> Accepted:
+        """End a request whose prompt alone was of interest; the engine does not hear of it."""
+        usage = Usage(
+            num_prompt_tokens=len(prepared.request.prompt_token_ids), num_completion_tokens=0
+        )
+        assert self._sink is not None, "start() comes first"
+        self._sink([(request.request_id, Finished(reason=FinishReason.STOP, usage=usage))])
+        return Accepted(num_prompt_tokens=usage.num_prompt_tokens)
 
     def abort(self, request_id: RequestId) -> bool:
         """Ask for the end of a request, within one step; return whether it was live."""

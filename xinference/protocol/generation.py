@@ -288,6 +288,8 @@ class GenerationRequest:
     """Requests of one priority take turns by it: a caller with many does not hold up the others."""
     cache_salt: str = ""
     """Only requests with the same one share what is cached of their prompts."""
+    count_only: bool = False
+    """Accept it, which tells how long the prompt is, and end: nothing is computed."""
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
@@ -400,6 +402,8 @@ class Finished:
     """Of the only answer; of several the last one's, if they were not aborted."""
     usage: Usage
     """Of all: the prompt once, and every token that was generated."""
+    stop_string: str | None = None
+    """The one that ended the only answer: of the request, or of the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

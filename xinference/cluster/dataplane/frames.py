@@ -248,6 +248,7 @@ class End(Frame, frozen=True, tag="END"):
     num_prompt_tokens: int
     num_completion_tokens: int
     num_cached_tokens: int = 0
+    stop_string: str | None = None
     num_reasoning_tokens: int = 0
 
 
@@ -393,6 +394,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     fairness_key: str = ""
     cache_salt: str = ""
+    count_only: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -451,6 +453,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
         priority=request.priority,
         fairness_key=request.fairness_key,
         cache_salt=request.cache_salt,
+        count_only=request.count_only,
     )
     return encode(Req(stream, _raw(wire_request)))
 
@@ -488,6 +491,7 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         priority=wire.priority,
         fairness_key=wire.fairness_key,
         cache_salt=wire.cache_salt,
+        count_only=wire.count_only,
     )
 
 
