@@ -586,6 +586,7 @@ def _finished(frame: frames.End) -> Finished:
         num_prompt_tokens=frame.num_prompt_tokens,
         num_completion_tokens=frame.num_completion_tokens,
         num_cached_tokens=frame.num_cached_tokens,
+        num_reasoning_tokens=frame.num_reasoning_tokens,
     )
     reason = _known(FinishReason, frame.reason)
     return Finished(reason=reason, usage=usage, stop_string=frame.stop_string)
