@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, Response
@@ -50,6 +51,7 @@ def create_app(
     *,
     key_store: KeyStore | None = None,
     disable_metrics: bool = False,
+    metrics_directory: Path | None = None,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
@@ -59,6 +61,8 @@ def create_app(
         key_store: where API keys are kept and usage is counted; closed when the server ends.
             None: in memory.
         disable_metrics: there is no `/metrics`.
+        metrics_directory: where the processes of a gateway keep their numbers, which `/metrics`
+            adds up; `PROMETHEUS_MULTIPROC_DIR` must have named it before this module was imported.
         keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         on_shutdown: awaited once when the server ends.
     """
@@ -86,7 +90,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
     )
-    metrics = Metrics()
+    metrics = Metrics(directory=metrics_directory)
     gateway = Gateway(
         cluster=cluster, metrics=metrics, keyring=keyring, keep_alive_seconds=keep_alive_seconds
     )

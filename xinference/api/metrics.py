@@ -10,15 +10,18 @@ A label never takes a value that a caller made up: only models that took a reque
 """
 
 import asyncio
+import os
 import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from xinference import __version__
@@ -65,10 +68,18 @@ ENGINE_COUNTERS = frozenset(
 
 
 class Metrics:
-    """The counters of one gateway. Used from its event loop only."""
+    """The counters of one gateway process. Used from its event loop only."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, directory: Path | None = None) -> None:
+        """Begin at 0.
+
+        Args:
+            directory: where the library keeps the numbers of all the gateway's processes.
+        """
         self.registry = CollectorRegistry()
+        self._directory = directory
+        if directory is not None:
+            _forget_dead(directory)
         model, streamed = ("model_uid",), ("model_uid", "stream")
         self.requests = Counter(
             "xinference:model_request", "Requests to models.", streamed, registry=self.registry
@@ -86,7 +97,11 @@ class Metrics:
             registry=self.registry,
         )
         self.serving = Gauge(
-            "xinference:model_serve_count", "Requests in flight.", model, registry=self.registry
+            "xinference:model_serve_count",
+            "Requests in flight.",
+            model,
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.duration = Histogram(
             "xinference:model_request_duration_seconds",
@@ -132,6 +147,14 @@ class Metrics:
             ("method", "route", "status"),
             registry=self.registry,
         )
+
+    def families(self) -> Iterable[Metric]:
+        """Return the numbers of all the gateway's processes."""
+        if self._directory is None:
+            return self.registry.collect()
+        all_of_them = MultiProcessCollector(CollectorRegistry(), path=str(self._directory))
+        families: Iterable[Metric] = all_of_them.collect()
+        return families
 
     def observe(
         self,
@@ -260,8 +283,24 @@ async def metrics_page(metrics: Metrics, cluster: Cluster) -> bytes:
     """Return everything as Prometheus text."""
     families = _cluster_families(*await _asked(cluster))
     page = CollectorRegistry()
-    page.register(_Families([*metrics.registry.collect(), *families]))
+    page.register(_Families([*metrics.families(), *families]))
     return generate_latest(page)
+
+
+def _forget_dead(directory: Path) -> None:
+    """Take the requests in flight of processes that have died out of the sum."""
+    for path in directory.glob("gauge_live*_*.db"):
+        pid = path.stem.rpartition("_")[2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            mark_process_dead(int(pid), path=str(directory))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class _Families(Collector):
