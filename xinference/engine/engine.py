@@ -60,7 +60,7 @@ from .logprobs import (
     row_logprobs,
     with_prompt_rows,
 )
-from .model_runner import ModelRunner
+from .model_runner import Runner
 from .pace import StepPace
 from .prefix_hash import chain_start, next_hashes
 from .sampler import SamplingRows, sample
@@ -206,7 +206,7 @@ class Engine:
         *,
         config: EngineConfig,
         model_config: PreTrainedConfig,
-        runner: ModelRunner,
+        runner: Runner,
         tokenizer: PreTrainedTokenizerBase,
         vocab_size: int,
         generation_defaults: SamplingParams,
