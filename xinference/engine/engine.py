@@ -148,8 +148,6 @@ class _Live:
     sampling: SamplingParams
     chain_start: bytes
     stop_token_ids: frozenset[int]
-    max_num_tokens: int
-    """Prompt and answer."""
     text: TextStream
     saved_tokens: npt.NDArray[np.int32] | None
     """Its tokens while it has no slot."""
@@ -393,6 +391,7 @@ class Engine:
                 request_id=request.request_id,
                 num_prompt_tokens=num_tokens,
                 num_tokens=num_tokens,
+                max_num_tokens=num_tokens + sampling.max_tokens,
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 block_hashes=list(request.block_hashes),
@@ -401,7 +400,6 @@ class Engine:
             sampling=sampling,
             chain_start=request.chain_start,
             stop_token_ids=end_token_ids,
-            max_num_tokens=num_tokens + sampling.max_tokens,
             text=TextStream(
                 self.tokenizer,
                 request.prompt.tolist(),
@@ -712,7 +710,7 @@ class Engine:
                 told = (logprobs.told(token_id, offset, self._token_bytes),)
             is_whole = live.matcher is not None and live.matcher.is_finished
             text = live.text.push(token_id, may_stop=num_generated >= live.sampling.min_tokens)
-            is_full = live.sequence.num_tokens >= live.max_num_tokens
+            is_full = live.sequence.num_tokens >= live.sequence.max_num_tokens
             if not live.text.is_stopped and (is_whole or is_full):
                 reason = FinishReason.STOP if is_whole else FinishReason.LENGTH
                 text += live.text.flush()
