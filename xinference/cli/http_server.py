@@ -17,7 +17,7 @@ while a request arrives, and while a client does not read.
 import asyncio
 import http
 import logging
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import orjson
@@ -36,6 +36,7 @@ CHUNK_OVERHEAD = 16
 HEAD_SECONDS = 20.0
 BODY_SECONDS = 120.0
 WRITE_SECONDS = 30.0
+MAX_KEPT_BYTES = 8 * 2**10
 CLOSE_SECONDS = 5.0
 """So long a closed connection may take to send what is left."""
 GRACE_SECONDS = 3.0
@@ -92,6 +93,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, if there is room for it."""
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, _HeadKeeper(transport, self.loop))
         if len(self.connections) > MAX_CONNECTIONS:
             logger.warning("More than %d connections", MAX_CONNECTIONS)
             self._refuse(503, "This gateway has too many connections; try again later.")
@@ -206,6 +208,43 @@ class BoundedHttp(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+class _HeadKeeper:
+    """A transport that keeps the head of an answer back until its first bytes are there.
+
+    Why: two writes are two system calls and two packets, where one does. What is kept is sent at
+    the latest when the event loop turns.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+        self.abort = transport.abort
+
+    def write(self, data: bytes) -> None:
+        """Write, behind what was kept."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        elif data.startswith(b"HTTP/1.1 ") and len(data) < MAX_KEPT_BYTES:
+            self._head = data
+            self._loop.call_soon(self._send)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what was kept, and close."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
 
 
 def _refusal(status: int, message: str) -> bytes:

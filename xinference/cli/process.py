@@ -6,6 +6,7 @@ work; log lines on stderr and in the log file. Supervisor and worker are put tog
 `xinference.cluster.processes`, the gateway here: it is the one place where cluster and HTTP meet.
 """
 
+import gc
 import logging
 import os
 import socket
@@ -27,6 +28,8 @@ from .logs import set_up_logging
 logger = logging.getLogger("xinference.cli.process")  # not "__main__"
 
 EXIT_FAILED = 1
+GC_THRESHOLD = 20_000
+"""Objects between two looks for garbage; Python's 700 are a fraction of one request."""
 
 
 def main() -> None:
@@ -96,6 +99,11 @@ async def _serve(config: GatewayConfig) -> None:
         logger.info("Gateway at %s:%d", *listener.getsockname()[:2])
         # Connections wait in the backlog for the moment that the server still takes.
         listener.listen(http_server.BACKLOG)
+        # Why: what is there now stays, and need not be looked through again and again; and what a
+        # request leaves is mostly freed by its reference counts.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         report_ready(host=config.host, port=config.port)
         server = http_server.server_of(
             app,
