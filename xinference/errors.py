@@ -14,11 +14,13 @@
     │   ├── ModelNotFound           no model has this uid                       404
     │   ├── FamilyNotFound          no such model in the catalogue              404
     │   ├── ApiKeyNotFound          no API key has this id                      404
+    │   ├── ObjectNotFound          no such stored answer, file or batch        404
     │   └── ModelAlreadyExists      the uid or name is taken                    400
     ├── CapacityError             the same request may succeed later            503
     │   ├── ModelNotReady           it is still loading, or being restarted     503
     │   ├── ModelOverloaded         its queue is full; nothing was enqueued     429
     │   ├── RateLimitReached        the API key's limit is used up for now      429
+    │   ├── StoreUnavailable        what is to be kept cannot be written        503
     │   └── InsufficientResources   no node can hold it now                     503
     ├── LaunchError               the model could not be brought up             503
     │   ├── LoadFailed              its files do not load                       503
@@ -219,6 +221,18 @@ class ApiKeyNotFound(RequestError):
 
 
 @dataclass(eq=False)
+class ObjectNotFound(RequestError):
+    """Nothing of this kind is stored under this id, for this caller."""
+
+    kind: str
+    id: str
+    code: ClassVar[str] = "object_not_found"
+
+    def __str__(self) -> str:
+        return f"There is no {self.kind} {self.id}."
+
+
+@dataclass(eq=False)
 class ModelAlreadyExists(RequestError):
     """The uid of a launch, or the name of a registration, is taken."""
 
@@ -272,6 +286,17 @@ class RateLimitReached(CapacityError):
             f"Rate limit reached for the API key {self.key_name}; "
             f"try again in {self.retry_after_seconds} s."
         )
+
+
+@dataclass(eq=False)
+class StoreUnavailable(CapacityError):
+    """What callers want kept cannot be read or written now."""
+
+    problem: str
+    code: ClassVar[str] = "store_unavailable"
+
+    def __str__(self) -> str:
+        return f"The store of answers, files and batches does not work: {self.problem}."
 
 
 @dataclass(eq=False)

@@ -34,6 +34,13 @@ ACCESS: Mapping[str, KeyScope | None] = {
     # Asking models.
     "POST /v1/chat/completions": INVOKE,
     "POST /v1/completions": INVOKE,
+    "POST /v1/messages": INVOKE,
+    "POST /v1/messages/count_tokens": INVOKE,
+    "POST /v1/responses": INVOKE,
+    "GET /v1/responses/{response_id}": INVOKE,
+    "DELETE /v1/responses/{response_id}": INVOKE,
+    "POST /v1/responses/{response_id}/cancel": INVOKE,
+    "GET /v1/responses/{response_id}/input_items": INVOKE,
     "GET /v1/models": INVOKE,
     "GET /v1/models/{model_uid}": INVOKE,
     "POST /v1/models/{model_uid}/requests/{request_id:path}/abort": INVOKE,

@@ -10,7 +10,7 @@ The caller makes the cluster and runs the server:
 `on_shutdown` is awaited by the application's lifespan, after the server has let the running
 requests end; without a lifespan (as in tests) the caller closes the cluster itself. The
 application keeps no other state than its counters and a copy of the API keys, so any number of
-them may serve one cluster.
+them may serve one cluster: what callers asked to keep is in a `Store`, which they share.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from .admin import keys as key_routes
 from .admin import models as model_routes
 from .admin import registrations
 from .answers import json_answer
+from .anthropic import messages
 from .edge import Edge
 from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
@@ -41,9 +42,20 @@ from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
 from .openai import chat, completions
+from .openai.responses import routes as responses
 from .openapi import document_of, page_of
+from .store.store import Store
 
-ROUTES = (chat, completions, model_routes, registrations, cluster_routes, key_routes)
+ROUTES = (
+    chat,
+    completions,
+    responses,
+    messages,
+    model_routes,
+    registrations,
+    cluster_routes,
+    key_routes,
+)
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies and clients close what is silent for a minute, some for half of one."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,6 +65,7 @@ def create_app(
     cluster: Cluster,
     *,
     key_store: KeyStore | None = None,
+    store: Store | None = None,
     disable_metrics: bool = False,
     metrics_directory: Path | None = None,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
@@ -63,24 +76,29 @@ def create_app(
     Args:
         key_store: where API keys are kept and usage is counted; closed when the server ends.
             None: in memory.
+        store: what callers asked to keep; closed when the server ends. None: in memory.
         disable_metrics: there is no `/metrics`.
         metrics_directory: where the processes of a gateway keep their numbers, which `/metrics`
             adds up; `PROMETHEUS_MULTIPROC_DIR` must have named it before this module was imported.
         keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         on_shutdown: awaited once when the server ends.
     """
+    kept = store or Store()
 
     keyring = Keyring(key_store or KeyStore.in_memory())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         keeping = asyncio.create_task(keyring.run(), name="keep API keys")
+        purge = asyncio.create_task(kept.keep_within_limits(), name="keep the store small")
         yield
-        keeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeping
+        for task in (keeping, purge):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         if on_shutdown is not None:
             await on_shutdown()
+        await kept.aclose()
         keyring.close()
 
     metrics = Metrics(directory=metrics_directory)
@@ -97,7 +115,11 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     gateway = Gateway(
-        cluster=cluster, metrics=metrics, keyring=keyring, keep_alive_seconds=keep_alive_seconds
+        cluster=cluster,
+        metrics=metrics,
+        keyring=keyring,
+        store=kept,
+        keep_alive_seconds=keep_alive_seconds,
     )
     install_gateway(app, gateway)
     install_error_answers(app)

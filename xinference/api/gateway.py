@@ -13,19 +13,26 @@ from .keys.caller import cluster_for
 from .keys.key import ApiKey
 from .keys.keyring import Keyring
 from .metrics import Metrics, Observation
+from .store.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """The cluster that is asked, who asks, and what is counted while asking."""
+    """The cluster that is asked, who asks, what is counted while asking, and what is kept."""
 
     cluster: Cluster
     metrics: Metrics
     keyring: Keyring
+    store: Store
     keep_alive_seconds: float
     """A stream that has had nothing to say for so long says that it lives."""
     key: ApiKey | None = None
     """The caller's; None while the gateway is open."""
+
+    @property
+    def owner(self) -> str:
+        """Whose things in the store the caller sees; nobody's while the gateway is open."""
+        return "" if self.key is None else self.key.key_id
 
     def observe(self, model: ModelUid, *, stream: bool) -> Observation:
         """Return what measures and counts one request to a model; enter it when that starts."""

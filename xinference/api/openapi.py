@@ -16,7 +16,7 @@ from pydantic.json_schema import models_json_schema
 
 from xinference import __version__
 
-from .fields import Body
+from .fields import Answer, Body
 from .openai.schema import ErrorAnswer
 
 REF = "#/components/schemas/{model}"
@@ -25,7 +25,7 @@ MEANINGS = {
     400: "A field is wrong, missing or not supported; `param` names it.",
     401: "The gateway needs an API key, and there was none that is valid.",
     403: "The API key is not for this.",
-    404: "There is no such model, family, registration or key.",
+    404: "There is no such model, family, registration, key or stored thing.",
     409: "The request was aborted, or a live request has its id.",
     413: "The body is too large.",
     429: "The model's queue is full, or the API key's limit used up; try again after `Retry-After` "
@@ -47,14 +47,11 @@ def body_of(schema: type[Body], *, required: bool = True) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": content}}
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def refusals(*statuses: int, body: type[Answer] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
     """Return the part of an operation that describes its errors."""
     meanings: dict[int | str, str] = {status: MEANINGS[status] for status in statuses}
     meanings["default"] = "Any other error."
-    return {
-        status: {"model": ErrorAnswer, "description": meaning}
-        for status, meaning in meanings.items()
-    }
+    return {status: {"model": body, "description": meaning} for status, meaning in meanings.items()}
 
 
 def _bodies(schema: type[Body] = Body) -> Iterator[type[Body]]:

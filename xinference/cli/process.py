@@ -30,6 +30,8 @@ logger = logging.getLogger("xinference.cli.process")  # not "__main__"
 EXIT_FAILED = 1
 GC_THRESHOLD = 20_000
 """Objects between two looks for garbage; Python's 700 are a fraction of one request."""
+STORE_FILE = "store.db"
+"""What callers asked to keep; all gateways of a home share it."""
 
 
 def main() -> None:
@@ -78,6 +80,7 @@ async def _serve(config: GatewayConfig) -> None:
     # Why after that: the library looks for the directory when it is imported.
     from xinference.api.app import create_app
     from xinference.api.keys.store import KeyStore
+    from xinference.api.store.store import Store
     from xinference.cluster.processes import report_ready
     from xinference.cluster.remote import RemoteCluster
 
@@ -92,6 +95,7 @@ async def _serve(config: GatewayConfig) -> None:
         app = create_app(
             cluster,
             key_store=KeyStore.open(config.home),
+            store=Store(config.home / STORE_FILE),
             disable_metrics=config.disable_metrics,
             metrics_directory=metrics_directory,
             on_shutdown=cluster.aclose,
