@@ -37,6 +37,8 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "POST /v1/chat/completions/{completion_id}": INVOKE,
     "DELETE /v1/chat/completions/{completion_id}": INVOKE,
     "GET /v1/chat/completions/{completion_id}/messages": INVOKE,
+    "POST /v1/messages": INVOKE,
+    "POST /v1/messages/count_tokens": INVOKE,
     "POST /v1/responses": INVOKE,
     "GET /v1/responses/{response_id}": INVOKE,
     "DELETE /v1/responses/{response_id}": INVOKE,

@@ -30,6 +30,7 @@ from .admin import keys as key_routes
 from .admin import models as model_routes
 from .admin import registrations
 from .answers import json_answer
+from .anthropic import messages
 from .edge import Edge
 from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
@@ -51,6 +52,7 @@ ROUTES = (
     responses,
     files,
     batches,
+    messages,
     model_routes,
     registrations,
     cluster_routes,

@@ -434,17 +434,10 @@ class ReplicaConnection:
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)
-            case frames.End(
-                number, reason, num_prompt_tokens, num_completion_tokens, num_cached_tokens
-            ):
-                usage = Usage(
-                    num_prompt_tokens=num_prompt_tokens,
-                    num_completion_tokens=num_completion_tokens,
-                    num_cached_tokens=num_cached_tokens,
-                )
+            case frames.End(stream=number):
                 if (stream := self._streams.get(number)) is not None:
                     stream._check_accepted("END")
-                self._end(number, Finished(reason=_known(FinishReason, reason), usage=usage))
+                self._end(number, _finished(frame))
             case frames.Error(number, error) | frames.Reject(number, error):
                 self._end(number, Failed(error=frames.error_of(error)))
             case frames.Pong(seq, state, counters):
@@ -560,6 +553,17 @@ def _expect(answer_type: type[Answer], answer: object) -> Answer:
     if not isinstance(answer, answer_type):
         raise ProtocolError(problem=f"{answer} is no {answer_type.__name__}")
     return answer
+
+
+def _finished(frame: frames.End) -> Finished:
+    usage = Usage(
+        num_prompt_tokens=frame.num_prompt_tokens,
+        num_completion_tokens=frame.num_completion_tokens,
+        num_cached_tokens=frame.num_cached_tokens,
+        num_reasoning_tokens=frame.num_reasoning_tokens,
+    )
+    reason = _known(FinishReason, frame.reason)
+    return Finished(reason=reason, usage=usage, stop_string=frame.stop_string)
 
 
 def _num_chars(delta: Delta) -> int:
