@@ -4,16 +4,16 @@
 A Qwen2-0.5B with random weights, bfloat16, 16 prompts of 128 tokens, 64 new tokens each, greedy,
 two threads, on CPU:
 
-    OMP_NUM_THREADS=2 python benchmarks/engine_throughput.py
+    OMP_NUM_THREADS=2 python -m benchmarks.engine_throughput
 
 `xinference` runs by `prefill_first`, the policy for throughput, as nobody waits for a stream here;
 `--policy fifo` is what a launch gets by default, which keeps the steps of running streams short.
 `static` is `generate` on one batch, all prompts of one length, so that nothing is padded.
-`continuous` is `generate_batch` as it configures itself, but for its memory: left alone it takes
-60 % of the machine's; here it gets `--continuous-memory`, 10 %, still many times what the load
-needs (0.6 is its default). `tuned` is `generate_batch` with a cache of just the size of this load
-and our own token budget. Each round runs all of them after one another; the table shows medians
-over the rounds and the ratio of medians. `--json` prints the same as one line.
+`continuous` is `generate_batch` as it configures itself, which takes 60 % of the machine's memory;
+`lean` is the same with 10 %, still many times what the load needs, and faster. `tuned` is
+`generate_batch` with a cache of just the size of this load and our own token budget. Each round
+runs all of them after one another; the table shows medians over the rounds and the ratio of
+medians. `--json` prints the same as one line.
 """
 
 import argparse
@@ -26,30 +26,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
-from tokenizers import Tokenizer, decoders, models
-from transformers import (
-    ContinuousBatchingConfig,
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen2ForCausalLM
 
+from benchmarks.serving_loop import make_random_engine, make_random_model
 from xinference.cluster.replica_environment import DEFAULTS
 from xinference.engine import Engine, EngineLoop, EngineRequest, EngineStats
-from xinference.engine.config import Placement
-from xinference.engine.loading import make_engine
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, SchedulerPolicy
 from xinference.protocol.generation import Failed, Finished, GenerationEvent, SamplingParams
 
 PAGE_SIZE = 256
 """Of `generate_batch`: its default."""
-WAYS = ("xinference", "static", "continuous", "tuned")
+WAYS = ("xinference", "static", "continuous", "lean", "tuned")
 
 
 def main() -> None:
@@ -62,7 +53,6 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--layers", type=int, default=24, help="fewer for a quick look")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--continuous-memory", type=float, default=0.1)
     parser.add_argument("--policy", choices=[*SchedulerPolicy], default="prefill_first")
     parser.add_argument("--only", choices=WAYS, action="append", help="default: all")
     parser.add_argument("--json", action="store_true")
@@ -84,7 +74,14 @@ def measure_apart(way: str) -> float:
     Why: each thread that computes keeps an OpenMP team of its own, and with more threads in all
     than cores the runtime stops spinning at barriers, so that each way would slow the others.
     """
-    command = [sys.executable, __file__, *sys.argv[1:], "--measure", way]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.engine_throughput",
+        *sys.argv[1:],
+        "--measure",
+        way,
+    ]
     # Why: a replica waits at barriers as its environment says; what helps ours may help them too.
     environment = {"GOMP_SPINCOUNT": DEFAULTS["GOMP_SPINCOUNT"], **os.environ}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
@@ -95,16 +92,15 @@ def measure(way: str, args: argparse.Namespace) -> float:
     """Run one way twice on prompts of its own each time; return the second's tokens per second."""
     engine_loop: BenchmarkLoop | None = None
     if way == "xinference":
-        # Why in a thread: as in a replica, the OpenMP team that loads ends before another computes.
-        with ThreadPoolExecutor(max_workers=1) as loader:
-            engine = loader.submit(make_our_engine, args).result()
-        loop = engine_loop = BenchmarkLoop(engine)
+        loop = engine_loop = BenchmarkLoop(make_our_engine(args))
         run: Callable[[list[list[int]]], int] = partial(loop.run, new_tokens=args.new_tokens)
     elif way == "static":
         run = partial(run_static, make_stock_model(args), new_tokens=args.new_tokens)
     else:
-        config = ContinuousBatchingConfig(max_memory_percent=args.continuous_memory)
-        if way == "tuned":
+        config = ContinuousBatchingConfig()
+        if way == "lean":
+            config = ContinuousBatchingConfig(max_memory_percent=0.1)
+        elif way == "tuned":
             config = ContinuousBatchingConfig(
                 num_blocks=args.requests * -(-(args.prompt_len + args.new_tokens) // PAGE_SIZE) + 8,
                 page_size=PAGE_SIZE,
@@ -152,49 +148,22 @@ def report(
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def make_stock_model(args: argparse.Namespace) -> Qwen2ForCausalLM:
-    """Return Qwen2-0.5B's shape with random weights; this thread computes with `args.threads`."""
-    torch.set_num_threads(args.threads)
-    config = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=args.layers,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    torch.manual_seed(0)
-    dtype = getattr(torch, args.dtype)
-    model = Qwen2ForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
-    # Hazard: weights without gradients make `generate` six times slower: PyTorch then multiplies
-    # the last positions as a batch and copies the head once for each. Users have them with.
-    return model.eval()
-
-
 def make_our_engine(args: argparse.Namespace) -> Engine:
-    """Return an engine over the model; loading packs its weights."""
-    stock = make_stock_model(args)
-    vocabulary = {f"t{token_id}": token_id for token_id in range(151_646)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.decoder = decoders.ByteLevel()
-    return make_engine(
-        stock,
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer),
-        EngineOptions(
-            max_num_seqs=args.requests,
-            max_model_len=max(1024, args.prompt_len + args.new_tokens),
-            scheduler_policy=SchedulerPolicy(args.policy),
-        ),
-        placement=Placement(device=torch.device("cpu"), dtype=stock.dtype),
-        name="qwen2-0.5b-random",
-        report=lambda _: None,
+    """Return an engine for the load of the flags."""
+    options = EngineOptions(
+        max_num_seqs=args.requests,
+        max_model_len=max(1024, args.prompt_len + args.new_tokens),
+        scheduler_policy=SchedulerPolicy(args.policy),
     )
+    return make_random_engine(
+        args.layers, getattr(torch, args.dtype), options, num_threads=args.threads
+    )
+
+
+def make_stock_model(args: argparse.Namespace) -> Qwen2ForCausalLM:
+    """Return the model as transformers runs it, in this thread."""
+    torch.set_num_threads(args.threads)
+    return make_random_model(args.layers, getattr(torch, args.dtype))
 
 
 class BenchmarkLoop:

@@ -4,7 +4,7 @@
 Qwen2-0.5B's shape with random weights, on CPU: prompts of a shared prefix (1,024 tokens) and a tail
 of their own (32). Cold is the same prompt in an engine whose cache never saw the prefix:
 
-    OMP_NUM_THREADS=2 python -m benchmarks.prefix_cache
+    GOMP_SPINCOUNT=20000 OMP_NUM_THREADS=2 python -m benchmarks.prefix_cache
 
 Prints the median over the rounds of each, and their ratio; `--json` prints it as one line.
 """
@@ -32,9 +32,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     options = EngineOptions(max_num_seqs=4, max_model_len=2048)
-    timed = TimedLoop(make_random_engine(args.layers, getattr(torch, args.dtype), options))
+    timed = TimedLoop(
+        make_random_engine(
+            args.layers, getattr(torch, args.dtype), options, num_threads=args.threads
+        )
+    )
     source = random.Random(0)
 
     def tokens(count: int) -> list[int]:

@@ -3,7 +3,7 @@
 
 A Qwen2-0.5B with random weights, bfloat16, 16 requests at once, two threads, on CPU:
 
-    OMP_NUM_THREADS=2 python -m benchmarks.sampling_cost
+    GOMP_SPINCOUNT=20000 OMP_NUM_THREADS=2 python -m benchmarks.sampling_cost
 
 A round decodes with every way, one after another; the table shows the medians of the time of a
 decoding step over all rounds, and what each way takes beside plain greedy. `--layers` makes the
@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.engine_throughput import make_our_engine, make_stock_model
+from benchmarks.serving_loop import make_random_engine
 from xinference.engine import Engine, EngineRequest
 from xinference.identifiers import RequestId
+from xinference.protocol.deployment import EngineOptions
 from xinference.protocol.generation import SamplingParams
 
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5}
@@ -46,9 +47,13 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--layers", type=int, default=24)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
 
-    engine = make_our_engine(make_stock_model(args.layers, torch.bfloat16), args)
+    engine = make_random_engine(
+        args.layers,
+        torch.bfloat16,
+        EngineOptions(max_num_seqs=args.requests, max_model_len=1024),
+        num_threads=args.threads,
+    )
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(
         1000, 100_000, (args.requests, args.prompt_len), generator=generator

@@ -4,6 +4,7 @@
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from tokenizers import Tokenizer, decoders, models
@@ -25,8 +26,8 @@ from xinference.protocol.generation import (
 DEADLINE_SECONDS = 600.0
 
 
-def make_random_engine(num_layers: int, dtype: torch.dtype, options: EngineOptions) -> Engine:
-    """Return an engine over Qwen2-0.5B's shape, with so many layers and random weights."""
+def make_random_model(num_layers: int, dtype: torch.dtype) -> Qwen2ForCausalLM:
+    """Return Qwen2-0.5B's shape with so many layers and random weights."""
     config = Qwen2Config(
         vocab_size=151936,
         hidden_size=896,
@@ -42,19 +43,42 @@ def make_random_engine(num_layers: int, dtype: torch.dtype, options: EngineOptio
         pad_token_id=None,
     )
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM._from_config(config, dtype=dtype, attn_implementation="eager")
-    model.eval().requires_grad_(False)
+    model = Qwen2ForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    # Hazard: weights without gradients make `generate` six times slower: PyTorch then multiplies
+    # the last positions as a batch and copies the head once for each. Users have them with.
+    return model.eval()
+
+
+def make_random_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with as many words as `make_random_model` has."""
     vocabulary = {f"t{token_id}": token_id for token_id in range(151_646)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
-    return make_engine(
-        model,
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer),
-        options,
-        placement=Placement(device=torch.device("cpu"), dtype=dtype),
-        name="qwen2-0.5b-shape",
-        report=lambda _: None,
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def make_random_engine(
+    num_layers: int, dtype: torch.dtype, options: EngineOptions, *, num_threads: int
+) -> Engine:
+    """Return an engine over `make_random_model`, made in a thread that ends.
+
+    Why: as in a replica, the OpenMP team that loads is gone before another one computes. With more
+    threads in all than cores, the runtime stops spinning at barriers, and each step takes longer.
+    """
+
+    def make() -> Engine:
+        torch.set_num_threads(num_threads)
+        return make_engine(
+            make_random_model(num_layers, dtype),
+            make_random_tokenizer(),
+            options,
+            placement=Placement(device=torch.device("cpu"), dtype=dtype),
+            name="qwen2-0.5b-shape",
+            report=lambda _: None,
+        )
+
+    with ThreadPoolExecutor(max_workers=1) as loader:
+        return loader.submit(make).result()
 
 
 class TimedLoop:

@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -54,12 +54,12 @@ _SHAPE: dict[str, Any] = {
 }
 
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_SHAPE),
-    "qwen2": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=True),
-    "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=16),
-    "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=WINDOW),
+    "llama": lambda: LlamaConfig(**SHAPE),
+    "qwen2": lambda: Qwen2Config(**SHAPE, tie_word_embeddings=True),
+    "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=16),
+    "mistral": lambda: MistralConfig(**SHAPE, sliding_window=WINDOW),
     "gemma2": lambda: Gemma2Config(
-        **_SHAPE,
+        **SHAPE,
         head_dim=16,
         sliding_window=WINDOW,
         query_pre_attn_scalar=16,
@@ -67,7 +67,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         attn_logit_softcapping=5.0,
         final_logit_softcapping=30.0,
     ),
-    "phi3": lambda: Phi3Config(**_SHAPE),
+    "phi3": lambda: Phi3Config(**SHAPE),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCAB_SIZE,
         n_embd=32,
@@ -78,9 +78,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         bos_token_id=None,
         eos_token_id=None,
     ),
-    "mixtral": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, sliding_window=None),
+    "mixtral": lambda: MixtralConfig(**SHAPE, num_local_experts=4, sliding_window=None),
     "gpt_oss": lambda: GptOssConfig(
-        **_SHAPE, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW
+        **SHAPE, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW
     ),
 }
 """By name; each call makes a fresh config."""

@@ -104,9 +104,9 @@ def test_an_unknown_model_is_a_404_the_client_understands(client: openai.OpenAI)
         client.chat.completions.create(**{**asked("hello"), "model": "nobody"})  # type: ignore[call-overload]
 
 
-def test_a_parameter_of_a_later_version_is_refused_by_name(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="logit_bias"):
-        client.chat.completions.create(**asked("hello"), logit_bias={"5": 1})  # type: ignore[call-overload]
+def test_what_a_text_model_cannot_do_is_refused_by_name(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="web_search_options"):
+        client.chat.completions.create(**asked("hello"), web_search_options={})  # type: ignore[call-overload]
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(client: openai.OpenAI) -> None:

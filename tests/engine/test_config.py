@@ -11,6 +11,7 @@ from xinference.engine.config import (
     EngineConfig,
     ModelFacts,
     Placement,
+    backend_name,
     free_memory_bytes,
     resolve,
     resolve_placement,
@@ -36,7 +37,12 @@ def settle(
         options,
         model_name="m",
         placement=placement,
-        facts=ModelFacts(max_positions=max_positions, rope_limit=rope_limit, bytes_per_token=KIB),
+        facts=ModelFacts(
+            max_positions=max_positions,
+            rope_limit=rope_limit,
+            bytes_per_token=KIB,
+            attention=backend_name(placement),
+        ),
         free_bytes=free_bytes,
         num_threads=2,
     )

@@ -12,10 +12,11 @@ from tests.engine.test_oracle import (
     NEW_TOKENS,
     NUM_REQUESTS,
     assert_equals_oracle,
+    engine_of,
     oracle,
     prompts,
 )
-from tests.engine.tiny_engines import BLOCK_SIZE, Transcript, add, run_to_end, tiny_engine
+from tests.engine.tiny_engines import BLOCK_SIZE, Transcript, add, run_to_end
 from tests.models_tiny import VOCAB_SIZE
 from xinference.engine import Engine
 from xinference.engine.batch import Batch
@@ -25,7 +26,7 @@ Chunks = dict[tuple[int, ...], list[tuple[int, int]]]
 
 
 def deterministic_engine(architecture: str = "llama", **options: Any) -> Engine:
-    return tiny_engine(architecture, deterministic=True, **options)
+    return engine_of(architecture, deterministic=True, **options)
 
 
 def record_chunks(engine: Engine) -> Chunks:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, Phi3Config, Qwen2Config
 from transformers.models.bloom import BloomConfig
-from transformers.models.deepseek_v3 import DeepseekV3Config
 
 from tests.engine.tiny_engines import add, run_to_end
 from tests.models_tiny import MAX_POSITIONS, VOCAB_SIZE, make_model, make_tokenizer, save_model
@@ -22,6 +21,7 @@ from xinference.engine.attention.interface import Pages, Scoring
 from xinference.engine.config import Placement
 from xinference.engine.loading import make_engine, rope_limit
 from xinference.engine.packing import PackedLinear, pack_linears
+from xinference.engine.padded import PaddedCache
 from xinference.errors import InvalidRequest, LoadFailed
 from xinference.protocol.deployment import EngineOptions
 
@@ -145,38 +145,6 @@ def engine_of(model: Any, **options: Any) -> Engine:
     )
 
 
-def test_a_model_that_does_not_use_the_attention_interface_is_refused() -> None:
-    config = BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=1, n_head=2)
-
-    with pytest.raises(LoadFailed, match="AttentionInterface"):
-        engine_of(make_model(config=config))
-
-
-def test_a_model_that_stores_other_keys_than_it_reads_is_refused() -> None:
-    config = DeepseekV3Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        intermediate_size=32,
-        moe_intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        n_routed_experts=4,
-        n_group=1,
-        topk_group=1,
-        num_experts_per_tok=2,
-        q_lora_rank=8,
-        kv_lora_rank=16,
-        qk_rope_head_dim=8,
-        qk_nope_head_dim=16,
-        v_head_dim=16,
-        first_k_dense_replace=1,
-    )
-
-    with pytest.raises(LoadFailed, match="stores"):
-        engine_of(make_model(config=config))
-
-
 class Forgetful(CpuAttention):
     """A backend with a bug: it looks at one token less."""
 
@@ -187,17 +155,38 @@ class Forgetful(CpuAttention):
         return super().attend(pages, plan, query, key, value, wrong)
 
 
-def test_the_self_test_refuses_what_computes_something_else() -> None:
-    with pytest.raises(LoadFailed, match="differs from the stock one"):
-        make_engine(
-            make_model("llama"),
-            make_tokenizer(),
-            EngineOptions(max_model_len=64),
-            placement=CPU,
-            name="tiny",
-            report=lambda _: None,
-            backend=Forgetful(),
-        )
+def test_what_computes_something_else_over_pages_runs_in_padded_batches() -> None:
+    engine = make_engine(
+        make_model("llama"),
+        make_tokenizer(),
+        EngineOptions(max_model_len=64),
+        placement=CPU,
+        name="tiny",
+        report=lambda _: None,
+        backend=Forgetful(),
+    )
+
+    assert engine.config.attention == "padded"
+
+
+def test_what_computes_something_else_either_way_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forgets(cache: PaddedCache, *args: Any) -> Any:
+        return args[:2]
+
+    monkeypatch.setattr(PaddedCache, "update", forgets)
+    model = make_model(
+        config=BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=1, n_head=2)
+    )
+
+    with pytest.raises(LoadFailed) as refused:
+        engine_of(model)
+
+    assert "BloomForCausalLM does not dispatch through transformers' AttentionInterface" in str(
+        refused.value
+    )
+    assert "with padded attention: " in str(refused.value)
 
 
 def test_frequencies_that_depend_on_the_batch_limit_the_context() -> None:

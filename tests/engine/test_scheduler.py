@@ -12,11 +12,14 @@ from xinference.identifiers import RequestId
 from xinference.protocol.deployment import SchedulerPolicy
 
 
-def sequence(request_id: str, num_tokens: int, **given: Any) -> Sequence:
+def sequence(
+    request_id: str, num_tokens: int, *, max_num_tokens: int = 1000, **given: Any
+) -> Sequence:
     return Sequence(
         request_id=RequestId(request_id),
         num_prompt_tokens=num_tokens,
         num_tokens=num_tokens,
+        max_num_tokens=max_num_tokens,
         **given,
     )
 
@@ -218,6 +221,31 @@ def test_a_sequence_may_decline_what_is_there() -> None:
     made.add(sequence("second", 12, block_hashes=names("abc"), wants_prompt_logits=True))
 
     assert shares(made.schedule())["second"] == 12
+
+
+def test_a_pool_that_holds_every_context_lets_every_sequence_run() -> None:
+    """As the KV cache is sized by default: none waits for the blocks that others will not want."""
+    made, _ = scheduler(num_blocks=4 * 3, block_size=4, seqs=4, budget=64)
+    for name in "abcd":
+        made.add(sequence(name, 8, max_num_tokens=12))
+
+    first = made.schedule()
+    made.commit(first)
+    for _ in range(4):
+        schedule = made.schedule()
+        made.commit(schedule)
+        assert shares(schedule) == dict.fromkeys("abcd", 1)
+
+    assert shares(first) == dict.fromkeys("abcd", 8)
+
+
+def test_a_sequence_of_its_last_block_keeps_none_in_reserve() -> None:
+    made, _ = scheduler(num_blocks=4, block_size=4, seqs=2, budget=64)
+    made.add(sequence("all there", 7, max_num_tokens=8))
+    made.commit(made.schedule())
+    made.add(sequence("newcomer", 8, max_num_tokens=8))
+
+    assert "newcomer" in shares(made.schedule())
 
 
 def test_a_preempted_sequence_finds_its_blocks_again() -> None:

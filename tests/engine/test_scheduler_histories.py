@@ -116,6 +116,7 @@ class History:
             request_id=RequestId(name),
             num_prompt_tokens=num_tokens,
             num_tokens=num_tokens,
+            max_num_tokens=self.limits[name],
             priority=source.choice([0, 0, 0, 1, -1]),
             fairness_key=source.choice("abc"),
             block_hashes=names,

@@ -13,6 +13,7 @@ def sequence(name: str, *, priority: int = 0, key: str = "") -> Sequence:
         request_id=RequestId(name),
         num_prompt_tokens=1,
         num_tokens=1,
+        max_num_tokens=2,
         priority=priority,
         fairness_key=key,
     )

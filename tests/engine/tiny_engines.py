@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines over tiny models, driven step by step, and what the stock model says beside them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from tests.models_tiny import make_model, make_tokenizer
 from xinference.engine import Engine, EngineRequest
@@ -33,6 +34,7 @@ def tiny_engine(
     *,
     num_blocks: int | None = None,
     backend: AttentionBackend | None = None,
+    make_config: Callable[[], PreTrainedConfig] | None = None,
     **options: Any,
 ) -> Engine:
     """Return an engine over `tests.models_tiny`'s model of this name.
@@ -41,6 +43,7 @@ def tiny_engine(
         name: of the architecture.
         num_blocks: of the KV cache; None is enough for everything.
         backend: of attention; None is the CPU's.
+        make_config: of an architecture that `tests.models_tiny` does not have.
         options: of `EngineOptions`.
     """
     given = {
@@ -51,8 +54,8 @@ def tiny_engine(
         **options,
     }
     if num_blocks is not None:
-        given["kv_cache_bytes"] = num_blocks * _block_bytes(name, given["block_size"])
-    model = make_model(name)
+        given["kv_cache_bytes"] = num_blocks * _block_bytes(name, given["block_size"], make_config)
+    model = make_model(name, config=make_config and make_config())
     # Answers run to their max_tokens, whatever the tokenizer ends a turn with.
     model.generation_config.eos_token_id = []
     return make_engine(
@@ -67,8 +70,10 @@ def tiny_engine(
 
 
 @cache
-def _block_bytes(name: str, block_size: int) -> int:
-    config = tiny_engine(name, block_size=block_size).config
+def _block_bytes(
+    name: str, block_size: int, make_config: Callable[[], PreTrainedConfig] | None
+) -> int:
+    config = tiny_engine(name, block_size=block_size, make_config=make_config).config
     return config.kv_cache_bytes // config.num_blocks
 
 

@@ -28,6 +28,8 @@ CUDA_MAX_STEP_SECONDS = 0.04
 CPU_MEMORY_SHARE = 0.25
 CUDA_MEMORY_SHARE = 0.85
 FALLBACK_MODEL_LEN = 2048
+PADDED = "padded"
+"""The attention of a model that runs in padded batches: its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class EngineConfig:
     num_blocks: int
     kv_cache_bytes: int
     attention: str
-    """The backend: cpu or reference."""
+    """The backend, or `PADDED`."""
     num_threads: int
     enable_prefix_caching: bool
     scheduler_policy: SchedulerPolicy
@@ -66,6 +68,8 @@ class ModelFacts:
     """Beyond this its rotary frequencies depend on the longest sequence of the batch."""
     bytes_per_token: int
     """Keys and values of all layers."""
+    attention: str
+    """By which it was found to compute right; goes to the config."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +199,7 @@ def resolve(
         block_size=block_size,
         num_blocks=num_blocks,
         kv_cache_bytes=num_blocks * block_bytes,
-        attention=backend_name(placement),
+        attention=facts.attention,
         num_threads=num_threads,
         enable_prefix_caching=options.enable_prefix_caching,
         scheduler_policy=options.scheduler_policy,

@@ -43,6 +43,7 @@ from .config import EngineConfig
 from .detokenizer import TextStream
 from .grammar import (
     Constrained,
+    Frame,
     GrammarCompiler,
     MaskFiller,
     Matcher,
@@ -60,13 +61,14 @@ from .logprobs import (
     row_logprobs,
     with_prompt_rows,
 )
-from .model_runner import ModelRunner
+from .model_runner import Runner
 from .pace import StepPace
 from .prefix_hash import chain_start, next_hashes
 from .sampler import SamplingRows, sample
 from .sampling_defaults import resolve_sampling
 from .scheduler import Schedule, ScheduledRow, Scheduler, Sequence
 from .slots import SlotTable
+from .thinking import LimitedThinking, ThinkingLimit
 from .token_bytes import TokenBytes, word_tokens
 
 logger = logging.getLogger(__name__)
@@ -93,8 +95,14 @@ class EngineRequest:
     """Only prompts with the same one share blocks."""
     kept_token_ids: frozenset[int] = frozenset()
     """Special tokens that are part of the text; others are left out of it."""
+    frame: Frame | None = None
+    """What stands around `sampling.grammar`, or takes its place."""
+    thinking: ThinkingLimit | None = None
+    """None: thoughts may be as long as the answer."""
     prompt_text: str | None = None
     """What `sampling.echo` repeats. None: what the tokenizer makes of the prompt."""
+    resume_token_ids: tuple[int, ...] = ()
+    """The beginning of the answer, as another engine generated it: this one goes on after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +121,12 @@ class ValidRequest:
     """The names of the prompt's full blocks; none where prefixes are not kept."""
     kept_token_ids: frozenset[int] = frozenset()
     matcher: Matcher | None = None
-    """At the start of `sampling.grammar`; this request's own."""
+    """At the start of the answer; this request's own."""
     echo: str = ""
     """What the answer begins with."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """The token sequences of `sampling.bad_words`."""
+    resume_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,8 +157,6 @@ class _Live:
     sampling: SamplingParams
     chain_start: bytes
     stop_token_ids: frozenset[int]
-    max_num_tokens: int
-    """Prompt and answer."""
     text: TextStream
     saved_tokens: npt.NDArray[np.int32] | None
     """Its tokens while it has no slot."""
@@ -206,7 +213,7 @@ class Engine:
         *,
         config: EngineConfig,
         model_config: PreTrainedConfig,
-        runner: ModelRunner,
+        runner: Runner,
         tokenizer: PreTrainedTokenizerBase,
         vocab_size: int,
         generation_defaults: SamplingParams,
@@ -313,6 +320,13 @@ class Engine:
                 field="prompt",
                 problem=f"{wrong} is not a token id; those are 0 to {self._vocab_size - 1}",
             )
+        resumed = request.resume_token_ids
+        if len(resumed) > max_tokens or not all(0 <= one < self._vocab_size for one in resumed):
+            problem = f"must be up to {max_tokens} token ids of this model"
+            raise InvalidRequest(field="resume_token_ids", problem=problem)
+        if resumed and given.num_made > 1:
+            problem = "cannot be the beginning of several answers"
+            raise InvalidRequest(field="resume_token_ids", problem=problem)
         for token_id in given.stop_token_ids:
             if not 0 <= token_id < self._vocab_size:
                 raise InvalidRequest(
@@ -354,17 +368,29 @@ class Engine:
             chain_start=start,
             block_hashes=tuple(hashes),
             kept_token_ids=request.kept_token_ids,
-            matcher=None if given.grammar is None else self._grammars.compile(given.grammar),
+            matcher=self._matcher(request),
             echo=self._echo_of(request),
             bad_words=tuple(sorted(bad_words)),
+            resume_token_ids=resumed,
         )
 
-    def add(self, request: ValidRequest) -> None:
-        """Take a request into the waiting queue. Its id must not be live."""
+    def _matcher(self, request: EngineRequest) -> Matcher | None:
+        """Return what says which tokens may come next; None if any may."""
+        grammar, frame, limit = request.sampling.grammar, request.frame, request.thinking
+        inner = None
+        if grammar is not None or frame is not None:
+            inner = self._grammars.compile(grammar, frame)
+        return inner if limit is None else LimitedThinking(limit, self._token_bytes.of, inner)
+
+    def add(self, request: ValidRequest) -> list[Event]:
+        """Take a request into the waiting queue. Its id must not be live.
+
+        Returns:
+            Of one that is resumed, what it had generated; and its end, if that was all of it.
+        """
         assert request.request_id not in self._choices, request.request_id
         if request.sampling.num_made == 1:
-            self._add_one(request)
-            return
+            return self._add_one(request)
         choices = self._choices[request.request_id] = Choices(request.request_id, request.sampling)
         first, *others = [
             replace(
@@ -378,9 +404,9 @@ class Engine:
         self._parents |= dict.fromkeys(choices.child_ids, choices)
         # Why not all at once: the others find in the cache what the first has computed.
         self._siblings[first.request_id] = others
-        self._add_one(first)
+        return self._add_one(first)
 
-    def _add_one(self, request: ValidRequest) -> None:
+    def _add_one(self, request: ValidRequest) -> list[Event]:
         assert request.request_id not in self._live, request.request_id
         sampling = request.sampling
         assert sampling.max_tokens is not None, request
@@ -393,6 +419,7 @@ class Engine:
                 request_id=request.request_id,
                 num_prompt_tokens=num_tokens,
                 num_tokens=num_tokens,
+                max_num_tokens=num_tokens + sampling.max_tokens,
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 block_hashes=list(request.block_hashes),
@@ -401,7 +428,6 @@ class Engine:
             sampling=sampling,
             chain_start=request.chain_start,
             stop_token_ids=end_token_ids,
-            max_num_tokens=num_tokens + sampling.max_tokens,
             text=TextStream(
                 self.tokenizer,
                 request.prompt.tolist(),
@@ -425,6 +451,19 @@ class Engine:
         )
         self._scheduler.add(live.sequence)
         self._live[request.request_id] = live
+        return self._resume(live, request.resume_token_ids) if request.resume_token_ids else []
+
+    def _resume(self, live: _Live, token_ids: tuple[int, ...]) -> list[Event]:
+        """Let an answer stand where it stood after these tokens, as if they were drawn here."""
+        assert live.saved_tokens is not None, live
+        live.saved_tokens = np.concatenate((live.saved_tokens, np.asarray(token_ids, np.int32)))
+        events: list[Event] = []
+        for token_id in token_ids:
+            live.sequence.num_tokens += 1
+            events += self._tell(live, token_id)
+            if isinstance(events[-1][1], Finished | Failed):
+                break
+        return events
 
     def abort(self, request_id: RequestId) -> list[Event]:
         """End a request, waiting or running; its slot and blocks are free when this returns.
@@ -712,7 +751,7 @@ class Engine:
                 told = (logprobs.told(token_id, offset, self._token_bytes),)
             is_whole = live.matcher is not None and live.matcher.is_finished
             text = live.text.push(token_id, may_stop=num_generated >= live.sampling.min_tokens)
-            is_full = live.sequence.num_tokens >= live.max_num_tokens
+            is_full = live.sequence.num_tokens >= live.sequence.max_num_tokens
             if not live.text.is_stopped and (is_whole or is_full):
                 reason = FinishReason.STOP if is_whole else FinishReason.LENGTH
                 text += live.text.flush()
@@ -721,7 +760,9 @@ class Engine:
         events: list[Event] = [] if live.is_echoed else self._echo(live)
         events.append((request_id, TextDelta(text=text, token_ids=(token_id,), logprobs=told)))
         if reason is not None:
-            events += self._end(live, Finished(reason=reason, usage=live.usage))
+            stop_string = live.text.stop_string
+            end = Finished(reason=reason, usage=live.usage, stop_string=stop_string)
+            events += self._end(live, end)
         return events
 
     def _echo(self, live: _Live) -> list[Event]:

@@ -25,9 +25,10 @@ from xinference.errors import LoadFailed, XinferenceError
 from xinference.protocol.deployment import EngineOptions
 
 from .attention.cpu import CpuAttention
-from .attention.interface import AttentionBackend, register
+from .attention.interface import STATE_PROBLEM, AttentionBackend, register
 from .attention.reference import ReferenceAttention
 from .config import (
+    PADDED,
     ModelFacts,
     Placement,
     backend_name,
@@ -38,11 +39,10 @@ from .config import (
     resolve_placement,
 )
 from .engine import Engine
-from .kv_cache import PagedCache
-from .model_runner import ModelRunner, refusal_of
+from .execution import Execution, PaddedExecution, RaggedExecution
 from .packing import can_pack, pack_linears
 from .sampling_defaults import generation_defaults
-from .self_test import ask_stock, compare, probe_shapes
+from .self_test import StockAnswer, ask_stock, compare
 
 logger = logging.getLogger(__name__)
 
@@ -145,23 +145,15 @@ def make_engine(
         LoadFailed, InvalidRequest: as `load_engine`.
     """
     register()
-    refusal = refusal_of(model)
-    if refusal is not None:
-        raise LoadFailed(model=name, problem=refusal)
+    if model._is_stateful:
+        raise LoadFailed(model=name, problem=f"{type(model).__name__}: {STATE_PROBLEM}")
     text_config = model.config.get_text_config(decoder=True)
     vocab_size = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]  # always an nn.Embedding
-    try:
-        shapes = probe_shapes(model)
-    except ValueError as error:
-        raise LoadFailed(model=name, problem=str(error)) from error
-    facts = ModelFacts(
-        max_positions=getattr(text_config, "max_position_embeddings", None),
-        rope_limit=rope_limit(text_config),
-        bytes_per_token=sum(shape.num_elements for shape in shapes) * placement.dtype.itemsize,
+    max_positions = getattr(
+        text_config, "max_position_embeddings", getattr(text_config, "max_seq_len", None)
     )
-    backend = backend or _BACKENDS[backend_name(placement)]()
+    limits = (options.max_model_len, max_positions, rope_limit(text_config))
     block_size = options.block_size or default_block_size(placement)
-    limits = (options.max_model_len, facts.max_positions, facts.rope_limit)
     stock = ask_stock(
         model,
         vocab_size=vocab_size,
@@ -173,9 +165,20 @@ def make_engine(
     if can_pack(placement.device, placement.dtype):
         logger.info("%d linear layers are packed for the CPU", pack_linears(model))
     report(0.9)
-    problem = compare(model, backend, shapes, stock, block_size=block_size)
-    if problem is not None:
-        raise LoadFailed(model=name, problem=problem)
+    attention = backend_name(placement)
+    ways: dict[str, Callable[[], Execution]] = {
+        attention: lambda: RaggedExecution(model, backend or _BACKENDS[attention]()),
+        PADDED: lambda: PaddedExecution(model),
+    }
+    attention, execution = _first_that_is_right(
+        ways, stock, name, type(model).__name__, placement, block_size
+    )
+    facts = ModelFacts(
+        max_positions=max_positions,
+        rope_limit=rope_limit(text_config),
+        bytes_per_token=execution.num_elements_per_token * placement.dtype.itemsize,
+        attention=attention,
+    )
     config = resolve(
         options,
         model_name=name,
@@ -184,18 +187,10 @@ def make_engine(
         free_bytes=free_memory_bytes(placement.device, limit_bytes=options.device_memory_bytes),
         num_threads=torch.get_num_threads(),
     )
-    cache = PagedCache(
-        backend,
-        shapes,
-        num_blocks=config.num_blocks,
-        block_size=config.block_size,
-        dtype=placement.dtype,
-        device=placement.device,
-    )
     engine = Engine(
         config=config,
         model_config=model.config,
-        runner=ModelRunner(model, cache),
+        runner=execution.make_runner(num_blocks=config.num_blocks, block_size=config.block_size),
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         generation_defaults=generation_defaults(model.generation_config),
@@ -203,6 +198,35 @@ def make_engine(
     )
     report(1.0)
     return engine
+
+
+def _first_that_is_right(
+    ways: dict[str, Callable[[], Execution]],
+    stock: StockAnswer,
+    model_name: str,
+    class_name: str,
+    placement: Placement,
+    block_size: int,
+) -> tuple[str, Execution]:
+    """Return the first way in which the model computes what it does on its own, with its name.
+
+    Raises:
+        LoadFailed: in none of them.
+    """
+    problems = []
+    for name, prepare in ways.items():
+        problem: str | None
+        try:
+            execution = prepare()
+            problem = compare(execution, stock, dtype=placement.dtype, block_size=block_size)
+        except Exception as error:  # boundary: the model's own code
+            problem = str(error) if isinstance(error, ValueError) else repr(error)
+            logger.debug("model %s cannot run with %s attention", model_name, name, exc_info=error)
+        if problem is None:
+            return name, execution
+        logger.warning("model %s cannot run with %s attention: %s", model_name, name, problem)
+        problems.append(f"with {name} attention: {problem}")
+    raise LoadFailed(model=model_name, problem=f"{class_name}: {'; '.join(problems)}")
 
 
 def eos_token_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -6,6 +6,7 @@ Knows torch and transformers; knows no requests, sampling or text.
 
 import inspect
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,12 +17,8 @@ from .batch import Batch
 from .kv_cache import PagedCache
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRunner:
-    """Runs one model over one cache. Engine thread only."""
-
-    model: PreTrainedModel
-    cache: PagedCache
+class Runner(Protocol):
+    """A model with its cache, whichever way it runs. Engine thread only."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute a step: keys and values of its tokens go to the cache.
@@ -29,6 +26,18 @@ class ModelRunner:
         Returns:
             (rows that sample, V) logits in model dtype on the model's device.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRunner:
+    """The first way: one forward of concatenated tokens, whose attention reads pages."""
+
+    model: PreTrainedModel
+    cache: PagedCache
+
+    def forward(self, batch: Batch) -> Tensor:
+        """As `Runner.forward`."""
         self.cache.begin(batch)
         return run_model(
             self.model,

@@ -49,6 +49,8 @@ class Sequence:
     num_prompt_tokens: int
     num_tokens: int
     """Prompt and generated."""
+    max_num_tokens: int
+    """It ends when it has so many."""
     num_computed: int = 0
     """The tokens [0, num_computed) are in the KV cache."""
     slot: int | None = None
@@ -320,9 +322,12 @@ class Scheduler:
             return None
         found = self._find_prefix(sequence)
         needed = self._num_blocks_of(sequence.num_tokens) - len(found)
-        # Why: each running sequence may want a block soon; without one in reserve for each, a
-        # newcomer would be preempted again within a few steps.
-        reserve = len(self._running)
+        # Why: each running sequence may want a block soon; without one in reserve for each that can
+        # still grow, a newcomer would be preempted again within a few steps.
+        reserve = sum(
+            len(running.block_table) * self._block_size < running.max_num_tokens
+            for running in self._running.values()
+        )
         if needed + reserve > self._pool.num_free - self._pool.num_free_among(found):
             return None
         self._waiting.pop()

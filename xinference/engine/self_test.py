@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does this model, on these pages, compute what it computes on its own?
+"""Does this model, over blocks, compute what it computes on its own?
 
 Run once at load: two random texts go through the stock model, one at a time with transformers'
 own attention, and through the engine's path, both at once, in chunks that mix and cross blocks.
-A model whose class does something the two hooks cannot see is found here and refused, instead of
-answering wrongly.
+A model whose class does something that our hooks cannot see is found here, and goes another way or
+is refused, instead of answering wrongly.
 """
 
 import itertools
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .attention.interface import IMPLEMENTATION, AttentionBackend, LayerShape
 from .batch import Batch, IntArray
-from .kv_cache import PagedCache, ProbeCache
-from .model_runner import ModelRunner, run_model
+from .execution import Execution
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +27,6 @@ _MAX_TEST_TOKENS = 320
 _TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 # Why not all rows in half precision: a router near a tie picks other experts for a few of them.
 _MAX_WRONG_SHARE = {torch.float32: 0.0, torch.bfloat16: 0.2, torch.float16: 0.2}
-
-
-def probe_shapes(model: PreTrainedModel) -> list[LayerShape]:
-    """Run a few tokens to see what each layer stores. Sets our attention implementation.
-
-    Raises:
-        ValueError: the model needs something that is not supported.
-    """
-    model.set_attn_implementation(IMPLEMENTATION)
-    cache = ProbeCache()
-    tokens = torch.arange(3)
-    run_model(model, cache, tokens, tokens, tokens[:1])
-    return cache.shapes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,30 +74,16 @@ def ask_stock(
 
 
 def compare(
-    model: PreTrainedModel,
-    backend: AttentionBackend,
-    shapes: list[LayerShape],
-    stock: StockAnswer,
-    *,
-    block_size: int,
+    execution: Execution, stock: StockAnswer, *, dtype: torch.dtype, block_size: int
 ) -> str | None:
-    """Run the same texts through pages made for it; return what is wrong, None if nothing is.
+    """Run the same texts through blocks made for it; return what is wrong, None if nothing is.
 
-    Sets our attention implementation. The pages are gone when this returns.
+    The blocks are gone when this returns.
     """
-    model.set_attn_implementation(IMPLEMENTATION)
     lens = np.array([len(text) for text in stock.texts])
     num_text_blocks = -(-lens // block_size)
     num_blocks = int(num_text_blocks.sum())
-    cache = PagedCache(
-        backend,
-        shapes,
-        num_blocks=num_blocks,
-        block_size=block_size,
-        dtype=model.dtype,
-        device=model.device,
-    )
-    runner = ModelRunner(model, cache)
+    runner = execution.make_runner(num_blocks=num_blocks, block_size=block_size)
     # Why shuffled: a path that takes a text's blocks for consecutive shows.
     shuffled = np.random.default_rng(1).permutation(num_blocks)
     tables = np.zeros((len(lens), int(num_text_blocks.max())), np.int64)
@@ -131,14 +102,14 @@ def compare(
         expected = torch.cat([stock.logits[row][done[row] : done[row] + new[row]] for row in rows])
         errors += ((logits.float().cpu() - expected).norm(dim=1) / expected.norm(dim=1)).tolist()
         done += new
-    tolerance = _TOLERANCE[model.dtype]
+    tolerance = _TOLERANCE[dtype]
     # Why `not <=` and not `>`: a NaN is wrong.
     share = float(np.mean([not error <= tolerance for error in errors]))
     logger.info("self-test: worst error %.2g of the logits' norm", max(errors))
-    if share > _MAX_WRONG_SHARE[model.dtype]:
+    if share > _MAX_WRONG_SHARE[dtype]:
         return (
-            f"its paged forward differs from the stock one: {share:.0%} of {len(errors)} tokens by "
-            f"more than {tolerance:g} of the logits' norm, the worst by {max(errors):.3g}"
+            f"its forward over blocks differs from the stock one: {share:.0%} of {len(errors)} "
+            f"tokens by more than {tolerance:g} of the logits' norm, the worst by {max(errors):.3g}"
         )
     return None
 

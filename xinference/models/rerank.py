@@ -340,9 +340,11 @@ def load_rerank_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> RerankMo
             scorer = CrossEncoderScorer(model, placement, model_name=name)
         else:
             trust = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
-            language, found = AutoModelForCausalLM.from_pretrained(
+            # Why Any: with `output_loading_info` it returns a pair, which its annotation denies.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=placement.dtype, output_loading_info=True, **trust
             )
+            language, found = loaded
             check_complete(found, name)
             language.eval().requires_grad_(False).to(placement.device)
             tokenizer = AutoTokenizer.from_pretrained(path, **trust)

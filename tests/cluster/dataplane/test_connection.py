@@ -16,6 +16,7 @@ import pytest
 from tests.fakes.replica import FAILS, HANGS, FakeReplica, serve_fake_replica
 from tests.raw_data_plane import RawConnection, frame, raw_connection, request
 from xinference.cluster.dataplane import client as client_module
+from xinference.cluster.dataplane import server as server_module
 from xinference.cluster.dataplane.client import ReplicaConnection
 from xinference.cluster.dataplane.handshake import instance_key
 from xinference.errors import (
@@ -294,7 +295,11 @@ async def test_a_slow_consumer_loses_its_stream_and_stops_nobody_else(
     assert kept[-1] == TextDelta(text=" 1000", token_ids=(1000,))
 
 
-async def test_a_peer_that_does_not_read_is_cut_off(replica: FakeReplica) -> None:
+async def test_a_peer_that_does_not_read_is_cut_off(
+    replica: FakeReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Why: to fill what it allows by default takes the fake many seconds on a busy machine.
+    monkeypatch.setattr(server_module, "MAX_UNSENT_BYTES", 256 * 1024)
     async with raw_connection(replica.address, INSTANCE, KEY) as raw:
         for stream in range(4):
             raw.send(frame("REQ", stream, request(f"r{stream}", max_tokens=900_000)))

@@ -32,6 +32,8 @@ from xinference.protocol.generation import (
     Finished,
     FinishReason,
     GenerationRequest,
+    ReasoningDelta,
+    TextDelta,
     ToolCallStart,
     Usage,
 )
@@ -70,13 +72,18 @@ class ReplicaStream(Generic[Piece]):
     """An accepted request: zero or more pieces, then one `Finished`, or it raises.
 
     Implements `GenerationStream` and `VectorStream`. It belongs to one task, which iterates it to
-    its end or calls `aclose`; cancelling a wait for the next event loses none.
+    its end or calls `aclose`; cancelling a wait for the next event loses none. Of a resumed request
+    it gives what comes after the tokens that the request has brought.
     """
 
-    def __init__(self, connection: "ReplicaConnection", stream: int, request_id: RequestId) -> None:
+    def __init__(self, connection: "ReplicaConnection", stream: int, request: ModelRequest) -> None:
         self._connection = connection
         self._stream = stream
-        self._request_id = request_id
+        self._request_id = request.request_id
+        resumed = request.resume_token_ids if isinstance(request, GenerationRequest) else ()
+        self._num_repeated = len(resumed)
+        """Tokens that are still to come for the second time."""
+        self._is_repeating = False
         self._accepted: Accepted | None = None
         self._events: deque[Piece | Finished | Failed] = deque()
         self._num_chars = 0
@@ -142,7 +149,22 @@ class ReplicaStream(Generic[Piece]):
         if self._accepted is None:
             raise ProtocolError(problem=f"{frame} before ACCEPT on stream {self._stream}")
 
+    def _is_repeated(self, piece: Piece) -> bool:
+        """Return whether a piece of a resumed answer is what was generated before.
+
+        Of the pieces of one token the first has it, and those behind it have none.
+        """
+        if not self._is_repeating and not self._num_repeated:
+            return False
+        num_tokens = len(piece.token_ids) if isinstance(piece, TextDelta | ReasoningDelta) else 0
+        if num_tokens or self._num_repeated:
+            self._is_repeating = self._num_repeated > 0
+            self._num_repeated = max(0, self._num_repeated - num_tokens)
+        return self._is_repeating
+
     def _push(self, piece: Piece) -> None:
+        if self._is_repeated(piece):
+            return
         self._num_chars += _num_chars(piece)
         if len(self._events) >= MAX_BUFFERED_EVENTS or self._num_chars > MAX_BUFFERED_CHARS:
             logger.warning("request %s: its consumer is too slow; aborted", self._request_id)
@@ -177,6 +199,8 @@ class ReplicaConnection:
     ) -> None:
         self.model = model
         self.closed = asyncio.Event()
+        self.has_said_goodbye = False
+        """Whether the replica said that it ends; without it, it crashed or cannot be reached."""
         self._reader = reader
         self._writer = writer
         self._decoder = decoder
@@ -188,6 +212,7 @@ class ReplicaConnection:
         self._loading: asyncio.Future[object] | None = None
         self._on_progress: OnProgress | None = None
         self._lost: ReplicaLost | None = None
+        self._heard_at = asyncio.get_running_loop().time()
         self._reading = asyncio.create_task(self._read(), name="data plane read")
         self._pinging = asyncio.create_task(self._ping_now_and_then(ping_seconds))
 
@@ -256,17 +281,17 @@ class ReplicaConnection:
     async def generate(
         self, request: GenerationRequest, *, timeout_seconds: float
     ) -> ReplicaStream[Delta]:
-        """Send a request for text; return when the replica has accepted it.
-
-        Raises:
-            As `compute`.
-        """
-        return await self._request(request, timeout_seconds)
+        """Send a request for text. See `request`."""
+        return await self.request(request, timeout_seconds=timeout_seconds)
 
     async def compute(
         self, request: VectorRequest, *, timeout_seconds: float
     ) -> ReplicaStream[VectorPiece]:
-        """Send a request for vectors or scores; return when the replica has accepted it.
+        """Send a request for vectors or scores. See `request`."""
+        return await self.request(request, timeout_seconds=timeout_seconds)
+
+    async def request(self, request: ModelRequest, *, timeout_seconds: float) -> ReplicaStream[Any]:
+        """Send a request; return when the replica has accepted it.
 
         A caller that is cancelled meanwhile, or that runs out of time, leaves nothing behind.
 
@@ -274,13 +299,10 @@ class ReplicaConnection:
             ReplicaLost: the connection is lost, or there was no answer in time.
             XinferenceError: the replica refused it; nothing was started.
         """
-        return await self._request(request, timeout_seconds)
-
-    async def _request(self, request: ModelRequest, timeout_seconds: float) -> ReplicaStream[Any]:
         self._check_open()
         number = next(self._stream_numbers)
         encoded = frames.encode_request(number, request)
-        stream: ReplicaStream[Any] = ReplicaStream(self, number, request.request_id)
+        stream: ReplicaStream[Any] = ReplicaStream(self, number, request)
         self._streams[number] = stream
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -416,29 +438,39 @@ class ReplicaConnection:
         return ReplicaLost(model=error.model, problem=error.problem)
 
     async def _ping_now_and_then(self, ping_seconds: float) -> None:
+        """Send pings, and lose the connection when nothing at all is heard."""
+        loop = asyncio.get_running_loop()
+        ping_at = loop.time() + ping_seconds
         while True:
-            await asyncio.sleep(ping_seconds)
-            # Why no waiting for the PONG: any frame is a sign of life, and `_read` looks for it.
-            self._writer.write(frames.encode(frames.Ping(next(self._seqs))))
+            # Why no timeout around each read: that would cost every token.
+            silent_at = self._heard_at + self._silence_seconds
+            await asyncio.sleep(max(0.0, min(ping_at, silent_at) - loop.time()))
+            if loop.time() >= self._heard_at + self._silence_seconds:
+                self._lose(f"nothing heard of it for {self._silence_seconds:g} s")
+                return
+            if loop.time() >= ping_at:
+                # Why no waiting for the PONG: any frame is a sign of life.
+                self._writer.write(frames.encode(frames.Ping(next(self._seqs))))
+                ping_at += ping_seconds
 
     # --- in
 
     async def _read(self) -> None:
         problem = "the connection was closed"
+        loop = asyncio.get_running_loop()
         try:
             while True:
-                async with asyncio.timeout(self._silence_seconds):
-                    received = await self._reader.read(READ_BYTES)
+                received = await self._reader.read(READ_BYTES)
                 if not received:
                     break
+                self._heard_at = loop.time()
                 for frame in self._decoder.feed(received):
                     self._on_frame(frame)
             problem = "its connection ended"
-        except TimeoutError:
-            problem = f"nothing heard of it for {self._silence_seconds:g} s"
         except OSError as error:
             problem = f"its connection broke: {error}"
         except ReplicaLost as error:
+            self.has_said_goodbye = True
             problem = error.problem
         except XinferenceError as error:
             problem = str(error)
@@ -462,17 +494,10 @@ class ReplicaConnection:
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)
-            case frames.End(
-                number, reason, num_prompt_tokens, num_completion_tokens, num_cached_tokens
-            ):
-                usage = Usage(
-                    num_prompt_tokens=num_prompt_tokens,
-                    num_completion_tokens=num_completion_tokens,
-                    num_cached_tokens=num_cached_tokens,
-                )
+            case frames.End(stream=number):
                 if (stream := self._streams.get(number)) is not None:
                     stream._check_accepted("END")
-                self._end(number, Finished(reason=_known(FinishReason, reason), usage=usage))
+                self._end(number, _finished(frame))
             case frames.Error(number, error) | frames.Reject(number, error):
                 self._end(number, Failed(error=frames.error_of(error)))
             case frames.Pong(seq, state, counters):
@@ -588,6 +613,17 @@ def _expect(answer_type: type[Answer], answer: object) -> Answer:
     if not isinstance(answer, answer_type):
         raise ProtocolError(problem=f"{answer} is no {answer_type.__name__}")
     return answer
+
+
+def _finished(frame: frames.End) -> Finished:
+    usage = Usage(
+        num_prompt_tokens=frame.num_prompt_tokens,
+        num_completion_tokens=frame.num_completion_tokens,
+        num_cached_tokens=frame.num_cached_tokens,
+        num_reasoning_tokens=frame.num_reasoning_tokens,
+    )
+    reason = _known(FinishReason, frame.reason)
+    return Finished(reason=reason, usage=usage, stop_string=frame.stop_string)
 
 
 def _num_chars(piece: Delta | VectorPiece) -> int:

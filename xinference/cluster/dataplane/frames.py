@@ -322,6 +322,8 @@ class End(Frame, frozen=True, tag="END"):
     num_prompt_tokens: int
     num_completion_tokens: int
     num_cached_tokens: int = 0
+    stop_string: str | None = None
+    num_reasoning_tokens: int = 0
 
 
 class Error(Frame, frozen=True, tag="ERROR"):
@@ -441,6 +443,9 @@ class WireChat(msgspec.Struct, frozen=True, tag_field="kind", tag="chat"):
     tool_name: str | None = None
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None
+    allowed_tools: tuple[str, ...] | None = None
+    thinking_budget: int | None = None
+    reasoning_effort: str | None = None
 
 
 class WireText(msgspec.Struct, frozen=True, tag_field="kind", tag="text"):
@@ -464,6 +469,8 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     fairness_key: str = ""
     cache_salt: str = ""
+    resume_token_ids: tuple[int, ...] = ()
+    count_only: bool = False
 
 
 def _closed(value_type: type[Any]) -> type[msgspec.Struct]:
@@ -532,6 +539,9 @@ def encode_request(stream: int, request: ModelRequest) -> bytes:
                 prompt.tool_name,
                 prompt.parallel_tool_calls,
                 prompt.enable_thinking,
+                prompt.allowed_tools,
+                prompt.thinking_budget,
+                prompt.reasoning_effort,
             )
         case TextPrompt():
             wire = WireText(prompt.text)
@@ -544,6 +554,8 @@ def encode_request(stream: int, request: ModelRequest) -> bytes:
         priority=request.priority,
         fairness_key=request.fairness_key,
         cache_salt=request.cache_salt,
+        resume_token_ids=request.resume_token_ids,
+        count_only=request.count_only,
     )
     return encode(Req(stream, _raw(wire_request)))
 
@@ -571,6 +583,9 @@ def decode_request(frame: Req) -> ModelRequest:
                 tool_name=wire.prompt.tool_name,
                 parallel_tool_calls=wire.prompt.parallel_tool_calls,
                 enable_thinking=wire.prompt.enable_thinking,
+                allowed_tools=wire.prompt.allowed_tools,
+                thinking_budget=wire.prompt.thinking_budget,
+                reasoning_effort=wire.prompt.reasoning_effort,
             )
         case WireText():
             prompt = TextPrompt(text=wire.prompt.text)
@@ -583,6 +598,8 @@ def decode_request(frame: Req) -> ModelRequest:
         priority=wire.priority,
         fairness_key=wire.fairness_key,
         cache_salt=wire.cache_salt,
+        resume_token_ids=wire.resume_token_ids,
+        count_only=wire.count_only,
     )
 
 

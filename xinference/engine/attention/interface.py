@@ -113,11 +113,26 @@ class AttentionBackend(Protocol):
         ...
 
 
-class AttendingCache(Cache):
-    """A transformers cache whose `update` stores, and that also answers for the reading."""
+STATE_PROBLEM = "it keeps a state of the past that is not keys and values of tokens"
+
+
+class BlockCache(Cache):
+    """A transformers cache over blocks: keys and values, none of the other things models keep."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(STATE_PROBLEM)
+
+    has_previous_state = _refuse
+    get_conv_state = update_conv_state = _refuse
+    get_recurrent_state = update_recurrent_state = _refuse
+    update_indexer = _refuse
+
+
+class AttendingCache(BlockCache):
+    """One whose `update` stores, and that also answers for the reading."""
 
     def attend(
         self,
