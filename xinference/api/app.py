@@ -37,6 +37,8 @@ from .gateway import Gateway, gateway_of, install_gateway
 from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
+from .ollama import generate as ollama_answers
+from .ollama import models as ollama_models
 from .openai import chat, completions
 from .openai.responses import routes as responses
 from .openapi import document_of, page_of
@@ -47,6 +49,8 @@ ROUTES = (
     completions,
     responses,
     messages,
+    ollama_answers,
+    ollama_models,
     model_routes,
     registrations,
     cluster_routes,
@@ -116,7 +120,8 @@ def create_app(
     install_error_answers(app)
     app.add_middleware(Edge, metrics=metrics)
     for path, page in PAGES.items():
-        app.add_api_route(path, page, include_in_schema=False)
+        # Why HEAD: it is how some clients, Ollama's among them, ask whether somebody is there.
+        app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
     if not disable_metrics:
         app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.router.routes[:] = guarded(app.router.routes, keyring)

@@ -280,6 +280,8 @@ class GenerationRequest:
     """Only requests with the same one share what is cached of their prompts."""
     count_only: bool = False
     """Accept it, which tells how long the prompt is, and end: nothing is computed."""
+    max_total_tokens: int | None = None
+    """Where prompt and answer together end. None: where the model's context does."""
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:

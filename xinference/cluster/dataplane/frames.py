@@ -392,6 +392,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fairness_key: str = ""
     cache_salt: str = ""
     count_only: bool = False
+    max_total_tokens: int | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -449,6 +450,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
         fairness_key=request.fairness_key,
         cache_salt=request.cache_salt,
         count_only=request.count_only,
+        max_total_tokens=request.max_total_tokens,
     )
     return encode(Req(stream, _raw(wire_request)))
 
@@ -485,6 +487,7 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         fairness_key=wire.fairness_key,
         cache_salt=wire.cache_salt,
         count_only=wire.count_only,
+        max_total_tokens=wire.max_total_tokens,
     )
 
 
