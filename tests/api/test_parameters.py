@@ -43,6 +43,8 @@ CHANGED: dict[str, Any] = {
     "priority": -1,
     "cache_salt": "mine",
     "enable_thinking": False,
+    "thinking_budget": 5,
+    "thinking_token_budget": 5,
     "reasoning_effort": "low",
     "extra_body": {"guided_regex": "a+"},
     "tools": [{"type": "function", "function": {"name": "f"}}],
@@ -254,19 +256,43 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
             "tools[0].function.name",
         ),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+            {"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]},
             "tools[0].function.strict",
         ),
         ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools"),
         ({"tool_choice": "always"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "f"}}],
+                    },
+                }
+            },
+            "tool_choice",
+        ),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"enable_thinking": "yes"}, "enable_thinking"),
         (
             {"enable_thinking": True, "extra_body": {"enable_thinking": False}},
             "extra_body.enable_thinking",
         ),
+        ({"thinking_budget": -1}, "thinking_budget"),
+        ({"thinking_budget": 5, "thinking_token_budget": 6}, "thinking_token_budget"),
+        (
+            {"thinking_budget": 5, "extra_body": {"thinking_budget": 6}},
+            "extra_body.thinking_budget",
+        ),
+        (
+            {"chat_template_kwargs": {"thinking_budget": "short"}},
+            "chat_template_kwargs.thinking_budget",
+        ),
+        ({"reasoning_effort": "much"}, "reasoning_effort"),
         ({"extra_body": {"n": 2}}, "extra_body.n"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
         (

@@ -288,6 +288,22 @@ async def test_items_of_a_conversation_reach_the_model_as_messages(
     )
 
 
+async def test_allowed_and_strict_functions_reach_the_model(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    only = {"type": "function", "name": "get_weather"}
+    await whole(
+        http,
+        tools=[{**TOOL, "strict": True}],
+        tool_choice={"type": "allowed_tools", "mode": "required", "tools": [only]},
+    )
+
+    prompt = cluster.requests[0].prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert (prompt.tool_choice, prompt.allowed_tools) == (ToolChoice.REQUIRED, ("get_weather",))
+    assert prompt.tools[0]["function"]["strict"] is True
+
+
 def reasoning(text: str) -> dict[str, Any]:
     return {"type": "reasoning_text", "text": text}
 
@@ -657,6 +673,16 @@ OUTPUT = {"type": "function_call_output", "call_id": "call_a", "output": "x"}
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "f"}],
+                }
+            },
+            "tool_choice",
+        ),
         ({"include": ["file_search_call.results"]}, "include[0]"),
         ({"metadata": {"k": 1}}, "metadata.k"),
         ({"metadata": {"k": "v" * 513}}, "metadata.k"),

@@ -80,6 +80,8 @@ class _WholeCalls:
             if self._open is not None:
                 self._open.arguments.append(delta.text)
             return None
+        if not isinstance(delta, ToolCallStart) and not delta.text:
+            return None
         whole = self.rest()
         if isinstance(delta, ToolCallStart):
             self._open = _Call(delta)

@@ -7,6 +7,7 @@ What differs between chats and completions is how one choice looks; they say it 
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import orjson
@@ -89,10 +90,16 @@ class Form(AnswerForm):
             "created": int(time.time()),
             "model": model,
         }
-        # Why: one chunk is written per token, and all of it but the text is always the same.
+
+    @cached_property
+    def _around(self) -> list[tuple[bytes, bytes]]:
+        """What is before and behind the text in the chunks of each choice.
+
+        Why: one chunk is written per token, and all of it but the text is always the same.
+        """
         # The text is the last NUL in it; a caller may have put one into the model's name.
         samples = [self._chunk(self.piece("\0"), index) for index in range(self._num_choices)]
-        self._around = [
+        return [
             (before, after)
             for before, _, after in (one.rpartition(b'"\\u0000"') for one in samples)
         ]
@@ -207,6 +214,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.num_completion_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.num_reasoning_tokens},
     }
 
 

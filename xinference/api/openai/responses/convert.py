@@ -16,7 +16,7 @@ from xinference.protocol.generation import (
     ToolChoice,
 )
 
-from .schema import FunctionTool, NamedTool, ResponseRequest, TextFormat
+from .schema import AllowedTools, FunctionTool, NamedTool, ResponseRequest, TextFormat
 
 
 def response_request(
@@ -29,12 +29,19 @@ def response_request(
     """
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest(field="stream_options", problem="is only for requests with stream")
-    if isinstance(body.tool_choice, NamedTool):
-        choice, named = ToolChoice.REQUIRED, body.tool_choice.name
-    else:
-        choice, named = ToolChoice(body.tool_choice or ToolChoice.AUTO), None
+    choice = ToolChoice.AUTO
+    named: str | None = None
+    allowed: tuple[str, ...] | None = None
+    match body.tool_choice:
+        case NamedTool(name=name):
+            choice, named = ToolChoice.REQUIRED, name
+        case AllowedTools(mode=mode, tools=given):
+            choice, allowed = ToolChoice(mode), tuple(dict.fromkeys(tool.name for tool in given))
+        case str() as word:
+            choice = ToolChoice(word)
     tools = tuple(_tool(tool) for tool in body.tools or ())
-    check_tools(tools, is_required=choice is ToolChoice.REQUIRED, named=named)
+    chosen = (named,) if named is not None else allowed or ()
+    check_tools(tools, is_required=choice is ToolChoice.REQUIRED, chosen=chosen)
     if body.instructions is not None:
         messages = (Message(role="system", content=body.instructions), *messages)
     return GenerationRequest(
@@ -46,6 +53,7 @@ def response_request(
             tool_name=named,
             parallel_tool_calls=body.parallel_tool_calls is not False,
             enable_thinking=body.enable_thinking,
+            allowed_tools=allowed,
             reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
         ),
         sampling=SamplingParams(
@@ -68,6 +76,7 @@ def _tool(tool: FunctionTool) -> dict[str, Any]:
         "name": tool.name,
         "description": tool.description,
         "parameters": tool.parameters,
+        "strict": tool.strict,
     }
     known = {name: value for name, value in function.items() if value is not None}
     return {"type": "function", "function": known}

@@ -49,7 +49,6 @@ class Output:
         self._items: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._pieces: list[str] = []
-        self.num_reasoning_tokens = 0
 
     @property
     def items(self) -> list[dict[str, Any]]:
@@ -61,8 +60,7 @@ class Output:
         match delta:
             case TextDelta(text=text):
                 return self._add("message", text)
-            case ReasoningDelta(text=text, token_ids=token_ids):
-                self.num_reasoning_tokens += len(token_ids)
+            case ReasoningDelta(text=text):
                 return self._add("reasoning", text)
             case ToolCallArguments(text=text):
                 return self._add("function_call", text)
@@ -225,7 +223,7 @@ class ResponseForm(AnswerForm):
             # Invariant: a response that is stored while it is streamed says the same both times.
             self._completed_at = self._completed_at or int(time.time())
             response["completed_at"] = self._completed_at
-        response["usage"] = _usage(finished.usage, output.num_reasoning_tokens)
+        response["usage"] = _usage(finished.usage)
         return response
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
@@ -244,12 +242,12 @@ def _item_status(finished: Finished) -> str:
     return "incomplete" if finished.reason is FinishReason.LENGTH else "completed"
 
 
-def _usage(usage: Usage, num_reasoning_tokens: int) -> dict[str, Any]:
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.num_prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.num_cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.num_completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
+        "output_tokens_details": {"reasoning_tokens": usage.num_reasoning_tokens},
         "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
     }
 

@@ -162,7 +162,8 @@ class FunctionTool(Body):
     parameters: dict[str, Any] | None = None
     """A JSON schema of an object. Null: it takes none."""
 
-    strict: Annotated[object, Only(False)] = None
+    strict: bool | None = None
+    """The arguments of its calls keep to the schema to the letter, also where a call is free."""
     allowed_callers: Annotated[object, Only(["direct"])] = None
     defer_loading: Annotated[object, Only(False)] = None
     output_schema: Annotated[object, Only()] = None
@@ -174,6 +175,14 @@ class NamedTool(Body):
 
     type: Literal["function"]
     name: str = Field(min_length=1)
+
+
+class AllowedTools(Body):
+    """Those of the functions that may be called, and whether one must be."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
 
 
 class TextFormat(Body):
@@ -249,8 +258,11 @@ class ResponseRequest(Body):
     tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     """What the model may call."""
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedTool | None,
-        Shaped('"none", "auto", "required" or {"type": "function", "name": …}'),
+        Literal["none", "auto", "required"] | NamedTool | AllowedTools | None,
+        Shaped(
+            '"none", "auto", "required", {"type": "function", "name": …} or '
+            '{"type": "allowed_tools", "mode": …, "tools": […]}'
+        ),
     ] = None
     """Null: auto."""
     parallel_tool_calls: bool | None = None
