@@ -125,8 +125,10 @@ def _operation(document: dict[str, Any], path: str, method: str, operation: dict
         for given in operation.get("parameters", [])
     ]
     if "requestBody" in operation:
-        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-        schema = document["components"]["schemas"][reference.rpartition("/")[2]]
+        (content,) = operation["requestBody"]["content"].values()
+        schema = content["schema"]
+        if "$ref" in schema:
+            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
         required = schema.get("required", ())
         rows += [
             (name, field, "required" if name in required else "")

@@ -30,9 +30,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import EngineConfig
     from .engine import Engine, EngineRequest
+    from .grammar import Frame
     from .loading import load_engine
     from .loop import EngineLoop, EngineStats
     from .sampling_defaults import generation_defaults, resolve_sampling
+    from .thinking import ThinkingLimit
 
 _HOMES = {
     "Engine": ".engine",
@@ -40,6 +42,8 @@ _HOMES = {
     "EngineLoop": ".loop",
     "EngineRequest": ".engine",
     "EngineStats": ".loop",
+    "Frame": ".grammar",
+    "ThinkingLimit": ".thinking",
     "generation_defaults": ".sampling_defaults",
     "load_engine": ".loading",
     "resolve_sampling": ".sampling_defaults",
@@ -51,6 +55,8 @@ __all__ = [
     "EngineLoop",
     "EngineRequest",
     "EngineStats",
+    "Frame",
+    "ThinkingLimit",
     "generation_defaults",
     "load_engine",
     "resolve_sampling",

@@ -134,9 +134,11 @@ REQUESTS = st.builds(
         tools=st.lists(st.dictionaries(TEXT, JSON, max_size=3), max_size=2).map(tuple),
         tool_choice=st.sampled_from(ToolChoice),
         tool_name=st.none() | TEXT,
+        allowed_tools=st.none() | st.lists(TEXT, max_size=3).map(tuple),
+        thinking_budget=st.none() | st.integers(0, 2**31 - 1),
+        reasoning_effort=st.none() | TEXT,
         parallel_tool_calls=st.booleans(),
         enable_thinking=st.none() | st.booleans(),
-        reasoning_effort=st.none() | TEXT,
     ),
     sampling=st.builds(
         SamplingParams,

@@ -249,6 +249,7 @@ class End(Frame, frozen=True, tag="END"):
     num_completion_tokens: int
     num_cached_tokens: int = 0
     stop_string: str | None = None
+    num_reasoning_tokens: int = 0
 
 
 class Error(Frame, frozen=True, tag="ERROR"):
@@ -367,6 +368,8 @@ class WireChat(msgspec.Struct, frozen=True, tag_field="kind", tag="chat"):
     tool_name: str | None = None
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None
+    allowed_tools: tuple[str, ...] | None = None
+    thinking_budget: int | None = None
     reasoning_effort: str | None = None
 
 
@@ -435,6 +438,8 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
                 prompt.tool_name,
                 prompt.parallel_tool_calls,
                 prompt.enable_thinking,
+                prompt.allowed_tools,
+                prompt.thinking_budget,
                 prompt.reasoning_effort,
             )
         case TextPrompt():
@@ -471,6 +476,8 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
                 tool_name=wire.prompt.tool_name,
                 parallel_tool_calls=wire.prompt.parallel_tool_calls,
                 enable_thinking=wire.prompt.enable_thinking,
+                allowed_tools=wire.prompt.allowed_tools,
+                thinking_budget=wire.prompt.thinking_budget,
                 reasoning_effort=wire.prompt.reasoning_effort,
             )
         case WireText():

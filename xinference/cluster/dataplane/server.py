@@ -442,6 +442,7 @@ class _Outbox:
                         usage.num_completion_tokens,
                         usage.num_cached_tokens,
                         stop_string,
+                        usage.num_reasoning_tokens,
                     )
                 )
             case Accepted(num_prompt_tokens=num_prompt_tokens):
