@@ -43,15 +43,21 @@ from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
 from .ollama import generate as ollama_answers
 from .ollama import models as ollama_models
-from .openai import chat, completions
+from .openai import chat, completions, files, stored_chats
+from .openai.batches import routes as batches
+from .openai.batches.endpoints import ENDPOINTS
+from .openai.batches.runner import BatchRunner
 from .openai.responses import routes as responses
 from .openapi import document_of, page_of
 from .store.store import Store
 
 ROUTES = (
     chat,
+    stored_chats,
     completions,
     responses,
+    files,
+    batches,
     messages,
     ollama_answers,
     ollama_models,
@@ -95,8 +101,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         keeping = asyncio.create_task(keyring.run(), name="keep API keys")
         purge = asyncio.create_task(kept.keep_within_limits(), name="keep the store small")
+        running = asyncio.create_task(BatchRunner(gateway, ENDPOINTS).run(), name="run batches")
         yield
-        for task in (keeping, purge):
+        for task in (keeping, purge, running):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
