@@ -15,7 +15,7 @@ Printed are medians over the rounds:
     requests/s    whole answers of one token, on 32 connections
     tokens/s      32 streams of 256 tokens, each token a server-sent event
 
-`--engine` compares something else: 32 requests of 16 + 48 tokens to Qwen2-0.5B's shape with
+`--engine` compares something else: 32 requests of 16 + 24 tokens to Qwen2-0.5B's shape with
 random weights, the engine driven directly in a process of its own against the same engine in a
 platform, asked over HTTP, streamed and not.
 """
