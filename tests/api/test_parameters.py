@@ -21,7 +21,9 @@ from .conftest import chat, completion
 
 PAGE = Path(__file__).parents[2] / "doc" / "api.md"
 
-LABELS = {"metadata", "safety_identifier", "prompt_cache_key"}
+LABELS = {"safety_identifier", "prompt_cache_key"}
+STORED = {"store", "metadata"}
+"""What shows in what is kept: see `test_stored_chats.py`."""
 
 CHANGED: dict[str, Any] = {
     "model": "guide",
@@ -41,6 +43,7 @@ CHANGED: dict[str, Any] = {
     "chat_template_kwargs": {"a": 1},
     "user": "someone",
     "priority": -1,
+    "service_tier": "flex",
     "cache_salt": "mine",
     "enable_thinking": False,
     "thinking_budget": 5,
@@ -93,7 +96,7 @@ MARKED = [(route, name) for route, (schema, _) in ROUTES.items() for name in ref
 HONOURED = [
     (route, name)
     for route, (schema, _) in ROUTES.items()
-    for name in schema.model_fields.keys() - refused(schema).keys() - LABELS
+    for name in schema.model_fields.keys() - refused(schema).keys() - LABELS - STORED
 ]
 
 
@@ -153,9 +156,8 @@ async def test_what_is_honoured_changes_something(
 async def test_a_label_is_taken_and_changes_nothing(
     http: httpx.AsyncClient, cluster: FakeCluster, name: str
 ) -> None:
-    label = {"k": "v"} if name == "metadata" else "someone"
     await http.post("/v1/chat/completions", json=chat(request_id="r"))
-    await http.post("/v1/chat/completions", json=chat(request_id="r", **{name: label}))
+    await http.post("/v1/chat/completions", json=chat(request_id="r", **{name: "someone"}))
 
     assert cluster.requests[0] == cluster.requests[1]
 

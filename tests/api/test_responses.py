@@ -541,6 +541,7 @@ CHANGED: dict[str, Any] = {
     "enable_thinking": False,
     "safety_identifier": "someone",
     "prompt_cache_key": "mine",
+    "top_logprobs": 2,
 }
 """A value of each honoured field that changes the request or the response."""
 SHOWN_ELSEWHERE = {

@@ -41,15 +41,21 @@ from .gateway import Gateway, gateway_of, install_gateway
 from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
-from .openai import chat, completions
+from .openai import chat, completions, files, stored_chats
+from .openai.batches import routes as batches
+from .openai.batches.endpoints import ENDPOINTS
+from .openai.batches.runner import BatchRunner
 from .openai.responses import routes as responses
 from .openapi import document_of, page_of
 from .store.store import Store
 
 ROUTES = (
     chat,
+    stored_chats,
     completions,
     responses,
+    files,
+    batches,
     messages,
     model_routes,
     registrations,
@@ -91,8 +97,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         keeping = asyncio.create_task(keyring.run(), name="keep API keys")
         purge = asyncio.create_task(kept.keep_within_limits(), name="keep the store small")
+        running = asyncio.create_task(BatchRunner(gateway, ENDPOINTS).run(), name="run batches")
         yield
-        for task in (keeping, purge):
+        for task in (keeping, purge, running):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task

@@ -28,6 +28,7 @@ MEANINGS = {
     404: "There is no such model, family, registration, key or stored thing.",
     409: "The request was aborted, or a live request has its id.",
     413: "The body is too large.",
+    422: "Two processes of the model ended while they worked on the request.",
     429: "The model's queue is full, or the API key's limit used up; try again after `Retry-After` "
     "seconds.",
     499: "The launch was cancelled.",
@@ -125,8 +126,10 @@ def _operation(document: dict[str, Any], path: str, method: str, operation: dict
         for given in operation.get("parameters", [])
     ]
     if "requestBody" in operation:
-        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-        schema = document["components"]["schemas"][reference.rpartition("/")[2]]
+        (content,) = operation["requestBody"]["content"].values()
+        schema = content["schema"]
+        if "$ref" in schema:
+            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
         required = schema.get("required", ())
         rows += [
             (name, field, "required" if name in required else "")

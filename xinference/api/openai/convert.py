@@ -30,6 +30,7 @@ from .schema import (
     SharedParameters,
 )
 from .structure import grammar_of
+from .tier import priority_of
 
 ROLES = {"developer": "system"}
 """Roles that templates do not know, and what they are to them."""
@@ -67,6 +68,7 @@ def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
         request_id,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        priority=priority_of(body.service_tier, body.priority),
     )
 
 
@@ -78,6 +80,7 @@ def completion_request(body: CompletionRequest, request_id: RequestId) -> Genera
         request_id,
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
+        priority=body.priority or 0,
         echo=bool(body.echo),
     )
 
@@ -94,6 +97,7 @@ def _request(
     *,
     max_tokens: int | None,
     logprobs: int | None,
+    priority: int,
     echo: bool = False,
 ) -> GenerationRequest:
     if wants_usage(body) and not body.stream:
@@ -132,7 +136,7 @@ def _request(
         request_id=request_id,
         prompt=prompt,
         sampling=sampling,
-        priority=body.priority or 0,
+        priority=priority,
         fairness_key=body.user or "",
         cache_salt=body.cache_salt or "",
     )

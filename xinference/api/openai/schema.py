@@ -337,9 +337,14 @@ class ChatRequest(SharedParameters):
     """False: the answer ends with its first call."""
     extra_body: ChatExtras | None = None
     """The same fields once more, one level down."""
-    metadata: dict[str, Any] | None = None
-    """Labels; like the next two they change nothing."""
+    store: bool | None = None
+    """Whether to keep the answer, for a time."""
+    metadata: Metadata | None = None
+    """Labels that are kept with it."""
+    service_tier: ServiceTier | None = None
+    """Who is served first: priority (or fast), then auto and default, then flex."""
     safety_identifier: str | None = None
+    """A label that changes nothing, like the next."""
     prompt_cache_key: str | None = None
 
     logprobs: bool | None = None
@@ -358,13 +363,18 @@ class ChatRequest(SharedParameters):
     moderation: Annotated[object, Only()] = None
     prompt_cache_options: Annotated[object, Only()] = None
     prompt_cache_retention: Annotated[object, Only()] = None
-    service_tier: Annotated[object, Only("auto", "default")] = None
-    store: Annotated[object, Only(False)] = None
     documents: Annotated[object, Only([])] = None
     chat_template: Annotated[object, Only()] = None
     add_generation_prompt: Annotated[object, Only(True)] = None
     continue_final_message: Annotated[object, Only(False)] = None
     mm_processor_kwargs: Annotated[object, Only({})] = None
+
+
+class RelabelRequest(Body):
+    """`POST /v1/chat/completions/{completion_id}`."""
+
+    metadata: Metadata | None
+    """In place of what it had."""
 
 
 class CompletionRequest(SharedParameters):

@@ -62,12 +62,19 @@ def response_request(
             top_p=body.top_p,
             top_k=body.top_k,
             seed=body.seed,
+            logprobs=_logprobs(body),
             grammar=_grammar(body.text.format if body.text is not None else None),
         ),
         priority=priority_of(body.service_tier, body.priority),
         fairness_key=body.user or "",
         cache_salt=body.cache_salt or "",
     )
+
+
+def _logprobs(body: ResponseRequest) -> int | None:
+    """Return how many of the likeliest tokens to tell in each place; None: no logprobs at all."""
+    is_wanted = body.top_logprobs or "message.output_text.logprobs" in (body.include or ())
+    return body.top_logprobs or 0 if is_wanted else None
 
 
 def _tool(tool: FunctionTool) -> dict[str, Any]:

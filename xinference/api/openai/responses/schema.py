@@ -20,7 +20,7 @@ from xinference.api.openai.schema import (
     ReasoningEffort,
     ServiceTier,
 )
-from xinference.protocol.generation import MAX_PRIORITY
+from xinference.protocol.generation import MAX_LOGPROBS, MAX_PRIORITY
 
 MAX_ITEMS = 100_000
 MAX_ID_LEN = 256
@@ -220,7 +220,7 @@ class ResponseStreamOptions(Body):
     include_obfuscation: Annotated[object, Only(False)] = None
 
 
-Includable = Literal["reasoning.encrypted_content"]
+Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 
 
 class ResponseRequest(Body):
@@ -269,6 +269,8 @@ class ResponseRequest(Body):
     """False: the answer ends with its first call."""
     include: Annotated[list[Includable], Field(fail_fast=True, max_length=16)] | None = None
     """What to tell in addition."""
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    """Tell of each token of the text how likely it was, and so many others in its place."""
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     service_tier: ServiceTier | None = None
@@ -293,7 +295,6 @@ class ResponseRequest(Body):
     conversation: Annotated[object, Only()] = None
     prompt: Annotated[object, Only()] = None
     truncation: Annotated[object, Only("disabled")] = None
-    top_logprobs: Annotated[object, Only(0)] = None
     max_tool_calls: Annotated[object, Only()] = None
     moderation: Annotated[object, Only()] = None
     prompt_cache_options: Annotated[object, Only()] = None
