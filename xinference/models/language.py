@@ -230,6 +230,7 @@ class LanguageModel:
                 prompt_text=prompt.text if isinstance(prompt, TextPrompt) else None,
                 frame=frame,
                 thinking=thinking,
+                resume_token_ids=request.resume_token_ids,
             ),
             readers=readers,
         )

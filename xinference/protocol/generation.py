@@ -288,6 +288,9 @@ class GenerationRequest:
     """Requests of one priority take turns by it: a caller with many does not hold up the others."""
     cache_salt: str = ""
     """Only requests with the same one share what is cached of their prompts."""
+    resume_token_ids: tuple[int, ...] = ()
+    """The tokens that a replica which is gone had generated of the only answer. It goes on after
+    them; with the same seed, by the same draws."""
     count_only: bool = False
     """Accept it, which tells how long the prompt is, and end: nothing is computed."""
 
