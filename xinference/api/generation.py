@@ -92,7 +92,8 @@ class GenerationAnswer(Response):
     """Sends the request to the cluster when it is itself sent; used once."""
 
     def __init__(self, gateway: Gateway, generation: Generation, *, stream: bool) -> None:
-        super().__init__()
+        # Why not super().__init__: it would make the headers of an empty answer, for nothing.
+        self.background = None
         self._gateway = gateway
         self._generation = generation
         self._stream = stream
