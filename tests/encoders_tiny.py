@@ -80,6 +80,7 @@ def save_embedder(
     prompts: dict[str, str] | None = None,
     decoder: bool = False,
     heads: bool = False,
+    **shape: int,
 ) -> Path:
     """Write an embedding model in the form of `sentence_transformers`.
 
@@ -88,6 +89,7 @@ def save_embedder(
         prompts: that the files bring.
         decoder: of Qwen3's architecture, padded on the left, and not of BERT's.
         heads: with a sparse and a multi-vector head, as bge-m3 has them.
+        shape: fields of BERT's config, instead of those that are usual here.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Transformer
@@ -105,12 +107,12 @@ def save_embedder(
         )  # fmt: skip
         _seeded(lambda: Qwen3Model(config)).save_pretrained(backbone)
     else:
-        config = BertConfig(**_BERT, max_position_embeddings=max_tokens)
+        config = BertConfig(**{**_BERT, **shape}, max_position_embeddings=max_tokens)
         _seeded(lambda: BertModel(config)).save_pretrained(backbone)
     tokenizer.save_pretrained(backbone)
     modules = [
         Transformer(str(backbone), max_seq_length=max_tokens),
-        Pooling(HIDDEN, pooling, include_prompt=include_prompt),
+        Pooling(config.hidden_size, pooling, include_prompt=include_prompt),
         Normalize(),
     ]
     SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save_pretrained(

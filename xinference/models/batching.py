@@ -39,13 +39,16 @@ class BatchLimits:
     """Of memory that a forward takes for each token, padding included."""
     bytes_per_pair: int
     """Beside that, for each pair of tokens of a row: masks and attention weights."""
+    has_pairs_alone: bool = True
+    """Whether that holds for one row by itself, which has no padding to mask."""
     bytes_per_row: int = 0
     """Whatever its length: the logits of one token."""
 
     def num_bytes(self, num_rows: int, longest: int) -> int:
         """Return the memory that a batch of this shape takes."""
-        of_tokens = longest * (self.bytes_per_token + self.bytes_per_pair * longest)
-        return num_rows * (of_tokens + self.bytes_per_row)
+        has_pairs = num_rows > 1 or self.has_pairs_alone
+        of_token = self.bytes_per_token + (self.bytes_per_pair * longest if has_pairs else 0)
+        return num_rows * (longest * of_token + self.bytes_per_row)
 
     def longest_alone(self) -> int:
         """Return how many tokens a text may have that fits the memory by itself."""

@@ -48,6 +48,7 @@ def batch_limits(
         max_bytes=max_bytes,
         bytes_per_token=(HIDDEN_COPIES * hidden + INTERMEDIATE_COPIES * intermediate) * item_bytes,
         bytes_per_pair=MASK_BYTES_PER_PAIR if is_fused else 3 * heads * item_bytes,
+        has_pairs_alone=not is_fused,
         bytes_per_row=bytes_per_row,
     )
 
