@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import httpx
+import ollama
 import pytest
 
 from tests.fakes.cluster import FakeCluster
@@ -190,3 +191,55 @@ async def test_a_client_that_leaves_ends_its_request(cluster: FakeCluster, port:
         await cluster.wait_until(lambda: cluster.aborted)
 
     assert cluster.aborted == ["gone"]
+
+
+async def test_ollamas_clients_embed_one_text_or_several(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    several = await http.post(
+        "/api/embed", json={"model": "guide:latest", "input": ["one two", "three"]}
+    )
+    one = await http.post("/api/embeddings", json={"model": "guide", "prompt": "one two"})
+
+    assert several.json()["embeddings"] == [[7.0, 0.0, 0.5], [5.0, 1.0, 0.5]]
+    assert several.json()["prompt_eval_count"] == 3
+    assert one.json() == {"embedding": [7.0, 0.0, 0.5]}
+    assert [getattr(asked, "truncate_to", 0) for asked in cluster.computed] == [CUT_TO_MODEL] * 2
+
+
+async def test_ollamas_clients_may_forbid_to_cut(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    given = {"model": "guide", "input": "one", "truncate": False, "dimensions": 2}
+    answer = await http.post("/api/embed", json=given)
+
+    assert answer.json()["embeddings"] == [[3.0, 0.0]]
+    assert asked_of(cluster).truncate_to is None
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        ("/api/embed", {"input": []}, "input"),
+        ("/api/embed", {"input": "a", "options": {"num_ctx": 8}}, "options"),
+        ("/api/embed", {"input": "a", "keep_alive": 0}, "keep_alive"),
+        ("/api/embed", {"prompt": "a"}, "prompt"),
+        ("/api/embeddings", {"prompt": ["a"]}, "prompt"),
+    ],
+)
+async def test_ollamas_clients_are_told_what_is_wrong(
+    http: httpx.AsyncClient, path: str, fields: dict[str, Any], named: str
+) -> None:
+    answer = await http.post(path, json={"model": "guide", **fields})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(named)
+
+
+async def test_ollamas_own_client_embeds(cluster: FakeCluster, port: int) -> None:
+    client = ollama.AsyncClient(host=f"http://127.0.0.1:{port}")
+
+    answer = await client.embed("guide", ["one two", "three"])
+
+    assert [list(vector) for vector in answer.embeddings] == [[7.0, 0.0, 0.5], [5.0, 1.0, 0.5]]
+    await client._client.aclose()

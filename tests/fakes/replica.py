@@ -75,6 +75,7 @@ class FakeReplica:
         max_queue_size: int = 64,
         step_seconds: float = 0.002,
         tokens_per_step: int = 1,
+        vector_pieces: int | None = None,
     ) -> None:
         self._model = model
         self._loop = loop
@@ -84,6 +85,8 @@ class FakeReplica:
         self._max_queue_size = max_queue_size
         self._step_seconds = step_seconds
         self._tokens_per_step = tokens_per_step
+        self._num_vector_events = None if vector_pieces is None else 1 + vector_pieces
+        """Of an answer of vectors, the rest of which never comes."""
         self._live: dict[RequestId, _Live] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
@@ -153,7 +156,7 @@ class FakeReplica:
                 *pieces_of(request),
                 Finished(reason=FinishReason.STOP, usage=usage),
             )
-            told = [(request.request_id, event) for event in events]
+            told = [(request.request_id, one) for one in events[: self._num_vector_events]]
             self._loop.call_soon(self._deliver, told)
             return
         if isinstance(request.prompt, TextPrompt) and request.prompt.text == POISON:

@@ -61,6 +61,8 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "POST /v1/batches/{batch_id}/cancel": INVOKE,
     "POST /api/chat": INVOKE,
     "POST /api/generate": INVOKE,
+    "POST /api/embed": INVOKE,
+    "POST /api/embeddings": INVOKE,
     "POST /api/show": INVOKE,
     "GET /api/tags": INVOKE,
     "GET /api/ps": INVOKE,
