@@ -30,7 +30,7 @@ class _Group:
     positions: Tensor
     """(rows, queries) of each query in its sequence."""
     cache_slots: Tensor
-    """(rows, longest context) where the keys lie; anything beyond a row's own context."""
+    """(rows, longest context) where the keys lie; beyond a row's own context its last again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +114,10 @@ class ReferenceAttention:
         return out.unsqueeze(0)
 
     def _groups(self, batch: Batch, rows: IntArray, device: torch.device) -> list[_Group]:
-        keys = np.arange(batch.context_lens[rows].max())
-        blocks = batch.block_tables[np.ix_(rows, keys // batch.block_size)]
+        context_lens = batch.context_lens[rows, None]
+        # Why not beyond a row's own: what is there may be NaN, which stays NaN with weight 0.
+        keys = np.minimum(np.arange(context_lens.max()), context_lens - 1)
+        blocks = batch.block_tables[rows[:, None], keys // batch.block_size]
         cache_slots = torch.from_numpy(blocks * batch.block_size + keys % batch.block_size)
         first, last = batch.query_starts[rows], batch.query_starts[rows + 1]
         groups = []
