@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xinference.engine.batch import Batch, IntArray
+from xinference.engine.batch import Batch, IntArray, padded_groups
 
-from .interface import LayerShape, Pages, Scoring
+from .interface import LayerShape, Pages, Scoring, pages_by_token
 
 # Why: bounds the float32 copies of keys and of scores, whatever the batch.
 _MAX_GATHERED_TOKENS = 65536
@@ -52,22 +52,12 @@ class ReferenceAttention:
         dtype: torch.dtype,
         device: torch.device,
     ) -> Pages:
-        lead = (num_blocks * block_size, shape.num_kv_heads)
-        return Pages(
-            torch.zeros(*lead, shape.key_dim, dtype=dtype, device=device),
-            torch.zeros(*lead, shape.value_dim, dtype=dtype, device=device),
-        )
+        return pages_by_token(shape, num_blocks * block_size, dtype=dtype, device=device)
 
     def plan(self, batch: Batch, *, dtype: torch.dtype, device: torch.device) -> ReferencePlan:
         num_decode = batch.num_decode_rows
-        rows_of_groups: list[IntArray] = []
-        start = 0
-        while start < num_decode:
-            longest = np.maximum.accumulate(batch.context_lens[start:num_decode])
-            gathered = longest * np.arange(1, len(longest) + 1)
-            size = max(1, int(np.searchsorted(gathered, _MAX_GATHERED_TOKENS, side="right")))
-            rows_of_groups.append(np.arange(start, start + size))
-            start += size
+        context_lens = batch.context_lens[:num_decode]
+        rows_of_groups = list(padded_groups(context_lens, _MAX_GATHERED_TOKENS))
         rows_of_groups += [np.array([row]) for row in range(num_decode, len(batch.context_lens))]
         groups = tuple(
             group for rows in rows_of_groups for group in self._groups(batch, rows, device)
