@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import EngineConfig
-    from .engine import Engine, EngineRequest
+    from .engine import Engine, EnginePrompt, EngineRequest
     from .loading import load_engine
     from .loop import EngineLoop, EngineStats
     from .sampling_defaults import generation_defaults, resolve_sampling
@@ -38,6 +38,7 @@ _HOMES = {
     "Engine": ".engine",
     "EngineConfig": ".config",
     "EngineLoop": ".loop",
+    "EnginePrompt": ".engine",
     "EngineRequest": ".engine",
     "EngineStats": ".loop",
     "generation_defaults": ".sampling_defaults",
@@ -49,6 +50,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineLoop",
+    "EnginePrompt",
     "EngineRequest",
     "EngineStats",
     "generation_defaults",

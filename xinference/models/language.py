@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from xinference.engine import Engine, EngineLoop, EngineRequest, load_engine
+from xinference.engine import Engine, EngineLoop, EnginePrompt, EngineRequest, load_engine
 from xinference.errors import AbilityMissing, DuplicateRequest, InvalidRequest, LoadFailed
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
@@ -181,25 +181,31 @@ class LanguageModel:
                 # Why no special tokens: the template has written those that it wants.
                 token_ids = self._encode(rendered, field="messages", special_tokens=False)
                 readers = self._new_readers(prompt, rendered, request.sampling)
-            case TextPrompt(text=text):
-                if not text:
-                    raise InvalidRequest(field="prompt", problem="must not be empty")
-                token_ids = self._encode(text, field="prompt", special_tokens=True)
-            case TokenPrompt():
-                token_ids = list(prompt.token_ids)  # the engine checks them
+                asked = EnginePrompt(token_ids=token_ids)
+            case TextPrompt() | TokenPrompt():
+                asked = self._engine_prompt(prompt)
         return Prepared(
             request=EngineRequest(
                 request_id=request.request_id,
-                prompt_token_ids=token_ids,
+                prompt_token_ids=asked.token_ids,
                 sampling=self._with_own_stops(request.sampling),
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
                 kept_token_ids=self._kept_token_ids if readers is not None else frozenset(),
-                prompt_text=prompt.text if isinstance(prompt, TextPrompt) else None,
+                prompt_text=asked.text,
+                more_prompts=tuple(map(self._engine_prompt, request.more_prompts)),
             ),
             readers=readers,
         )
+
+    def _engine_prompt(self, prompt: TextPrompt | TokenPrompt) -> EnginePrompt:
+        if isinstance(prompt, TokenPrompt):
+            return EnginePrompt(token_ids=prompt.token_ids)  # the engine checks them
+        if not prompt.text:
+            raise InvalidRequest(field="prompt", problem="must not be empty")
+        token_ids = self._encode(prompt.text, field="prompt", special_tokens=True)
+        return EnginePrompt(token_ids=token_ids, text=prompt.text)
 
     def _read(
         self, events: list[tuple[RequestId, GenerationEvent]]

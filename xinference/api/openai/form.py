@@ -82,7 +82,7 @@ class Form(AnswerForm):
 
     def __init__(self, asked: GenerationRequest, model: str, *, with_usage: bool) -> None:
         self._with_usage = with_usage
-        self._num_choices = asked.sampling.n
+        self._num_choices = asked.num_choices
         self._with_logprobs = asked.sampling.logprobs is not None
         self._about = {
             "id": f"{self.id_prefix}-{asked.request_id}",

@@ -390,6 +390,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     fairness_key: str = ""
     cache_salt: str = ""
+    more_prompts: tuple[WireText | WireTokens, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -435,10 +436,8 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
                 prompt.enable_thinking,
                 prompt.reasoning_effort,
             )
-        case TextPrompt():
-            wire = WireText(prompt.text)
-        case TokenPrompt():
-            wire = WireTokens(prompt.token_ids)
+        case TextPrompt() | TokenPrompt():
+            wire = _wire_prompt(prompt)
     wire_request = WireRequest(
         request.request_id,
         wire,
@@ -446,6 +445,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
         priority=request.priority,
         fairness_key=request.fairness_key,
         cache_salt=request.cache_salt,
+        more_prompts=tuple(map(_wire_prompt, request.more_prompts)),
     )
     return encode(Req(stream, _raw(wire_request)))
 
@@ -470,10 +470,8 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
                 enable_thinking=wire.prompt.enable_thinking,
                 reasoning_effort=wire.prompt.reasoning_effort,
             )
-        case WireText():
-            prompt = TextPrompt(text=wire.prompt.text)
-        case WireTokens():
-            prompt = TokenPrompt(token_ids=wire.prompt.token_ids)
+        case WireText() | WireTokens():
+            prompt = _prompt(wire.prompt)
     return GenerationRequest(
         request_id=RequestId(wire.request_id),
         prompt=prompt,
@@ -481,7 +479,20 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         priority=wire.priority,
         fairness_key=wire.fairness_key,
         cache_salt=wire.cache_salt,
+        more_prompts=tuple(map(_prompt, wire.more_prompts)),
     )
+
+
+def _wire_prompt(prompt: TextPrompt | TokenPrompt) -> WireText | WireTokens:
+    if isinstance(prompt, TextPrompt):
+        return WireText(prompt.text)
+    return WireTokens(prompt.token_ids)
+
+
+def _prompt(wire: WireText | WireTokens) -> TextPrompt | TokenPrompt:
+    if isinstance(wire, WireText):
+        return TextPrompt(text=wire.text)
+    return TokenPrompt(token_ids=wire.token_ids)
 
 
 def encode_load(spec: ReplicaSpec) -> bytes:
