@@ -21,6 +21,7 @@ USAGE = {
     "completion_tokens": 6,
     "total_tokens": 11,
     "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
 }
 
 

@@ -96,7 +96,7 @@ async def test_an_unexpected_error_is_a_500_in_the_same_shape_and_in_the_log(
     [
         ("GET", "/v1/nope", 404, "not_found"),
         ("POST", "/v1/embeddings", 404, "not_found"),
-        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("PUT", "/v1/chat/completions", 405, "method_not_allowed"),
         ("PUT", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/v1/cluster/info?detailed=perhaps", 400, "invalid_request"),
         ("POST", "/v1/models?wait_ready=perhaps", 400, "invalid_request"),

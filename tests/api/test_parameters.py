@@ -21,7 +21,9 @@ from .conftest import chat, completion
 
 PAGE = Path(__file__).parents[2] / "doc" / "api.md"
 
-LABELS = {"metadata", "safety_identifier", "prompt_cache_key"}
+LABELS = {"safety_identifier", "prompt_cache_key"}
+STORED = {"store", "metadata"}
+"""What shows in what is kept: see `test_stored_chats.py`."""
 
 CHANGED: dict[str, Any] = {
     "model": "guide",
@@ -41,8 +43,11 @@ CHANGED: dict[str, Any] = {
     "chat_template_kwargs": {"a": 1},
     "user": "someone",
     "priority": -1,
+    "service_tier": "flex",
     "cache_salt": "mine",
     "enable_thinking": False,
+    "thinking_budget": 5,
+    "thinking_token_budget": 5,
     "reasoning_effort": "low",
     "extra_body": {"guided_regex": "a+"},
     "tools": [{"type": "function", "function": {"name": "f"}}],
@@ -91,7 +96,7 @@ MARKED = [(route, name) for route, (schema, _) in ROUTES.items() for name in ref
 HONOURED = [
     (route, name)
     for route, (schema, _) in ROUTES.items()
-    for name in schema.model_fields.keys() - refused(schema).keys() - LABELS
+    for name in schema.model_fields.keys() - refused(schema).keys() - LABELS - STORED
 ]
 
 
@@ -151,9 +156,8 @@ async def test_what_is_honoured_changes_something(
 async def test_a_label_is_taken_and_changes_nothing(
     http: httpx.AsyncClient, cluster: FakeCluster, name: str
 ) -> None:
-    label = {"k": "v"} if name == "metadata" else "someone"
     await http.post("/v1/chat/completions", json=chat(request_id="r"))
-    await http.post("/v1/chat/completions", json=chat(request_id="r", **{name: label}))
+    await http.post("/v1/chat/completions", json=chat(request_id="r", **{name: "someone"}))
 
     assert cluster.requests[0] == cluster.requests[1]
 
@@ -254,19 +258,43 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
             "tools[0].function.name",
         ),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+            {"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]},
             "tools[0].function.strict",
         ),
         ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools"),
         ({"tool_choice": "always"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "f"}}],
+                    },
+                }
+            },
+            "tool_choice",
+        ),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"enable_thinking": "yes"}, "enable_thinking"),
         (
             {"enable_thinking": True, "extra_body": {"enable_thinking": False}},
             "extra_body.enable_thinking",
         ),
+        ({"thinking_budget": -1}, "thinking_budget"),
+        ({"thinking_budget": 5, "thinking_token_budget": 6}, "thinking_token_budget"),
+        (
+            {"thinking_budget": 5, "extra_body": {"thinking_budget": 6}},
+            "extra_body.thinking_budget",
+        ),
+        (
+            {"chat_template_kwargs": {"thinking_budget": "short"}},
+            "chat_template_kwargs.thinking_budget",
+        ),
+        ({"reasoning_effort": "much"}, "reasoning_effort"),
         ({"extra_body": {"n": 2}}, "extra_body.n"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
         (

@@ -288,6 +288,22 @@ async def test_items_of_a_conversation_reach_the_model_as_messages(
     )
 
 
+async def test_allowed_and_strict_functions_reach_the_model(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    only = {"type": "function", "name": "get_weather"}
+    await whole(
+        http,
+        tools=[{**TOOL, "strict": True}],
+        tool_choice={"type": "allowed_tools", "mode": "required", "tools": [only]},
+    )
+
+    prompt = cluster.requests[0].prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert (prompt.tool_choice, prompt.allowed_tools) == (ToolChoice.REQUIRED, ("get_weather",))
+    assert prompt.tools[0]["function"]["strict"] is True
+
+
 def reasoning(text: str) -> dict[str, Any]:
     return {"type": "reasoning_text", "text": text}
 
@@ -525,6 +541,7 @@ CHANGED: dict[str, Any] = {
     "enable_thinking": False,
     "safety_identifier": "someone",
     "prompt_cache_key": "mine",
+    "top_logprobs": 2,
 }
 """A value of each honoured field that changes the request or the response."""
 SHOWN_ELSEWHERE = {
@@ -657,6 +674,16 @@ OUTPUT = {"type": "function_call_output", "call_id": "call_a", "output": "x"}
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "f"}],
+                }
+            },
+            "tool_choice",
+        ),
         ({"include": ["file_search_call.results"]}, "include[0]"),
         ({"metadata": {"k": 1}}, "metadata.k"),
         ({"metadata": {"k": "v" * 513}}, "metadata.k"),

@@ -53,6 +53,7 @@ from xinference.protocol.generation import (
     SamplingParams,
     TextDelta,
     TextPrompt,
+    Usage,
 )
 
 FAMILY = "xinference-guide"
@@ -262,6 +263,15 @@ async def test_a_stream_is_deltas_and_one_end(cluster: Cluster) -> None:
 async def test_a_prompt_that_is_too_long_is_refused(cluster: Cluster) -> None:
     with pytest.raises(ContextLengthExceeded):
         await cluster.generate(GUIDE, ask(max_tokens=1_000_000))
+
+
+async def test_a_request_to_count_is_accepted_and_ends_without_an_answer(cluster: Cluster) -> None:
+    stream = await cluster.generate(GUIDE, replace(ask(), count_only=True))
+
+    assert stream.accepted.num_prompt_tokens == 4
+    (last,) = [event async for event in stream]
+    assert isinstance(last, Finished)
+    assert last.usage == Usage(num_prompt_tokens=4, num_completion_tokens=0)
 
 
 async def test_an_id_can_be_live_once(subject: Subject, cluster: Cluster) -> None:

@@ -132,7 +132,7 @@ class FakeStream:
         self._model = model
         self._request = request
         self._length = length
-        self._words = cluster.stopped_words(request)
+        self._words, self._stop_string = cluster.stopped_words(request)
         self._num_words = 0
         self._has_called = False
         self._num_chars = 0
@@ -154,6 +154,8 @@ class FakeStream:
             return self._told.popleft()
         if self._is_over:
             raise StopAsyncIteration
+        if self._request.count_only:
+            return self._finished(FinishReason.STOP)
         await self._wait_turn()
         if self._error is not None:
             self._end()
@@ -169,7 +171,7 @@ class FakeStream:
             reason = FinishReason.LENGTH if is_cut else end
             ends = [TextDelta(text="", choice_index=index, reason=reason) for index in range(n)]
             self._told.extend(ends if n > 1 else [])
-            self._told.append(self._finished(reason))
+            self._told.append(self._finished(reason, None if is_cut else self._stop_string))
             return self._told.popleft()
         self._num_words += 1
         self._cluster.count_step()
@@ -216,11 +218,11 @@ class FakeStream:
             self._stirred.clear()
             await self._stirred.wait()
 
-    def _finished(self, reason: FinishReason) -> Finished:
+    def _finished(self, reason: FinishReason, stop_string: str | None = None) -> Finished:
         self._end()
         num_completion_tokens = self._num_words * self._request.sampling.num_made
         usage = Usage(num_prompt_tokens=self._length, num_completion_tokens=num_completion_tokens)
-        return Finished(reason=reason, usage=usage)
+        return Finished(reason=reason, usage=usage, stop_string=stop_string)
 
     def _end(self) -> None:
         self._is_over = True
@@ -370,15 +372,16 @@ class FakeCluster:
         """Return whether a stream that said so many words may go on."""
         return self.num_words_allowed is None or num_words < self.num_words_allowed
 
-    def stopped_words(self, request: GenerationRequest) -> Iterator[str | Delta]:
-        """Return what the model says, cut before the first stop string."""
+    def stopped_words(self, request: GenerationRequest) -> tuple[Iterator[str | Delta], str | None]:
+        """Return what the model says, cut before the first stop string, and that string."""
         words = iter(self.words(request))
         if not request.sampling.stop:
-            return words
+            return words, None
         said = itertools.islice(words, CONTEXT_LENGTH)
         text = "".join([word for word in said if isinstance(word, str)])
-        found = [text.find(stop) for stop in request.sampling.stop if stop in text]
-        return iter(re.findall(r"\S+\s*|\s+", text[: min(found, default=len(text))]))
+        found = [(text.find(stop), stop) for stop in request.sampling.stop if stop in text]
+        end, stop_string = min(found, default=(len(text), None))
+        return iter(re.findall(r"\S+\s*|\s+", text[:end])), stop_string
 
     # --- Cluster
 
@@ -486,6 +489,8 @@ class FakeCluster:
         if request.request_id in asked.live:
             raise DuplicateRequest(request_id=request.request_id)
         length = _prompt_length(request)
+        if request.count_only:
+            return FakeStream(self, asked, request, length)
         max_tokens = request.sampling.max_tokens or 1
         if length + max_tokens > asked.description.context_length:
             raise ContextLengthExceeded(

@@ -141,8 +141,13 @@ class FakeReplica:
         except XinferenceError as error:
             self._loop.call_soon(self._deliver, [(request.request_id, Failed(error=error))])
             return
-        self._live[request.request_id] = live
         accepted = Accepted(num_prompt_tokens=live.num_prompt_tokens)
+        if request.count_only:
+            finished = Finished(reason=FinishReason.STOP, usage=_usage(live))
+            told = [(request.request_id, accepted), (request.request_id, finished)]
+            self._loop.call_soon(self._deliver, told)
+            return
+        self._live[request.request_id] = live
         self._deliver([(request.request_id, accepted)])
         if self._timer is None:
             self._timer = self._loop.call_later(self._step_seconds, self._step)

@@ -34,6 +34,19 @@ class Gateway:
         """Whose things in the store the caller sees; nobody's while the gateway is open."""
         return "" if self.key is None else self.key.key_id
 
+    def for_key(self, key: ApiKey) -> "Gateway":
+        """Return this as the owner of a key may use it."""
+        cluster = cluster_for(key, self.cluster, self.keyring)
+        return replace(self, cluster=cluster, key=key)
+
+    def for_owner(self, owner: str) -> "Gateway":
+        """Return this for work that goes on after its caller has left.
+
+        Raises:
+            InvalidApiKey: the key that it was ordered with has ended since.
+        """
+        return self.for_key(self.keyring.active(owner)) if owner else self
+
     def observe(self, model: ModelUid, *, stream: bool) -> Observation:
         """Return what measures and counts one request to a model; enter it when that starts."""
         return self.metrics.observe(
@@ -56,5 +69,4 @@ def gateway_of(request: Request) -> Gateway:
     key = key_of(request)
     if key is None:
         return gateway
-    cluster = cluster_for(key, gateway.cluster, gateway.keyring)
-    return replace(gateway, cluster=cluster, key=key)
+    return gateway.for_key(key)

@@ -15,6 +15,7 @@ from typing import ClassVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from xinference.cluster.interface import Cluster
 from xinference.errors import InvalidRequest, XinferenceError
 from xinference.identifiers import ModelUid
 from xinference.protocol.generation import (
@@ -183,6 +184,30 @@ async def whole_answer(gateway: Gateway, generation: Generation, receive: Receiv
     return None
 
 
+async def count_prompt_tokens(
+    cluster: Cluster,
+    model: ModelUid,
+    asked: GenerationRequest,
+    *,
+    field_names: Mapping[str, str],
+) -> int:
+    """Return how many tokens the prompt of a `count_only` request has.
+
+    Args:
+        field_names: see `AnswerForm`.
+
+    Raises:
+        XinferenceError: the request was refused.
+    """
+    try:
+        stream = await cluster.generate(model, asked)
+    except XinferenceError as error:
+        raise _renamed(error, field_names) from error
+    async for _ in stream:
+        pass  # its end; there is nothing before it
+    return stream.accepted.num_prompt_tokens
+
+
 async def _kept(generation: Generation, deltas: Sequence[Delta], last: AnswerEvent) -> AnswerEvent:
     """Give the whole answer away if `last` ends it; return `last`, or why that failed."""
     if generation.keep is None or not isinstance(last, Finished):
@@ -199,7 +224,11 @@ def _deltas(batch: Sequence[AnswerEvent]) -> list[Delta]:
 
 
 def _in_words_of(form: AnswerForm, error: XinferenceError) -> XinferenceError:
+    return _renamed(error, form.field_names)
+
+
+def _renamed(error: XinferenceError, field_names: Mapping[str, str]) -> XinferenceError:
     """Return an error that names the field as the caller's protocol does."""
-    if isinstance(error, InvalidRequest) and error.field in form.field_names:
-        return InvalidRequest(field=form.field_names[error.field], problem=error.problem)
+    if isinstance(error, InvalidRequest) and error.field in field_names:
+        return InvalidRequest(field=field_names[error.field], problem=error.problem)
     return error

@@ -36,13 +36,13 @@ def json_grammar(schema: dict[str, Any], *, field: str) -> Grammar:
 
 
 def check_tools(
-    tools: tuple[dict[str, Any], ...], *, is_required: bool = False, named: str | None = None
+    tools: tuple[dict[str, Any], ...], *, is_required: bool = False, chosen: tuple[str, ...] = ()
 ) -> None:
     """Check functions that a model may call, as OpenAI's chats describe them.
 
     Args:
         is_required: at least one has to be called.
-        named: the one that has to be called.
+        chosen: the names of the one that has to be called, or of those that may be.
 
     Raises:
         InvalidRequest: two have one name, they are too deep or too long, or there is none to call.
@@ -59,7 +59,8 @@ def check_tools(
             problem=f"must be at most {MAX_SCHEMA_DEPTH} levels deep "
             f"and {MAX_TOOLS_BYTES} bytes long",
         )
-    if named is not None and named not in names:
-        raise InvalidRequest(field="tool_choice", problem=f"{named!r} is none of the tools")
+    for name in chosen:
+        if name not in names:
+            raise InvalidRequest(field="tool_choice", problem=f"{name!r} is none of the tools")
     if is_required and not tools:
         raise InvalidRequest(field="tool_choice", problem="there are no tools to call")

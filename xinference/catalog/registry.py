@@ -21,7 +21,12 @@ from xinference.errors import (
     XinferenceError,
 )
 from xinference.identifiers import new_model_uid
-from xinference.protocol.deployment import LaunchSpec, ModelDescription, ModelSource
+from xinference.protocol.deployment import (
+    EngineOptions,
+    LaunchSpec,
+    ModelDescription,
+    ModelSource,
+)
 
 from .family import (
     DEFAULT_CONTEXT_LENGTH,
@@ -188,7 +193,7 @@ class Catalog:
         path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
         if path is None:
             raise DownloadUnavailable(family=family.model_name, model_id=variant.model_id or "")
-        _check_thinking(family, spec.engine_options.enable_thinking)
+        _check_thinking(family, spec.engine_options)
         _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
         return Resolved(
             description=_description(family, variant, spec, engine, path),
@@ -275,15 +280,17 @@ def _checked_path(text: str) -> str:
     return text
 
 
-def _check_thinking(family: ModelFamily, enable: bool | None) -> None:
-    """Refuse to switch what a family does not let one switch."""
-    if enable is not None and "hybrid" not in family.model_ability:
-        always = "reasoning" in family.model_ability
-        if enable is not always:
-            raise InvalidRequest(
-                field="enable_thinking",
-                problem=f"{family.model_name} {'always thinks' if always else 'cannot think'}",
-            )
+def _check_thinking(family: ModelFamily, options: EngineOptions) -> None:
+    """Refuse to switch what a family does not let one switch, and to limit what it does not do."""
+    enable, always = options.enable_thinking, "reasoning" in family.model_ability
+    is_hybrid = "hybrid" in family.model_ability
+    if enable is not None and not is_hybrid and enable is not always:
+        raise InvalidRequest(
+            field="enable_thinking",
+            problem=f"{family.model_name} {'always thinks' if always else 'cannot think'}",
+        )
+    if options.thinking_budget is not None and not (is_hybrid or always):
+        raise InvalidRequest(field="thinking_budget", problem=f"{family.model_name} cannot think")
 
 
 def _check_visible(path: str, field: str) -> None:

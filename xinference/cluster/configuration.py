@@ -35,6 +35,11 @@ class RoleConfig:
     supervisor_address: str | None = None
     """Of its actor, "host:port"; None: the guardian's own supervisor."""
 
+    @property
+    def name(self) -> str:
+        """Return what to call this process; no other of the guardian's has the name."""
+        return self.role
+
     def to_json(self) -> str:
         """Return one line."""
         plain = {
@@ -98,6 +103,19 @@ class GatewayConfig(RoleConfig):
     port: int = 9997
     disable_metrics: bool = False
     http_keep_alive_seconds: float = 5.0
+    ssl_certfile: str | None = None
+    """PEM; with it the port speaks HTTPS."""
+    ssl_keyfile: str | None = None
+    """PEM; None: the key is in the file of the certificate."""
+    number: int = 1
+    """Of this process among the gateway's, from 1."""
+    num_processes: int = 1
+    """They share the port."""
+
+    @property
+    def name(self) -> str:
+        """Return what to call this process."""
+        return self.role if self.num_processes == 1 else f"{self.role}-{self.number}"
 
 
 CONFIGS: dict[str, type[RoleConfig]] = {

@@ -125,13 +125,13 @@ class _Child:
     said: bytearray = field(default_factory=bytearray)
 
     @property
-    def role(self) -> str:
-        return self.config.role
+    def name(self) -> str:
+        return self.config.name
 
     def start(self) -> int:
         """Start its process; return the file descriptor of its stdout."""
         self.process = subprocess.Popen(
-            launch_argv(self.argv, signal_number=_parent_death_signal(self.role)),
+            launch_argv(self.argv, signal_number=_parent_death_signal(self.config.role)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -228,7 +228,7 @@ class _Guardian:
     def _start(self, child: _Child) -> None:
         self._selector.register(child.start(), selectors.EVENT_READ, child)
         assert child.process is not None
-        logger.debug("%s is process %d", child.role, child.process.pid)
+        logger.debug("%s is process %d", child.name, child.process.pid)
 
     def _turn(self, woken: socket.socket) -> None:
         """Wait for one thing to happen and see to it."""
@@ -239,7 +239,7 @@ class _Guardian:
             elif child.restart_at is not None and time.monotonic() >= child.restart_at:
                 self._start(child)
             elif self._is_overdue(child):
-                logger.error("The %s is not ready after %.0f s", child.role, START_TIMEOUT_SECONDS)
+                logger.error("The %s is not ready after %.0f s", child.name, START_TIMEOUT_SECONDS)
                 self._kill(child)
         if not self._is_told and all(child.facts is not None for child in self._children):
             self._is_told = True
@@ -286,10 +286,10 @@ class _Guardian:
         if self._exit_status is not None:
             return
         if status in {0, EXIT_MISCONFIGURED}:
-            logger.info("The %s ended with status %d; so does everything", child.role, status)
+            logger.info("The %s ended with status %d; so does everything", child.name, status)
             self._end(status)
         elif not child.was_ready:
-            logger.error("The %s could not start: %s", child.role, describe_exit(status))
+            logger.error("The %s could not start: %s", child.name, describe_exit(status))
             self._end(status if status > 0 else 1)
         else:
             if time.monotonic() - child.started_at > STEADY_SECONDS:
@@ -299,7 +299,7 @@ class _Guardian:
             child.restart_at = time.monotonic() + delay
             logger.error(
                 "The %s died (%s); starting it again in %.1f s",
-                child.role,
+                child.name,
                 describe_exit(status),
                 delay,
             )
@@ -355,7 +355,7 @@ class _Guardian:
             while child.process.poll() is None:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._num_signals > num_signals:
-                    logger.warning("The %s is killed", child.role)
+                    logger.warning("The %s is killed", child.name)
                     self._kill(child)
                     break
                 self._listen(woken, left)

@@ -30,9 +30,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import EngineConfig
     from .engine import Engine, EnginePrompt, EngineRequest
+    from .grammar import Frame
     from .loading import load_engine
     from .loop import EngineLoop, EngineStats
     from .sampling_defaults import generation_defaults, resolve_sampling
+    from .thinking import ThinkingLimit
 
 _HOMES = {
     "Engine": ".engine",
@@ -41,6 +43,8 @@ _HOMES = {
     "EnginePrompt": ".engine",
     "EngineRequest": ".engine",
     "EngineStats": ".loop",
+    "Frame": ".grammar",
+    "ThinkingLimit": ".thinking",
     "generation_defaults": ".sampling_defaults",
     "load_engine": ".loading",
     "resolve_sampling": ".sampling_defaults",
@@ -53,6 +57,8 @@ __all__ = [
     "EnginePrompt",
     "EngineRequest",
     "EngineStats",
+    "Frame",
+    "ThinkingLimit",
     "generation_defaults",
     "load_engine",
     "resolve_sampling",

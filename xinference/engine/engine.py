@@ -43,6 +43,7 @@ from .config import EngineConfig
 from .detokenizer import TextStream
 from .grammar import (
     Constrained,
+    Frame,
     GrammarCompiler,
     MaskFiller,
     Matcher,
@@ -67,6 +68,7 @@ from .sampler import SamplingRows, sample
 from .sampling_defaults import resolve_sampling
 from .scheduler import Schedule, ScheduledRow, Scheduler, Sequence
 from .slots import SlotTable
+from .thinking import LimitedThinking, ThinkingLimit
 from .token_bytes import TokenBytes, word_tokens
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,10 @@ class EngineRequest:
     """Only prompts with the same one share blocks."""
     kept_token_ids: frozenset[int] = frozenset()
     """Special tokens that are part of the text; others are left out of it."""
+    frame: Frame | None = None
+    """What stands around `sampling.grammar`, or takes its place."""
+    thinking: ThinkingLimit | None = None
+    """None: thoughts may be as long as the answer."""
     prompt_text: str | None = None
     """Of an `EnginePrompt`."""
     more_prompts: tuple[EnginePrompt, ...] = ()
@@ -124,7 +130,7 @@ class ValidRequest:
     """The names of the prompt's full blocks; none where prefixes are not kept."""
     kept_token_ids: frozenset[int] = frozenset()
     matcher: Matcher | None = None
-    """At the start of `sampling.grammar`; this request's own."""
+    """At the start of the answer; this request's own."""
     echo: str = ""
     """What the answer begins with."""
     bad_words: tuple[tuple[int, ...], ...] = ()
@@ -386,10 +392,18 @@ class Engine:
             chain_start=start,
             block_hashes=tuple(hashes),
             kept_token_ids=request.kept_token_ids,
-            matcher=None if given.grammar is None else self._grammars.compile(given.grammar),
+            matcher=self._matcher(request),
             echo=self._echo_of(asked) if given.echo else "",
             bad_words=tuple(sorted(bad_words)),
         )
+
+    def _matcher(self, request: EngineRequest) -> Matcher | None:
+        """Return what says which tokens may come next; None if any may."""
+        grammar, frame, limit = request.sampling.grammar, request.frame, request.thinking
+        inner = None
+        if grammar is not None or frame is not None:
+            inner = self._grammars.compile(grammar, frame)
+        return inner if limit is None else LimitedThinking(limit, self._token_bytes.of, inner)
 
     def add(self, request: ValidRequest) -> None:
         """Take a request into the waiting queue. Its id must not be live."""
@@ -761,7 +775,9 @@ class Engine:
         events: list[Event] = [] if live.is_echoed else self._echo(live)
         events.append((request_id, TextDelta(text=text, token_ids=(token_id,), logprobs=told)))
         if reason is not None:
-            events += self._end(live, Finished(reason=reason, usage=live.usage))
+            stop_string = live.text.stop_string
+            end = Finished(reason=reason, usage=live.usage, stop_string=stop_string)
+            events += self._end(live, end)
         return events
 
     def _echo(self, live: _Live) -> list[Event]:

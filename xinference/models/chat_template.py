@@ -87,7 +87,9 @@ class ChatTemplate:
         if prompt.reasoning_effort is not None and self.takes_reasoning_effort:
             options["reasoning_effort"] = prompt.reasoning_effort
         # Why none of them: a model that does not see a tool does not call it.
-        tools: list[Any] = [] if prompt.tool_choice is ToolChoice.NONE else list(prompt.tools)
+        tools: list[Any] = []
+        if prompt.tool_choice is not ToolChoice.NONE:
+            tools = [*map(_tool, prompt.tools)]
         rendered: Any
         try:
             rendered = self._tokenizer.apply_chat_template(
@@ -128,3 +130,9 @@ class ChatTemplate:
             arguments = parsed if isinstance(parsed, dict) else arguments
         function = {"name": call.name, "arguments": arguments}
         return {"id": call.call_id, "type": "function", "function": function}
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool as models know them: how strictly its calls are held is not their business."""
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {**tool, "function": function}

@@ -63,6 +63,9 @@ class EngineOptions:
     enable_thinking: bool | None = None
     """Of hybrid models: whether they think where a request does not say. None: the template's
     choice."""
+    thinking_budget: int | None = None
+    """Of models that think: after how many tokens they have to answer where a request does not
+    say. None: no limit."""
     device_memory_bytes: int | None = None
     """Of a CUDA device, what weights and KV cache may take together. None: what is free; replicas
     that are launched onto one device together share it evenly."""
@@ -76,6 +79,7 @@ class EngineOptions:
             "kv_cache_bytes",
             "block_size",
             "num_threads",
+            "thinking_budget",
             "device_memory_bytes",
         ):
             value = getattr(self, name)

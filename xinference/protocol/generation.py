@@ -247,8 +247,18 @@ class ChatPrompt:
     """False: the answer ends with its first call."""
     enable_thinking: bool | None = None
     """None: as the model was launched."""
+    allowed_tools: tuple[str, ...] | None = None
+    """The names of those that may be called; the model knows all. None: any."""
+    thinking_budget: int | None = None
+    """Tokens that the model may think before it has to answer. None: as it was launched."""
     reasoning_effort: str | None = None
     """How much to think, in the words of the model's template; "none" is not at all."""
+
+    def __post_init__(self) -> None:
+        if self.thinking_budget is not None and self.thinking_budget < 0:
+            raise InvalidRequest(
+                field="thinking_budget", problem=f"must be at least 0, got {self.thinking_budget}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +291,8 @@ class GenerationRequest:
     """Requests of one priority take turns by it: a caller with many does not hold up the others."""
     cache_salt: str = ""
     """Only requests with the same one share what is cached of their prompts."""
+    count_only: bool = False
+    """Accept it, which tells how long the prompt is, and end: nothing is computed."""
     more_prompts: tuple[TextPrompt | TokenPrompt, ...] = ()
     """Of a completion: prompts that are answered as well, each by itself and with the same seed.
     `choice_index` counts the answers of all, prompt after prompt."""
@@ -317,7 +329,7 @@ class Usage:
     num_cached_tokens: int = 0
     """Of the prompt: tokens that were in the KV cache already."""
     num_reasoning_tokens: int = 0
-    """Of the completion: tokens of what the model thought before it answered."""
+    """Of the completion: the tokens of its thoughts, and of the tags around them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -410,6 +422,8 @@ class Finished:
     """Of the only answer; of several the last one's, if they were not aborted."""
     usage: Usage
     """Of all: the prompt once, and every token that was generated."""
+    stop_string: str | None = None
+    """The one that ended the only answer: of the request, or of the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -134,9 +134,11 @@ REQUESTS = st.builds(
         tools=st.lists(st.dictionaries(TEXT, JSON, max_size=3), max_size=2).map(tuple),
         tool_choice=st.sampled_from(ToolChoice),
         tool_name=st.none() | TEXT,
+        allowed_tools=st.none() | st.lists(TEXT, max_size=3).map(tuple),
+        thinking_budget=st.none() | st.integers(0, 2**31 - 1),
+        reasoning_effort=st.none() | TEXT,
         parallel_tool_calls=st.booleans(),
         enable_thinking=st.none() | st.booleans(),
-        reasoning_effort=st.none() | TEXT,
     ),
     sampling=st.builds(
         SamplingParams,
@@ -267,12 +269,12 @@ def test_the_bytes_of_a_frame_are_those_of_the_written_protocol() -> None:
     assert frames.encode(frames.Drain()) == frame("DRAIN")
 
 
-def test_an_end_without_the_cached_tokens_has_none() -> None:
+def test_an_end_without_cached_tokens_and_stop_string_has_none() -> None:
     decoder = decoder_of_server_frames()
 
     (received,) = decoder.feed(frame("END", 1, "stop", 5, 6))
 
-    assert received == frames.End(1, "stop", 5, 6, 0)
+    assert received == frames.End(1, "stop", 5, 6, 0, None)
 
 
 def test_a_field_that_a_later_version_adds_is_ignored() -> None:

@@ -56,6 +56,18 @@ class Keyring:
         """Return the name of a key; empty if there is none of this id."""
         return self._keys[key_id].spec.name if key_id in self._keys else ""
 
+    def active(self, key_id: str) -> ApiKey:
+        """Return a key that was admitted before.
+
+        Raises:
+            InvalidApiKey: it has expired or was revoked since.
+        """
+        key = self._keys[key_id]
+        state = key.state(now=self._clock())
+        if state != "active":
+            raise InvalidApiKey(problem=f"The API key {key.spec.name} is {state}.")
+        return key
+
     def refresh(self) -> None:
         """Take over what other processes have changed."""
         generation = self._store.generation()
@@ -87,10 +99,7 @@ class Keyring:
         # Why the same answer for all: a caller must not learn which ids there are.
         if key is None or not key.is_made_of(text):
             raise InvalidApiKey(problem=f"This is not an API key of this gateway. {HOW_TO}")
-        state = key.state(now=self._clock())
-        if state != "active":
-            raise InvalidApiKey(problem=f"The API key {key.spec.name} is {state}.")
-        return key
+        return self.active(key.key_id)
 
     def admit(self, text: str | None, scope: Scope) -> ApiKey:
         """Return the key that a caller presents, if it opens what needs this scope.

@@ -248,7 +248,8 @@ class FunctionDescription(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     """A JSON schema of an object. Null: it takes none."""
-    strict: Annotated[object, Only(False)] = None
+    strict: bool | None = None
+    """The arguments of its calls keep to the schema to the letter, also where a call is free."""
 
 
 class ToolDescription(Body):
@@ -271,10 +272,33 @@ class NamedToolChoice(Body):
     function: NamedFunction
 
 
+class AllowedTool(Body):
+    """A function that may be called, by its name."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedTools(Body):
+    """Those of the tools that may be called, and whether one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedToolChoice(Body):
+    """Some of the tools; the model knows them all, so that the prompt stays as it is."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class ChatExtras(ExtraBody):
     """What clients of OpenAI's kind send beside its parameters, should they not unpack it."""
 
     enable_thinking: bool | None = None
+    thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    thinking_token_budget: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
     chat_template_kwargs: Annotated[
         dict[str, Any] | str | None, Shaped("an object, or an object as JSON text")
     ] = None
@@ -292,6 +316,10 @@ class ChatRequest(SharedParameters):
     """Variables for the model's chat template."""
     enable_thinking: bool | None = None
     """Whether to think before the answer. Null: as the model was launched."""
+    thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    """Tokens that the model may think before it has to answer. Null: as the model was launched."""
+    thinking_token_budget: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    """Another name of `thinking_budget`."""
     reasoning_effort: ReasoningEffort | None = None
     """How much to think, of models whose template has it; of hybrid ones only "none"."""
     tools: Annotated[list[ToolDescription], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = (
@@ -299,17 +327,25 @@ class ChatRequest(SharedParameters):
     )
     """What the model may call."""
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedToolChoice | None,
-        Shaped('"none", "auto", "required" or {"type": "function", "function": {"name": …}}'),
+        Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolChoice | None,
+        Shaped(
+            '"none", "auto", "required", {"type": "function", "function": {"name": …}} or '
+            '{"type": "allowed_tools", "allowed_tools": {"mode": …, "tools": […]}}'
+        ),
     ] = None
-    """Null: auto. Models refuse "required" and one by name: they cannot be held to it yet."""
+    """Null: auto. Required, or one by its name: the answer is calls alone."""
     parallel_tool_calls: bool | None = None
     """False: the answer ends with its first call."""
     extra_body: ChatExtras | None = None
     """The same fields once more, one level down."""
-    metadata: dict[str, Any] | None = None
-    """Labels; like the next two they change nothing."""
+    store: bool | None = None
+    """Whether to keep the answer, for a time."""
+    metadata: Metadata | None = None
+    """Labels that are kept with it."""
+    service_tier: ServiceTier | None = None
+    """Who is served first: priority (or fast), then auto and default, then flex."""
     safety_identifier: str | None = None
+    """A label that changes nothing, like the next."""
     prompt_cache_key: str | None = None
 
     logprobs: bool | None = None
@@ -320,7 +356,6 @@ class ChatRequest(SharedParameters):
     echo: Annotated[object, Only(False)] = None
     functions: Annotated[object, Only([])] = None
     function_call: Annotated[object, Only("none", "auto")] = None
-    thinking_budget: Annotated[object, Only()] = None
     verbosity: Annotated[object, Only("medium")] = None
     modalities: Annotated[object, Only(["text"])] = None
     audio: Annotated[object, Only()] = None
@@ -329,13 +364,18 @@ class ChatRequest(SharedParameters):
     moderation: Annotated[object, Only()] = None
     prompt_cache_options: Annotated[object, Only()] = None
     prompt_cache_retention: Annotated[object, Only()] = None
-    service_tier: Annotated[object, Only("auto", "default")] = None
-    store: Annotated[object, Only(False)] = None
     documents: Annotated[object, Only([])] = None
     chat_template: Annotated[object, Only()] = None
     add_generation_prompt: Annotated[object, Only(True)] = None
     continue_final_message: Annotated[object, Only(False)] = None
     mm_processor_kwargs: Annotated[object, Only({})] = None
+
+
+class RelabelRequest(Body):
+    """`POST /v1/chat/completions/{completion_id}`."""
+
+    metadata: Metadata | None
+    """In place of what it had."""
 
 
 class CompletionRequest(SharedParameters):
@@ -370,6 +410,13 @@ class PromptTokensDetails(Answer):
     """Those that were not computed again, since another request had begun alike."""
 
 
+class CompletionTokensDetails(Answer):
+    """Of the answer's tokens."""
+
+    reasoning_tokens: int
+    """Those that the model has thought, with the tags around them."""
+
+
 class UsageAnswer(Answer):
     """In tokens."""
 
@@ -377,6 +424,7 @@ class UsageAnswer(Answer):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class AnswerFunction(Answer):

@@ -136,7 +136,7 @@ class Answers:
 
         return await self._database.write(work)
 
-    async def list(
+    async def page(
         self,
         owner: str,
         kind: AnswerKind,

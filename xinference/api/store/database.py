@@ -35,6 +35,40 @@ CREATE TABLE IF NOT EXISTS answer (
     UNIQUE (owner, id)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS answer_by_use ON answer (used_ts);
+CREATE TABLE IF NOT EXISTS file (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    owner TEXT NOT NULL,
+    id TEXT NOT NULL UNIQUE,
+    filename TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    num_bytes INTEGER NOT NULL,
+    created_ts INTEGER NOT NULL,
+    expires_ts INTEGER,
+    is_whole INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS file_chunk (
+    file_seq INTEGER NOT NULL REFERENCES file (seq) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (file_seq, position)
+) STRICT;
+CREATE TABLE IF NOT EXISTS batch (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    owner TEXT NOT NULL,
+    id TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL,
+    document TEXT NOT NULL,
+    lease_holder TEXT NOT NULL,
+    lease_until REAL NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS batch_by_status ON batch (status);
+CREATE TABLE IF NOT EXISTS batch_line (
+    batch_seq INTEGER NOT NULL REFERENCES batch (seq) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    is_error INTEGER NOT NULL,
+    data TEXT NOT NULL,
+    PRIMARY KEY (batch_seq, position)
+) STRICT;
 """
 
 Result = TypeVar("Result")

@@ -178,6 +178,7 @@ class ReplicaConnection:
         self._loading: asyncio.Future[object] | None = None
         self._on_progress: OnProgress | None = None
         self._lost: ReplicaLost | None = None
+        self._heard_at = asyncio.get_running_loop().time()
         self._reading = asyncio.create_task(self._read(), name="data plane read")
         self._pinging = asyncio.create_task(self._ping_now_and_then(ping_seconds))
 
@@ -392,26 +393,35 @@ class ReplicaConnection:
         return ReplicaLost(model=error.model, problem=error.problem)
 
     async def _ping_now_and_then(self, ping_seconds: float) -> None:
+        """Send pings, and lose the connection when nothing at all is heard."""
+        loop = asyncio.get_running_loop()
+        ping_at = loop.time() + ping_seconds
         while True:
-            await asyncio.sleep(ping_seconds)
-            # Why no waiting for the PONG: any frame is a sign of life, and `_read` looks for it.
-            self._writer.write(frames.encode(frames.Ping(next(self._seqs))))
+            # Why no timeout around each read: that would cost every token.
+            silent_at = self._heard_at + self._silence_seconds
+            await asyncio.sleep(max(0.0, min(ping_at, silent_at) - loop.time()))
+            if loop.time() >= self._heard_at + self._silence_seconds:
+                self._lose(f"nothing heard of it for {self._silence_seconds:g} s")
+                return
+            if loop.time() >= ping_at:
+                # Why no waiting for the PONG: any frame is a sign of life.
+                self._writer.write(frames.encode(frames.Ping(next(self._seqs))))
+                ping_at += ping_seconds
 
     # --- in
 
     async def _read(self) -> None:
         problem = "the connection was closed"
+        loop = asyncio.get_running_loop()
         try:
             while True:
-                async with asyncio.timeout(self._silence_seconds):
-                    received = await self._reader.read(READ_BYTES)
+                received = await self._reader.read(READ_BYTES)
                 if not received:
                     break
+                self._heard_at = loop.time()
                 for frame in self._decoder.feed(received):
                     self._on_frame(frame)
             problem = "its connection ended"
-        except TimeoutError:
-            problem = f"nothing heard of it for {self._silence_seconds:g} s"
         except OSError as error:
             problem = f"its connection broke: {error}"
         except ReplicaLost as error:
@@ -434,17 +444,10 @@ class ReplicaConnection:
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)
-            case frames.End(
-                number, reason, num_prompt_tokens, num_completion_tokens, num_cached_tokens
-            ):
-                usage = Usage(
-                    num_prompt_tokens=num_prompt_tokens,
-                    num_completion_tokens=num_completion_tokens,
-                    num_cached_tokens=num_cached_tokens,
-                )
+            case frames.End(stream=number):
                 if (stream := self._streams.get(number)) is not None:
                     stream._check_accepted("END")
-                self._end(number, Finished(reason=_known(FinishReason, reason), usage=usage))
+                self._end(number, _finished(frame))
             case frames.Error(number, error) | frames.Reject(number, error):
                 self._end(number, Failed(error=frames.error_of(error)))
             case frames.Pong(seq, state, counters):
@@ -560,6 +563,17 @@ def _expect(answer_type: type[Answer], answer: object) -> Answer:
     if not isinstance(answer, answer_type):
         raise ProtocolError(problem=f"{answer} is no {answer_type.__name__}")
     return answer
+
+
+def _finished(frame: frames.End) -> Finished:
+    usage = Usage(
+        num_prompt_tokens=frame.num_prompt_tokens,
+        num_completion_tokens=frame.num_completion_tokens,
+        num_cached_tokens=frame.num_cached_tokens,
+        num_reasoning_tokens=frame.num_reasoning_tokens,
+    )
+    reason = _known(FinishReason, frame.reason)
+    return Finished(reason=reason, usage=usage, stop_string=frame.stop_string)
 
 
 def _num_chars(delta: Delta) -> int:

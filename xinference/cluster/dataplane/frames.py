@@ -248,6 +248,8 @@ class End(Frame, frozen=True, tag="END"):
     num_prompt_tokens: int
     num_completion_tokens: int
     num_cached_tokens: int = 0
+    stop_string: str | None = None
+    num_reasoning_tokens: int = 0
 
 
 class Error(Frame, frozen=True, tag="ERROR"):
@@ -366,6 +368,8 @@ class WireChat(msgspec.Struct, frozen=True, tag_field="kind", tag="chat"):
     tool_name: str | None = None
     parallel_tool_calls: bool = True
     enable_thinking: bool | None = None
+    allowed_tools: tuple[str, ...] | None = None
+    thinking_budget: int | None = None
     reasoning_effort: str | None = None
 
 
@@ -390,6 +394,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     fairness_key: str = ""
     cache_salt: str = ""
+    count_only: bool = False
     more_prompts: tuple[WireText | WireTokens, ...] = ()
 
 
@@ -434,6 +439,8 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
                 prompt.tool_name,
                 prompt.parallel_tool_calls,
                 prompt.enable_thinking,
+                prompt.allowed_tools,
+                prompt.thinking_budget,
                 prompt.reasoning_effort,
             )
         case TextPrompt() | TokenPrompt():
@@ -446,6 +453,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
         fairness_key=request.fairness_key,
         cache_salt=request.cache_salt,
         more_prompts=tuple(map(_wire_prompt, request.more_prompts)),
+        count_only=request.count_only,
     )
     return encode(Req(stream, _raw(wire_request)))
 
@@ -468,6 +476,8 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
                 tool_name=wire.prompt.tool_name,
                 parallel_tool_calls=wire.prompt.parallel_tool_calls,
                 enable_thinking=wire.prompt.enable_thinking,
+                allowed_tools=wire.prompt.allowed_tools,
+                thinking_budget=wire.prompt.thinking_budget,
                 reasoning_effort=wire.prompt.reasoning_effort,
             )
         case WireText() | WireTokens():
@@ -480,6 +490,7 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         fairness_key=wire.fairness_key,
         cache_salt=wire.cache_salt,
         more_prompts=tuple(map(_prompt, wire.more_prompts)),
+        count_only=wire.count_only,
     )
 
 

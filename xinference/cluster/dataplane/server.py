@@ -433,7 +433,7 @@ class _Outbox:
                 self._num_bytes += delta.num_bytes
                 if self._num_bytes >= frames.CHUNK_BYTES:
                     self._cut()
-            case Finished(reason=reason, usage=usage):
+            case Finished(reason=reason, usage=usage, stop_string=stop_string):
                 self._ends.append(
                     frames.End(
                         stream,
@@ -441,6 +441,8 @@ class _Outbox:
                         usage.num_prompt_tokens,
                         usage.num_completion_tokens,
                         usage.num_cached_tokens,
+                        stop_string,
+                        usage.num_reasoning_tokens,
                     )
                 )
             case Accepted(num_prompt_tokens=num_prompt_tokens):

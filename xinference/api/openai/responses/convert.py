@@ -16,7 +16,7 @@ from xinference.protocol.generation import (
     ToolChoice,
 )
 
-from .schema import FunctionTool, NamedTool, ResponseRequest, TextFormat
+from .schema import AllowedTools, FunctionTool, NamedTool, ResponseRequest, TextFormat
 
 
 def response_request(
@@ -29,12 +29,19 @@ def response_request(
     """
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest(field="stream_options", problem="is only for requests with stream")
-    if isinstance(body.tool_choice, NamedTool):
-        choice, named = ToolChoice.REQUIRED, body.tool_choice.name
-    else:
-        choice, named = ToolChoice(body.tool_choice or ToolChoice.AUTO), None
+    choice = ToolChoice.AUTO
+    named: str | None = None
+    allowed: tuple[str, ...] | None = None
+    match body.tool_choice:
+        case NamedTool(name=name):
+            choice, named = ToolChoice.REQUIRED, name
+        case AllowedTools(mode=mode, tools=given):
+            choice, allowed = ToolChoice(mode), tuple(dict.fromkeys(tool.name for tool in given))
+        case str() as word:
+            choice = ToolChoice(word)
     tools = tuple(_tool(tool) for tool in body.tools or ())
-    check_tools(tools, is_required=choice is ToolChoice.REQUIRED, named=named)
+    chosen = (named,) if named is not None else allowed or ()
+    check_tools(tools, is_required=choice is ToolChoice.REQUIRED, chosen=chosen)
     if body.instructions is not None:
         messages = (Message(role="system", content=body.instructions), *messages)
     return GenerationRequest(
@@ -46,6 +53,7 @@ def response_request(
             tool_name=named,
             parallel_tool_calls=body.parallel_tool_calls is not False,
             enable_thinking=body.enable_thinking,
+            allowed_tools=allowed,
             reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
         ),
         sampling=SamplingParams(
@@ -54,6 +62,7 @@ def response_request(
             top_p=body.top_p,
             top_k=body.top_k,
             seed=body.seed,
+            logprobs=_logprobs(body),
             grammar=_grammar(body.text.format if body.text is not None else None),
         ),
         priority=priority_of(body.service_tier, body.priority),
@@ -62,12 +71,19 @@ def response_request(
     )
 
 
+def _logprobs(body: ResponseRequest) -> int | None:
+    """Return how many of the likeliest tokens to tell in each place; None: no logprobs at all."""
+    is_wanted = body.top_logprobs or "message.output_text.logprobs" in (body.include or ())
+    return body.top_logprobs or 0 if is_wanted else None
+
+
 def _tool(tool: FunctionTool) -> dict[str, Any]:
     """Return a function as the chats, and so the templates, describe it."""
     function = {
         "name": tool.name,
         "description": tool.description,
         "parameters": tool.parameters,
+        "strict": tool.strict,
     }
     known = {name: value for name, value in function.items() if value is not None}
     return {"type": "function", "function": known}

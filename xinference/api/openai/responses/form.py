@@ -14,6 +14,7 @@ import orjson
 from xinference.api.error_shapes import openai_body
 from xinference.api.errors import told
 from xinference.api.generation import AnswerForm
+from xinference.api.openai.form import with_top
 from xinference.api.openai.tier import served_as
 from xinference.errors import XinferenceError
 from xinference.protocol.generation import (
@@ -23,6 +24,7 @@ from xinference.protocol.generation import (
     FinishReason,
     ReasoningDelta,
     TextDelta,
+    TokenLogprob,
     ToolCallArguments,
     ToolCallStart,
     Usage,
@@ -49,7 +51,7 @@ class Output:
         self._items: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._pieces: list[str] = []
-        self.num_reasoning_tokens = 0
+        self._logprobs: list[dict[str, Any]] = []
 
     @property
     def items(self) -> list[dict[str, Any]]:
@@ -59,10 +61,9 @@ class Output:
     def take(self, delta: Delta) -> list[Event]:
         """Take the next delta; return what happens with it."""
         match delta:
-            case TextDelta(text=text):
-                return self._add("message", text)
-            case ReasoningDelta(text=text, token_ids=token_ids):
-                self.num_reasoning_tokens += len(token_ids)
+            case TextDelta(text=text, logprobs=logprobs):
+                return self._add("message", text, logprobs)
+            case ReasoningDelta(text=text):
                 return self._add("reasoning", text)
             case ToolCallArguments(text=text):
                 return self._add("function_call", text)
@@ -83,22 +84,22 @@ class Output:
             item["arguments"] = done["arguments"] = text
             events = [done]
         else:
-            part = _part(kind, text)
+            part = _part(kind, text, self._logprobs)
             item["content"] = [part]
             done["text"] = text
             events = [done, {"type": "response.content_part.done", **where, "part": part}]
         if kind == "message":
-            done["logprobs"] = []
+            done["logprobs"] = self._logprobs
         if kind == "reasoning" and self._seal_thoughts:
             item["encrypted_content"] = sealed(text)
         self._items.append(item)
-        self._open, self._pieces = None, []
+        self._open, self._pieces, self._logprobs = None, [], []
         index = where["output_index"]
         ended = {"type": "response.output_item.done", "output_index": index, "item": item}
         return [*events, ended]
 
-    def _add(self, kind: str, text: str) -> list[Event]:
-        if not text:
+    def _add(self, kind: str, text: str, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
+        if not text and not logprobs:
             return []
         events: list[Event] = []
         if self._open is None or self._open["type"] != kind:
@@ -107,9 +108,11 @@ class Output:
                 about = reasoning_content("")
             events = [*self.close("completed"), *self._begin(kind, about)]
         self._pieces.append(text)
+        told_logprobs = [with_top(one) for one in logprobs]
+        self._logprobs += told_logprobs
         event = {"type": f"{DELTA_EVENTS[kind]}.delta", **self._where(), "delta": text}
         if kind == "message":
-            event["logprobs"] = []
+            event["logprobs"] = told_logprobs
         return [*events, event]
 
     def _begin(self, kind: str, about: dict[str, Any]) -> list[Event]:
@@ -124,7 +127,7 @@ class Output:
         # Why a copy: the item changes before the event is written.
         events: list[Event] = [{**added, "item": dict(self._open)}]
         if kind != "function_call":
-            part = _part(kind, "")
+            part = _part(kind, "", [])
             events.append({"type": "response.content_part.added", **self._where(), "part": part})
         return events
 
@@ -134,8 +137,10 @@ class Output:
         return where if self._open["type"] == "function_call" else {**where, "content_index": 0}
 
 
-def _part(kind: str, text: str) -> dict[str, Any]:
-    return output_text(text) if kind == "message" else {"type": "reasoning_text", "text": text}
+def _part(kind: str, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    if kind == "message":
+        return output_text(text, logprobs)
+    return {"type": "reasoning_text", "text": text}
 
 
 class ResponseForm(AnswerForm):
@@ -225,7 +230,7 @@ class ResponseForm(AnswerForm):
             # Invariant: a response that is stored while it is streamed says the same both times.
             self._completed_at = self._completed_at or int(time.time())
             response["completed_at"] = self._completed_at
-        response["usage"] = _usage(finished.usage, output.num_reasoning_tokens)
+        response["usage"] = _usage(finished.usage)
         return response
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
@@ -244,12 +249,12 @@ def _item_status(finished: Finished) -> str:
     return "incomplete" if finished.reason is FinishReason.LENGTH else "completed"
 
 
-def _usage(usage: Usage, num_reasoning_tokens: int) -> dict[str, Any]:
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.num_prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.num_cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.num_completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
+        "output_tokens_details": {"reasoning_tokens": usage.num_reasoning_tokens},
         "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
     }
 
@@ -288,7 +293,7 @@ def _about(body: ResponseRequest, response_id: str) -> dict[str, Any]:
         "text": {"format": {"type": "text"}} | given.get("text", {}),
         "tool_choice": given.get("tool_choice", "auto"),
         "tools": tools,
-        "top_logprobs": 0,
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": body.top_p,
         "truncation": "disabled",
         "usage": None,

@@ -6,7 +6,6 @@ as they were sent.
 """
 
 import base64
-import binascii
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -74,9 +73,9 @@ def _input_text(text: str) -> dict[str, Any]:
     return {"type": "input_text", "text": text}
 
 
-def output_text(text: str) -> dict[str, Any]:
+def output_text(text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Return a piece of what a model says."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
 
 
 def reasoning_content(thought: str) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def _thought(item: ReasoningItem, where: str) -> str:
     if item.encrypted_content:
         try:
             return base64.b64decode(item.encrypted_content, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # binascii.Error, or a text that is not ASCII, or not UTF-8 inside
             raise InvalidRequest(
                 field=f"{where}.encrypted_content", problem="does not come from this server"
             ) from None

@@ -2,7 +2,7 @@
 """`/v1/responses`: make a response, and look at, go on from or forget a stored one."""
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
@@ -12,6 +12,7 @@ from xinference.api.body import read_body
 from xinference.api.edge import name_request
 from xinference.api.gateway import Gateway, gateway_of
 from xinference.api.generation import Generation, GenerationAnswer
+from xinference.api.openai.lists import After, Limit, Order, page_of_items
 from xinference.api.openapi import body_of, refusals
 from xinference.api.store.answers import AnswerKind, StoredAnswer
 from xinference.errors import InvalidRequest, ObjectNotFound
@@ -28,7 +29,6 @@ ResponseId = Annotated[str, Path(description="The id of a stored response.")]
 Include = Annotated[
     list[Includable] | None, Query(alias="include[]", description="Told in any case.")
 ]
-MAX_PAGE = 100
 
 
 async def response_generation(
@@ -142,29 +142,13 @@ async def cancel_response(request: Request, response_id: ResponseId) -> Response
 async def list_input_items(
     request: Request,
     response_id: ResponseId,
-    after: Annotated[str | None, Query(description="The last item that is known.")] = None,
+    after: After = None,
     include: Include = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
-    order: Literal["asc", "desc"] = "desc",
+    limit: Limit = 20,
+    order: Order = "desc",
 ) -> Response:
     """List what a response is an answer to: the turns before it, and its own input."""
     gateway = gateway_of(request)
     *earlier, last = await gateway.store.answers.turns(gateway.owner, response_id)
     items = [item for turn in earlier for item in _items_of(turn)] + last.given
-    if order == "desc":
-        items.reverse()
-    if after is not None:
-        positions = [position for position, item in enumerate(items) if item["id"] == after]
-        if not positions:
-            raise ObjectNotFound(kind="item", id=after)
-        items = items[positions[0] + 1 :]
-    shown = items[:limit]
-    return json_answer(
-        {
-            "object": "list",
-            "data": shown,
-            "first_id": shown[0]["id"] if shown else None,
-            "last_id": shown[-1]["id"] if shown else None,
-            "has_more": len(items) > limit,
-        }
-    )
+    return page_of_items(items, kind="item", after=after, limit=limit, order=order)

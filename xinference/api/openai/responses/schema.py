@@ -20,7 +20,7 @@ from xinference.api.openai.schema import (
     ReasoningEffort,
     ServiceTier,
 )
-from xinference.protocol.generation import MAX_PRIORITY
+from xinference.protocol.generation import MAX_LOGPROBS, MAX_PRIORITY
 
 MAX_ITEMS = 100_000
 MAX_ID_LEN = 256
@@ -162,7 +162,8 @@ class FunctionTool(Body):
     parameters: dict[str, Any] | None = None
     """A JSON schema of an object. Null: it takes none."""
 
-    strict: Annotated[object, Only(False)] = None
+    strict: bool | None = None
+    """The arguments of its calls keep to the schema to the letter, also where a call is free."""
     allowed_callers: Annotated[object, Only(["direct"])] = None
     defer_loading: Annotated[object, Only(False)] = None
     output_schema: Annotated[object, Only()] = None
@@ -174,6 +175,14 @@ class NamedTool(Body):
 
     type: Literal["function"]
     name: str = Field(min_length=1)
+
+
+class AllowedTools(Body):
+    """Those of the functions that may be called, and whether one must be."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
 
 
 class TextFormat(Body):
@@ -211,7 +220,7 @@ class ResponseStreamOptions(Body):
     include_obfuscation: Annotated[object, Only(False)] = None
 
 
-Includable = Literal["reasoning.encrypted_content"]
+Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 
 
 class ResponseRequest(Body):
@@ -249,14 +258,19 @@ class ResponseRequest(Body):
     tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     """What the model may call."""
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedTool | None,
-        Shaped('"none", "auto", "required" or {"type": "function", "name": …}'),
+        Literal["none", "auto", "required"] | NamedTool | AllowedTools | None,
+        Shaped(
+            '"none", "auto", "required", {"type": "function", "name": …} or '
+            '{"type": "allowed_tools", "mode": …, "tools": […]}'
+        ),
     ] = None
     """Null: auto."""
     parallel_tool_calls: bool | None = None
     """False: the answer ends with its first call."""
     include: Annotated[list[Includable], Field(fail_fast=True, max_length=16)] | None = None
     """What to tell in addition."""
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    """Tell of each token of the text how likely it was, and so many others in its place."""
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     service_tier: ServiceTier | None = None
@@ -281,7 +295,6 @@ class ResponseRequest(Body):
     conversation: Annotated[object, Only()] = None
     prompt: Annotated[object, Only()] = None
     truncation: Annotated[object, Only("disabled")] = None
-    top_logprobs: Annotated[object, Only(0)] = None
     max_tool_calls: Annotated[object, Only()] = None
     moderation: Annotated[object, Only()] = None
     prompt_cache_options: Annotated[object, Only()] = None
