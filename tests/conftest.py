@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test may use."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.long_runs import LongRuns, RecordLongRun, recorder
+
+# Why here: when Triton is first imported, it decides for good whether kernels are compiled, or run
+# by its interpreter, over CPU tensors.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

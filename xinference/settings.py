@@ -52,6 +52,8 @@ class Settings:
     allow_multi_replica_per_gpu: bool = True
     replica_ports: PortRange | None = None
     """None: any free port."""
+    continue_streams: bool = True
+    """Whether an answer that was begun goes on at another replica when its own dies."""
     http_keep_alive_seconds: float = 5.0
 
     @classmethod
@@ -160,6 +162,9 @@ VARIABLES: Mapping[str, Variable] = {
     ),
     "XINFERENCE_REPLICA_PORTS": Variable(
         "replica_ports", _ports, "ports of the data plane between hosts"
+    ),
+    "XINFERENCE_CONTINUE_STREAMS": Variable(
+        "continue_streams", _flag, "0: a stream whose replica dies ends with an error"
     ),
     "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": Variable(
         "http_keep_alive_seconds", _seconds, "how long an idle HTTP connection is kept"

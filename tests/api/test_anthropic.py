@@ -415,12 +415,30 @@ async def test_the_choice_of_tools_is_passed_on(
 
 
 @pytest.mark.parametrize(
-    ("given", "enable"), [(None, None), ({"type": "disabled"}, False), ({"type": "adaptive"}, None)]
+    ("given", "enable", "budget"),
+    [
+        (None, None, None),
+        ({"type": "disabled"}, False, None),
+        ({"type": "adaptive"}, None, None),
+        ({"type": "enabled", "budget_tokens": 1024}, True, 1024),
+    ],
 )
 async def test_thinking_is_passed_on(
-    http: httpx.AsyncClient, cluster: FakeCluster, given: Any, enable: bool | None
+    http: httpx.AsyncClient,
+    cluster: FakeCluster,
+    given: Any,
+    enable: bool | None,
+    budget: int | None,
 ) -> None:
-    assert (await asked(http, cluster, thinking=given)).enable_thinking is enable
+    prompt = await asked(http, cluster, thinking=given)
+
+    assert (prompt.enable_thinking, prompt.thinking_budget) == (enable, budget)
+
+
+async def test_strict_tools_are_passed_on(http: httpx.AsyncClient, cluster: FakeCluster) -> None:
+    prompt = await asked(http, cluster, tools=[{**TOOL, "strict": True}])
+
+    assert prompt.tools[0]["function"]["strict"] is True
 
 
 async def test_the_effort_is_passed_on(http: httpx.AsyncClient, cluster: FakeCluster) -> None:
@@ -496,7 +514,8 @@ async def test_a_block_of_another_kind_is_named(http: httpx.AsyncClient) -> None
         ({"tool_choice": {"type": "auto", "name": "x"}}, "tool_choice.name: goes with"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name: 'x' is none of"),
         ({"thinking": {"type": "between_tools"}}, "thinking.type: must be"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.budget_tokens: is"),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens: goes with"),
+        ({"thinking": {"type": "adaptive", "budget_tokens": 1024}}, "thinking.budget_tokens: goes"),
         ({"output_config": {"effort": "none"}}, "output_config.effort: must be"),
         ({"container": "x"}, "container: is not supported"),
         ({"mcp_servers": [{}]}, "mcp_servers: is not supported"),

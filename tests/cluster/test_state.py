@@ -18,7 +18,7 @@ from tests.cluster.simulation import (
     gpu,
 )
 from xinference.cluster.messages import DesiredReplica, InstanceState
-from xinference.cluster.routing import route_for
+from xinference.cluster.routing import ready_routes
 from xinference.cluster.state import LEASE_SECONDS, RECOVERY_SECONDS, Tell
 from xinference.errors import (
     InsufficientResources,
@@ -80,14 +80,14 @@ def test_a_launch_becomes_ready_and_gets_a_route(cluster: SimulatedCluster) -> N
     cluster.settle()
     assert state_of(cluster) is ModelState.LOADING
     with pytest.raises(ModelNotReady, match="loading"):
-        route_for(cluster.state.routes, QWEN)
+        ready_routes(cluster.state.routes, QWEN)
 
     cluster.finish_work()
     cluster.settle()
 
     assert state_of(cluster) is ModelState.READY
     assert cluster.state.launch_outcome(QWEN, launch_id)
-    assert route_for(cluster.state.routes, QWEN).instance == report.instance
+    assert ready_routes(cluster.state.routes, QWEN)[0].instance == report.instance
     assert cluster.store[QWEN].has_been_ready
     assert cluster.state.launch_progress(QWEN).progress == 1.0
 
@@ -134,7 +134,7 @@ def test_a_first_launch_that_fails_to_load_is_an_error_at_once(cluster: Simulate
         cluster.state.launch_outcome(QWEN, launch_id)
     assert cluster.state.launch_progress(QWEN).stage == "error"
     with pytest.raises(LoadFailed):
-        route_for(cluster.state.routes, QWEN)
+        ready_routes(cluster.state.routes, QWEN)
 
 
 def test_the_uid_of_a_failed_launch_can_be_used_at_once(cluster: SimulatedCluster) -> None:
@@ -221,14 +221,14 @@ def test_terminate_ends_when_the_process_is_gone(cluster: SimulatedCluster) -> N
     assert QWEN not in cluster.store
     assert not cluster.state.is_ended(QWEN, launch_id)
     with pytest.raises(ModelNotReady):
-        route_for(cluster.state.routes, QWEN)
+        ready_routes(cluster.state.routes, QWEN)
 
     cluster.finish_work()
     cluster.settle()
     assert cluster.state.is_ended(QWEN, launch_id)
     assert worker_of(cluster).instances == {}
     with pytest.raises(ModelNotFound):
-        route_for(cluster.state.routes, QWEN)
+        ready_routes(cluster.state.routes, QWEN)
 
 
 def test_a_cancelled_launch_leaves_nothing_and_its_waiter_is_told(
@@ -274,7 +274,7 @@ def test_a_killed_worker_that_comes_back_gets_its_models_again(cluster: Simulate
     cluster.state.node_lost(old.node, old.worker_epoch)
     cluster.reconcile()
     with pytest.raises(ModelNotReady):
-        route_for(cluster.state.routes, QWEN)
+        ready_routes(cluster.state.routes, QWEN)
 
     cluster.add_worker(old.node)
     cluster.run_to_rest()
@@ -320,7 +320,7 @@ def test_a_worker_that_was_only_silent_keeps_its_replica(cluster: SimulatedClust
 
     cluster.settle()
 
-    assert route_for(cluster.state.routes, QWEN).instance == instance
+    assert ready_routes(cluster.state.routes, QWEN)[0].instance == instance
     assert len(worker_of(cluster).instances) == 1
 
 
@@ -373,7 +373,7 @@ def test_a_restarted_supervisor_adopts_what_runs(cluster: SimulatedCluster) -> N
     assert state_of(cluster) is ModelState.LOADING
     cluster.settle()
 
-    assert route_for(cluster.state.routes, QWEN).instance == instance
+    assert ready_routes(cluster.state.routes, QWEN)[0].instance == instance
     assert len(worker_of(cluster).instances) == 1
     assert cluster.state.routes.version > before
 
@@ -560,7 +560,7 @@ def test_scaling_up_leaves_what_serves_alone(cluster: SimulatedCluster) -> None:
     cluster.settle()
 
     assert ticket.replicas == (1, 2)
-    assert route_for(cluster.state.routes, QWEN).instance == instance
+    assert ready_routes(cluster.state.routes, QWEN)[0].instance == instance
     assert not cluster.state.replicas_outcome(ticket)
     cluster.finish_work()
     cluster.settle()

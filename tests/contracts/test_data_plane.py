@@ -225,6 +225,23 @@ async def test_an_accepted_request_gives_its_tokens_and_then_one_end(
     assert sum(len(delta.token_ids) for delta in deltas if isinstance(delta, TextDelta)) == 7
 
 
+async def test_a_resumed_answer_goes_on_after_what_it_was_given(
+    connection: ReplicaConnection,
+) -> None:
+    request = a_request("a", max_tokens=7)
+    whole = [event async for event in await start(connection, request)]
+    deltas = [event for event in whole if isinstance(event, TextDelta)]
+    assert [len(delta.token_ids) for delta in deltas] == [1] * 7
+    tokens = [token for delta in deltas for token in delta.token_ids]
+
+    for cut in (1, 4, 7):
+        resumed = replace(request, resume_token_ids=tuple(tokens[:cut]))
+        *others, last = [event async for event in await start(connection, resumed)]
+        assert others == deltas[cut:]
+        assert isinstance(last, Finished)
+        assert last.usage.num_completion_tokens == 7
+
+
 @pytest.mark.parametrize(
     "prompt",
     [

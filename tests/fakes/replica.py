@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from xinference.cluster.dataplane.address import listening_socket
@@ -45,6 +45,8 @@ FAILS = "fake:fails"
 """As the path of a source: loading ends with LoadFailed."""
 HANGS = "fake:hangs"
 """As the path of a source: loading never ends."""
+POISON = "poison"
+"""As a prompt: the replica crashes."""
 DIES = "fake:dies"
 """As the path of a source: loading ends the process with exit code 1."""
 
@@ -89,6 +91,10 @@ class FakeReplica:
         """What it was told to load."""
         self.address = ""
         """Set by `serve_fake_replica`."""
+        self.crash: Callable[[], None] = lambda: os._exit(1)
+        """End as a process does that is killed: no goodbye. In a test's loop, a socket does."""
+        self.is_hung = False
+        """Whether it does nothing any more, though its connections stand."""
         self._deliver: Deliver = lambda events: None
 
     @property
@@ -136,6 +142,9 @@ class FakeReplica:
         )
 
     def submit(self, request: GenerationRequest) -> None:
+        if isinstance(request.prompt, TextPrompt) and request.prompt.text == POISON:
+            self._loop.call_soon(self.crash)
+            return
         try:
             live = self._validate(request)
         except XinferenceError as error:
@@ -148,7 +157,17 @@ class FakeReplica:
             self._loop.call_soon(self._deliver, told)
             return
         self._live[request.request_id] = live
-        self._deliver([(request.request_id, accepted)])
+        events: list[tuple[RequestId, ServiceEvent]] = [(request.request_id, accepted)]
+        if request.resume_token_ids:
+            said = "".join(f" {number}" for number in request.resume_token_ids)
+            delta = TextDelta(text=said, token_ids=request.resume_token_ids)
+            events.append((request.request_id, delta))
+            live.num_completion_tokens = len(request.resume_token_ids)
+        if live.num_completion_tokens == live.max_tokens:
+            del self._live[request.request_id]
+            finished = Finished(reason=FinishReason.LENGTH, usage=_usage(live))
+            events.append((request.request_id, finished))
+        self._deliver(events)
         if self._timer is None:
             self._timer = self._loop.call_later(self._step_seconds, self._step)
 
@@ -199,6 +218,8 @@ class FakeReplica:
 
     def _step(self) -> None:
         self._timer = None
+        if self.is_hung:
+            return
         if not self._live:
             return
         self._num_steps += 1
@@ -273,6 +294,15 @@ async def serve_fake_replica(
         handshake_seconds=handshake_seconds,
     )
     await server.start(listener)
+
+    def crash() -> None:
+        fake.is_hung = True
+        assert server._server is not None
+        server._server.close()
+        for peer in tuple(server._peers):
+            peer.writer.transport.abort()
+
+    fake.crash = crash
     try:
         if spec is not None:
             await fake.load(replace(spec, instance=instance), lambda *_: None)

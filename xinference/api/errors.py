@@ -34,6 +34,7 @@ from xinference.errors import (
     ObjectNotFound,
     RateLimitReached,
     RequestAborted,
+    RequestCrashesModel,
     RequestError,
     XinferenceError,
 )
@@ -51,6 +52,7 @@ STATUS: Mapping[type[XinferenceError], int] = {
     ApiKeyNotFound: 404,
     ObjectNotFound: 404,
     RequestAborted: 409,
+    RequestCrashesModel: 422,
     DuplicateRequest: 409,
     CapacityError: 503,
     ModelOverloaded: 429,

@@ -91,6 +91,7 @@ async def _serve(config: GatewayConfig) -> None:
             config.supervisor_address,
             cluster_key=config.cluster_key,
             socket_directory=private_directory(config.run_directory, config.name),
+            continues_streams=config.continues_streams,
         )
         app = create_app(
             cluster,

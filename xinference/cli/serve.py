@@ -291,6 +291,7 @@ def _gateway_configs(
             port=options.port,
             disable_metrics=settings.disable_metrics,
             http_keep_alive_seconds=settings.http_keep_alive_seconds,
+            continues_streams=settings.continue_streams,
             ssl_certfile=options.ssl_certfile,
             ssl_keyfile=options.ssl_keyfile,
             number=number,

@@ -103,6 +103,8 @@ class GatewayConfig(RoleConfig):
     port: int = 9997
     disable_metrics: bool = False
     http_keep_alive_seconds: float = 5.0
+    continues_streams: bool = True
+    """Whether an answer that was begun goes on at another replica when its own dies."""
     ssl_certfile: str | None = None
     """PEM; with it the port speaks HTTPS."""
     ssl_keyfile: str | None = None

@@ -112,6 +112,8 @@ class EngineRequest:
     """Of an `EnginePrompt`."""
     more_prompts: tuple[EnginePrompt, ...] = ()
     """Each has answers of its own, which are counted behind those of the one before."""
+    resume_token_ids: tuple[int, ...] = ()
+    """The beginning of the answer, as another engine generated it: this one goes on after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +137,7 @@ class ValidRequest:
     """What the answer begins with."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """The token sequences of `sampling.bad_words`."""
+    resume_token_ids: tuple[int, ...] = ()
     others: tuple["ValidRequest", ...] = ()
     """The same request for its other prompts."""
 
@@ -351,6 +354,13 @@ class Engine:
                 field="prompt",
                 problem=f"{wrong} is not a token id; those are 0 to {self._vocab_size - 1}",
             )
+        resumed = request.resume_token_ids
+        if len(resumed) > max_tokens or not all(0 <= one < self._vocab_size for one in resumed):
+            problem = f"must be up to {max_tokens} token ids of this model"
+            raise InvalidRequest(field="resume_token_ids", problem=problem)
+        if resumed and (given.num_made > 1 or request.more_prompts):
+            problem = "cannot be the beginning of several answers"
+            raise InvalidRequest(field="resume_token_ids", problem=problem)
         for token_id in given.stop_token_ids:
             if not 0 <= token_id < self._vocab_size:
                 raise InvalidRequest(
@@ -395,6 +405,7 @@ class Engine:
             matcher=self._matcher(request),
             echo=self._echo_of(asked) if given.echo else "",
             bad_words=tuple(sorted(bad_words)),
+            resume_token_ids=resumed,
         )
 
     def _matcher(self, request: EngineRequest) -> Matcher | None:
@@ -405,12 +416,15 @@ class Engine:
             inner = self._grammars.compile(grammar, frame)
         return inner if limit is None else LimitedThinking(limit, self._token_bytes.of, inner)
 
-    def add(self, request: ValidRequest) -> None:
-        """Take a request into the waiting queue. Its id must not be live."""
+    def add(self, request: ValidRequest) -> list[Event]:
+        """Take a request into the waiting queue. Its id must not be live.
+
+        Returns:
+            Of one that is resumed, what it had generated; and its end, if that was all of it.
+        """
         assert request.request_id not in self._choices, request.request_id
         if request.num_answers == 1:
-            self._add_one(request)
-            return
+            return self._add_one(request)
         choices = Choices(request.request_id, request.sampling, prompt_lens=request.prompt_lens)
         self._choices[request.request_id] = choices
         self._parents |= dict.fromkeys(choices.child_ids, choices)
@@ -428,8 +442,9 @@ class Engine:
             # Why not all at once: the others find in the cache what the first has computed.
             self._siblings[first.request_id] = siblings
             self._add_one(first)
+        return []
 
-    def _add_one(self, request: ValidRequest) -> None:
+    def _add_one(self, request: ValidRequest) -> list[Event]:
         assert request.request_id not in self._live, request.request_id
         sampling = request.sampling
         assert sampling.max_tokens is not None, request
@@ -474,6 +489,19 @@ class Engine:
         )
         self._scheduler.add(live.sequence)
         self._live[request.request_id] = live
+        return self._resume(live, request.resume_token_ids) if request.resume_token_ids else []
+
+    def _resume(self, live: _Live, token_ids: tuple[int, ...]) -> list[Event]:
+        """Let an answer stand where it stood after these tokens, as if they were drawn here."""
+        assert live.saved_tokens is not None, live
+        live.saved_tokens = np.concatenate((live.saved_tokens, np.asarray(token_ids, np.int32)))
+        events: list[Event] = []
+        for token_id in token_ids:
+            live.sequence.num_tokens += 1
+            events += self._tell(live, token_id)
+            if isinstance(events[-1][1], Finished | Failed):
+                break
+        return events
 
     def abort(self, request_id: RequestId) -> list[Event]:
         """End a request, waiting or running; its slot and blocks are free when this returns.

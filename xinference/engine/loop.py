@@ -187,9 +187,7 @@ class EngineLoop:
             is_stopping = self._is_stopping
             if is_stopping:
                 to_abort = [(request_id, None) for request_id in self._live]
-        for request in submitted:
-            self._engine.add(request)
-        events: list[Event] = []
+        events = [event for request in submitted for event in self._engine.add(request)]
         for request_id, index in to_abort:
             if index is None:
                 events += self._engine.abort(request_id)

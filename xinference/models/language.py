@@ -229,6 +229,7 @@ class LanguageModel:
                 more_prompts=tuple(map(self._engine_prompt, request.more_prompts)),
                 frame=frame,
                 thinking=thinking,
+                resume_token_ids=request.resume_token_ids,
             ),
             readers=readers,
         )

@@ -291,6 +291,9 @@ class GenerationRequest:
     """Requests of one priority take turns by it: a caller with many does not hold up the others."""
     cache_salt: str = ""
     """Only requests with the same one share what is cached of their prompts."""
+    resume_token_ids: tuple[int, ...] = ()
+    """The tokens that a replica which is gone had generated of the only answer. It goes on after
+    them; with the same seed, by the same draws."""
     count_only: bool = False
     """Accept it, which tells how long the prompt is, and end: nothing is computed."""
     more_prompts: tuple[TextPrompt | TokenPrompt, ...] = ()
@@ -302,11 +305,16 @@ class GenerationRequest:
         """How many answers are told."""
         return (1 + len(self.more_prompts)) * self.sampling.n
 
+    @property
+    def num_made(self) -> int:
+        """How many answers are generated."""
+        return (1 + len(self.more_prompts)) * self.sampling.num_made
+
     def __post_init__(self) -> None:
         num_prompts = 1 + len(self.more_prompts)
         if num_prompts > 1 and isinstance(self.prompt, ChatPrompt):
             raise InvalidRequest(field="prompt", problem="a chat has one")
-        if num_prompts > MAX_PROMPTS or num_prompts * self.sampling.num_made > MAX_ANSWERS:
+        if num_prompts > MAX_PROMPTS or self.num_made > MAX_ANSWERS:
             raise InvalidRequest(
                 field="prompt",
                 problem=f"may be {MAX_PROMPTS} at most, with {MAX_ANSWERS} answers in all, "

@@ -120,7 +120,7 @@ async def chat_generation(gateway: Gateway, body: ChatRequest, request_id: Reque
     openapi_extra=body_of(ChatRequest),
     responses={
         200: {"model": ChatAnswer, "content": {"text/event-stream": {}}},
-        **refusals(400, 404, 409, 413, 429, 503),
+        **refusals(400, 404, 409, 413, 422, 429, 503),
     },
 )
 async def create_chat_completion(request: Request) -> Response:

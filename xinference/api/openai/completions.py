@@ -85,7 +85,7 @@ async def completion_generation(
     openapi_extra=body_of(CompletionRequest),
     responses={
         200: {"model": CompletionAnswer, "content": {"text/event-stream": {}}},
-        **refusals(400, 404, 409, 413, 429, 503),
+        **refusals(400, 404, 409, 413, 422, 429, 503),
     },
 )
 async def create_completion(request: Request) -> Response:

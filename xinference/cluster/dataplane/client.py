@@ -32,6 +32,8 @@ from xinference.protocol.generation import (
     Finished,
     FinishReason,
     GenerationRequest,
+    ReasoningDelta,
+    TextDelta,
     ToolCallStart,
     Usage,
 )
@@ -60,13 +62,19 @@ class ReplicaStream:
     """An accepted request: zero or more deltas, then one `Finished`, or it raises.
 
     Implements `GenerationStream`. It belongs to one task, which iterates it to its end or calls
-    `aclose`; cancelling a wait for the next event loses none.
+    `aclose`; cancelling a wait for the next event loses none. Of a resumed request it gives what
+    comes after the tokens that the request has brought.
     """
 
-    def __init__(self, connection: "ReplicaConnection", stream: int, request_id: RequestId) -> None:
+    def __init__(
+        self, connection: "ReplicaConnection", stream: int, request: GenerationRequest
+    ) -> None:
         self._connection = connection
         self._stream = stream
-        self._request_id = request_id
+        self._request_id = request.request_id
+        self._num_repeated = len(request.resume_token_ids)
+        """Tokens that are still to come for the second time."""
+        self._is_repeating = False
         self._accepted: Accepted | None = None
         self._events: deque[Delta | Finished | Failed] = deque()
         self._num_chars = 0
@@ -132,7 +140,22 @@ class ReplicaStream:
         if self._accepted is None:
             raise ProtocolError(problem=f"{frame} before ACCEPT on stream {self._stream}")
 
+    def _is_repeated(self, delta: Delta) -> bool:
+        """Return whether a piece of a resumed answer is what was generated before.
+
+        Of the pieces of one token the first has it, and those behind it have none.
+        """
+        if not self._is_repeating and not self._num_repeated:
+            return False
+        num_tokens = len(delta.token_ids) if isinstance(delta, TextDelta | ReasoningDelta) else 0
+        if num_tokens or self._num_repeated:
+            self._is_repeating = self._num_repeated > 0
+            self._num_repeated = max(0, self._num_repeated - num_tokens)
+        return self._is_repeating
+
     def _push(self, delta: Delta) -> None:
+        if self._is_repeated(delta):
+            return
         self._num_chars += _num_chars(delta)
         if len(self._events) >= MAX_BUFFERED_EVENTS or self._num_chars > MAX_BUFFERED_CHARS:
             logger.warning("request %s: its consumer is too slow; aborted", self._request_id)
@@ -167,6 +190,8 @@ class ReplicaConnection:
     ) -> None:
         self.model = model
         self.closed = asyncio.Event()
+        self.has_said_goodbye = False
+        """Whether the replica said that it ends; without it, it crashed or cannot be reached."""
         self._reader = reader
         self._writer = writer
         self._decoder = decoder
@@ -258,7 +283,7 @@ class ReplicaConnection:
         self._check_open()
         number = next(self._stream_numbers)
         encoded = frames.encode_request(number, request)
-        stream = self._streams[number] = ReplicaStream(self, number, request.request_id)
+        stream = self._streams[number] = ReplicaStream(self, number, request)
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._send(encoded)
@@ -425,6 +450,7 @@ class ReplicaConnection:
         except OSError as error:
             problem = f"its connection broke: {error}"
         except ReplicaLost as error:
+            self.has_said_goodbye = True
             problem = error.problem
         except XinferenceError as error:
             problem = str(error)

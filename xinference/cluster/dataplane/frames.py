@@ -394,6 +394,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: int = 0
     fairness_key: str = ""
     cache_salt: str = ""
+    resume_token_ids: tuple[int, ...] = ()
     count_only: bool = False
     more_prompts: tuple[WireText | WireTokens, ...] = ()
 
@@ -453,6 +454,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
         fairness_key=request.fairness_key,
         cache_salt=request.cache_salt,
         more_prompts=tuple(map(_wire_prompt, request.more_prompts)),
+        resume_token_ids=request.resume_token_ids,
         count_only=request.count_only,
     )
     return encode(Req(stream, _raw(wire_request)))
@@ -490,6 +492,7 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         fairness_key=wire.fairness_key,
         cache_salt=wire.cache_salt,
         more_prompts=tuple(map(_prompt, wire.more_prompts)),
+        resume_token_ids=wire.resume_token_ids,
         count_only=wire.count_only,
     )
 

@@ -429,10 +429,12 @@ class _Outbox:
         match event:
             case TextDelta() | ReasoningDelta() | ToolCallStart() | ToolCallArguments():
                 delta = frames.Delta.of(stream, event)
+                # Why not before one without tokens: it is of the same step as the one before it,
+                # and whoever goes on after a lost connection counts by tokens.
+                if self._num_bytes >= frames.CHUNK_BYTES and delta.token_ids:
+                    self._cut()
                 self._deltas.append(delta)
                 self._num_bytes += delta.num_bytes
-                if self._num_bytes >= frames.CHUNK_BYTES:
-                    self._cut()
             case Finished(reason=reason, usage=usage, stop_string=stop_string):
                 self._ends.append(
                     frames.End(

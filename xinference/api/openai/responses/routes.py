@@ -86,7 +86,7 @@ def _items_of(turn: StoredAnswer) -> list[dict[str, Any]]:
     openapi_extra=body_of(ResponseRequest),
     responses={
         200: {"content": {"text/event-stream": {}}},
-        **refusals(400, 404, 409, 413, 429, 503),
+        **refusals(400, 404, 409, 413, 422, 429, 503),
     },
 )
 async def create_response(request: Request) -> Response:
