@@ -69,6 +69,7 @@ def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         priority=priority_of(body.service_tier, body.priority),
+        fairness_key=body.user or body.safety_identifier or "",
     )
 
 
@@ -82,6 +83,7 @@ def completion_request(body: CompletionRequest, request_id: RequestId) -> Genera
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
         priority=body.priority or 0,
+        fairness_key=body.user or "",
         echo=bool(body.echo),
         more_prompts=tuple(others),
     )
@@ -100,6 +102,7 @@ def _request(
     max_tokens: int | None,
     logprobs: int | None,
     priority: int,
+    fairness_key: str,
     echo: bool = False,
     more_prompts: tuple[TextPrompt | TokenPrompt, ...] = (),
 ) -> GenerationRequest:
@@ -140,7 +143,7 @@ def _request(
         prompt=prompt,
         sampling=sampling,
         priority=priority,
-        fairness_key=body.user or "",
+        fairness_key=fairness_key,
         cache_salt=body.cache_salt or "",
         more_prompts=more_prompts,
     )
