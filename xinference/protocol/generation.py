@@ -296,6 +296,8 @@ class GenerationRequest:
     them; with the same seed, by the same draws."""
     count_only: bool = False
     """Accept it, which tells how long the prompt is, and end: nothing is computed."""
+    max_total_tokens: int | None = None
+    """Where prompt and answer together end. None: where the model's context does."""
     more_prompts: tuple[TextPrompt | TokenPrompt, ...] = ()
     """Of a completion: prompts that are answered as well, each by itself and with the same seed.
     `choice_index` counts the answers of all, prompt after prompt."""
@@ -314,6 +316,8 @@ class GenerationRequest:
         num_prompts = 1 + len(self.more_prompts)
         if num_prompts > 1 and isinstance(self.prompt, ChatPrompt):
             raise InvalidRequest(field="prompt", problem="a chat has one")
+        if num_prompts > 1 and self.max_total_tokens is not None:
+            raise InvalidRequest(field="max_total_tokens", problem="is for a single prompt")
         if num_prompts > MAX_PROMPTS or self.num_made > MAX_ANSWERS:
             raise InvalidRequest(
                 field="prompt",

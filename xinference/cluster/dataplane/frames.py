@@ -396,6 +396,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_salt: str = ""
     resume_token_ids: tuple[int, ...] = ()
     count_only: bool = False
+    max_total_tokens: int | None = None
     more_prompts: tuple[WireText | WireTokens, ...] = ()
 
 
@@ -456,6 +457,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
         more_prompts=tuple(map(_wire_prompt, request.more_prompts)),
         resume_token_ids=request.resume_token_ids,
         count_only=request.count_only,
+        max_total_tokens=request.max_total_tokens,
     )
     return encode(Req(stream, _raw(wire_request)))
 
@@ -494,6 +496,7 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         more_prompts=tuple(map(_prompt, wire.more_prompts)),
         resume_token_ids=wire.resume_token_ids,
         count_only=wire.count_only,
+        max_total_tokens=wire.max_total_tokens,
     )
 
 
