@@ -19,12 +19,19 @@ from transformers import PreTrainedTokenizerBase
 from xinference.engine import (
     Engine,
     EngineLoop,
+    EnginePrompt,
     EngineRequest,
     Frame,
     ThinkingLimit,
     load_engine,
 )
-from xinference.errors import AbilityMissing, DuplicateRequest, InvalidRequest, LoadFailed
+from xinference.errors import (
+    AbilityMissing,
+    ContextLengthExceeded,
+    DuplicateRequest,
+    InvalidRequest,
+    LoadFailed,
+)
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 from xinference.protocol.generation import (
@@ -186,7 +193,7 @@ class LanguageModel:
         """Return what the engine is to be asked, and who reads the answer. Changes nothing.
 
         Raises:
-            AbilityMissing, InvalidRequest
+            AbilityMissing, InvalidRequest, ContextLengthExceeded
         """
         prompt = request.prompt
         readers: AnswerReaders | None = None
@@ -204,6 +211,7 @@ class LanguageModel:
                 # Why no special tokens: the template has written those that it wants.
                 token_ids = self._encode(rendered, field="messages", special_tokens=False)
                 readers = self._new_readers(prompt, rendered, request.sampling)
+                asked = EnginePrompt(token_ids=token_ids)
                 thinking = self._thinking_limit(prompt, rendered)
                 frame = frame_of(
                     prompt,
@@ -212,28 +220,53 @@ class LanguageModel:
                     rendered=rendered,
                     token_ids=self._marker_ids,
                 )
-            case TextPrompt(text=text):
-                if not text:
-                    raise InvalidRequest(field="prompt", problem="must not be empty")
-                token_ids = self._encode(text, field="prompt", special_tokens=True)
-            case TokenPrompt():
-                token_ids = list(prompt.token_ids)  # the engine checks them
+            case TextPrompt() | TokenPrompt():
+                asked = self._engine_prompt(prompt)
         return Prepared(
             request=EngineRequest(
                 request_id=request.request_id,
-                prompt_token_ids=token_ids,
-                sampling=self._with_own_stops(request.sampling),
+                prompt_token_ids=asked.token_ids,
+                sampling=self._with_own_stops(self._within_total(request, len(asked.token_ids))),
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
                 kept_token_ids=self._kept_token_ids if readers is not None else frozenset(),
-                prompt_text=prompt.text if isinstance(prompt, TextPrompt) else None,
+                prompt_text=asked.text,
+                more_prompts=tuple(map(self._engine_prompt, request.more_prompts)),
                 frame=frame,
                 thinking=thinking,
                 resume_token_ids=request.resume_token_ids,
             ),
             readers=readers,
         )
+
+    def _engine_prompt(self, prompt: TextPrompt | TokenPrompt) -> EnginePrompt:
+        if isinstance(prompt, TokenPrompt):
+            return EnginePrompt(token_ids=prompt.token_ids)  # the engine checks them
+        if not prompt.text:
+            raise InvalidRequest(field="prompt", problem="must not be empty")
+        token_ids = self._encode(prompt.text, field="prompt", special_tokens=True)
+        return EnginePrompt(token_ids=token_ids, text=prompt.text)
+
+    def _within_total(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
+        """Return the parameters, with an answer that ends where the request's total does."""
+        total = request.max_total_tokens
+        if total is None:
+            return request.sampling
+        if total > self.context_length:
+            raise InvalidRequest(
+                field="max_total_tokens",
+                problem=f"must be at most the model's context, {self.context_length}, got {total}",
+            )
+        max_tokens = request.sampling.max_tokens
+        room = total - num_prompt_tokens
+        if room < 1:
+            raise ContextLengthExceeded(
+                num_prompt_tokens=num_prompt_tokens,
+                max_tokens=max_tokens or 1,
+                max_model_len=total,
+            )
+        return replace(request.sampling, max_tokens=min(max_tokens or room, room))
 
     def _read(
         self, events: list[tuple[RequestId, GenerationEvent]]
