@@ -253,7 +253,7 @@ def test_a_request_comes_back_as_it_was(request: ModelRequest) -> None:
     (received,) = decoder.feed(frames.encode_request(3, request))
 
     assert received.stream == 3
-    assert frames.decode_request(received) == request
+    assert frames.decode_request(received.request, received.kind) == request
 
 
 @given(st.binary(max_size=200))
@@ -374,6 +374,6 @@ def test_a_bad_request_for_numbers_is_refused_by_name(kind: str, given: object, 
     raw = msgspec.Raw(msgspec.msgpack.encode(given))
 
     with pytest.raises(InvalidRequest) as caught:
-        frames.decode_request(frames.Req(1, raw, kind))
+        frames.decode_request(raw, kind)
 
     assert caught.value.field == field

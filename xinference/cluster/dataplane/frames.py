@@ -562,18 +562,18 @@ def encode_request(stream: int, request: ModelRequest) -> bytes:
     return encode(Req(stream, _raw(wire_request)))
 
 
-def decode_request(frame: Req) -> ModelRequest:
-    """Read what a REQ frame carries.
+def decode_request(raw: msgspec.Raw, kind: str = "generate") -> ModelRequest:
+    """Read what a REQ frame carries, and as what.
 
     Raises:
         InvalidRequest: its kind is unknown; a field is missing, unknown or has a bad value.
     """
-    if frame.kind in _VECTOR_REQUESTS:
-        given = _read(_vector_decoders[frame.kind], frame.request)
-        return _VECTOR_REQUESTS[frame.kind](**msgspec.structs.asdict(given))
-    if frame.kind != "generate":
-        raise InvalidRequest(field="kind", problem=f"{frame.kind[:60]!r} is none that is known")
-    wire: WireRequest = _read(_request_decoder, frame.request)
+    if kind in _VECTOR_REQUESTS:
+        given = _read(_vector_decoders[kind], raw)
+        return _VECTOR_REQUESTS[kind](**msgspec.structs.asdict(given))
+    if kind != "generate":
+        raise InvalidRequest(field="kind", problem=f"{kind[:60]!r} is none that is known")
+    wire: WireRequest = _read(_request_decoder, raw)
     prompt: Prompt
     match wire.prompt:
         case WireChat():

@@ -298,7 +298,7 @@ class DataPlaneServer:
             peer.send(frames.encode(frames.Reject(stream, error.to_wire())))
 
     def _admit(self, peer: _Peer, frame: frames.Req) -> None:
-        request = frames.decode_request(frame)
+        request = frames.decode_request(frame.request, frame.kind)
         if self._service.state is not ReplicaState.READY:
             raise ModelNotReady(
                 model=self._service.model,
