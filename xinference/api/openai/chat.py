@@ -99,7 +99,8 @@ async def chat_generation(gateway: Gateway, body: ChatRequest, request_id: Reque
     form = ChatForm(asked, body.model, with_usage=wants_usage(body), service_tier=tier)
 
     async def keep(whole: bytes) -> None:
-        answer = orjson.loads(whole) | {"metadata": body.metadata}
+        labels = {"metadata": body.metadata, "prompt_cache_key": body.prompt_cache_key}
+        answer = orjson.loads(whole) | labels
         await gateway.store.answers.save(
             gateway.owner,
             AnswerKind.CHAT,

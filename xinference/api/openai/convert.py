@@ -69,6 +69,7 @@ def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         priority=priority_of(body.service_tier, body.priority),
+        fairness_key=body.user or body.safety_identifier or "",
     )
 
 
@@ -81,6 +82,7 @@ def completion_request(body: CompletionRequest, request_id: RequestId) -> Genera
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
         priority=body.priority or 0,
+        fairness_key=body.user or "",
         echo=bool(body.echo),
     )
 
@@ -98,6 +100,7 @@ def _request(
     max_tokens: int | None,
     logprobs: int | None,
     priority: int,
+    fairness_key: str,
     echo: bool = False,
 ) -> GenerationRequest:
     if wants_usage(body) and not body.stream:
@@ -137,7 +140,7 @@ def _request(
         prompt=prompt,
         sampling=sampling,
         priority=priority,
-        fairness_key=body.user or "",
+        fairness_key=fairness_key,
         cache_salt=body.cache_salt or "",
     )
 

@@ -344,8 +344,9 @@ class ChatRequest(SharedParameters):
     service_tier: ServiceTier | None = None
     """Who is served first: priority (or fast), then auto and default, then flex."""
     safety_identifier: str | None = None
-    """A label that changes nothing, like the next."""
+    """Stands for `user` where that is missing."""
     prompt_cache_key: str | None = None
+    """A label that is kept with it: prompts that begin alike share what is cached anyway."""
 
     logprobs: bool | None = None
     """Tell how likely each token was."""

@@ -141,10 +141,16 @@ class Batches:
     async def claim(self) -> Lease | None:
         """Take the oldest live batch that nobody works on; None if there is none."""
         now, holder = time.time(), secrets.token_hex(8)
+        oldest = f"SELECT min(seq) FROM batch WHERE {_IS_LIVE} AND lease_until < ?"
+        # Why two steps: workers look all the time, and only who writes keeps others waiting.
+        (seq,) = await self._database.read(
+            lambda connection: connection.execute(oldest, (now,)).fetchone()
+        )
+        if seq is None:
+            return None
         row = await self._database.write(
             lambda connection: connection.execute(
-                "UPDATE batch SET lease_holder = ?, lease_until = ? WHERE seq = ("
-                f" SELECT min(seq) FROM batch WHERE {_IS_LIVE} AND lease_until < ?)"
+                f"UPDATE batch SET lease_holder = ?, lease_until = ? WHERE seq = ({oldest})"
                 " RETURNING seq, owner",
                 (holder, now + LEASE_SECONDS, now),
             ).fetchone()

@@ -66,7 +66,7 @@ def response_request(
             grammar=_grammar(body.text.format if body.text is not None else None),
         ),
         priority=priority_of(body.service_tier, body.priority),
-        fairness_key=body.user or "",
+        fairness_key=body.user or body.safety_identifier or "",
         cache_salt=body.cache_salt or "",
     )
 

@@ -278,9 +278,9 @@ class ResponseRequest(Body):
     user: str | None = None
     """On whose behalf: those who wait with one priority take turns by it."""
     safety_identifier: str | None = None
-    """A label."""
+    """Stands for `user` where that is missing."""
     prompt_cache_key: str | None = None
-    """A label: prompts that begin alike share what is cached without it."""
+    """A label that is kept with it: prompts that begin alike share what is cached anyway."""
     request_id: str | None = Field(None, pattern=r"^[!-~]{1,128}$")
     """Names the request, so that it can be aborted."""
     priority: int | None = Field(None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
