@@ -57,7 +57,7 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
-from xinference.protocol.nodes import NodeResources, NodeStatus
+from xinference.protocol.nodes import NodeResources, NodeState, NodeStatus
 
 from .messages import (
     Command,
@@ -227,9 +227,11 @@ class _Node:
     """It does not answer; it may be restarting."""
 
     @property
-    def takes_replicas(self) -> bool:
-        """Whether something new may be placed on it."""
-        return not self.is_leaving and not self.is_suspect
+    def state(self) -> NodeState:
+        """How it is; only one that is ready gets anything new."""
+        if self.is_suspect:
+            return NodeState.SUSPECT
+        return NodeState.LEAVING if self.is_leaving else NodeState.READY
 
 
 class ClusterState:
@@ -750,7 +752,7 @@ class ClusterState:
         loads = {
             name: NodeLoad.of(name, node.resources)
             for name, node in self._nodes.items()
-            if node.takes_replicas
+            if node.state is NodeState.READY
         }
         for model in self._models.values():
             memory_bytes = _memory_of(model)
@@ -861,6 +863,7 @@ class ClusterState:
                 num_replicas=sum(
                     report.state is not InstanceState.EXITED for report in node.instances.values()
                 ),
+                state=node.state,
             )
             for name, node in sorted(self._nodes.items())
         ]
