@@ -97,7 +97,7 @@ class Form(AnswerForm):
             service_tier: said with every answer and chunk; None: not a word.
         """
         self._with_usage = with_usage
-        self._num_choices = asked.sampling.n
+        self._num_choices = asked.num_choices
         self._with_logprobs = asked.sampling.logprobs is not None
         self._about: dict[str, Any] = {
             "id": f"{self.id_prefix}-{asked.request_id}",
