@@ -28,7 +28,6 @@ from xinference.errors import (
     DuplicateRequest,
     InvalidRequest,
     LoadFailed,
-    ModelNotReady,
     PeerUnreachable,
     ProtocolError,
     ReplicaLost,
@@ -224,23 +223,6 @@ async def test_an_accepted_request_gives_its_tokens_and_then_one_end(
     assert last.usage.num_completion_tokens == 7
     assert all(isinstance(delta, TextDelta) for delta in deltas)
     assert sum(len(delta.token_ids) for delta in deltas if isinstance(delta, TextDelta)) == 7
-
-
-async def test_a_replica_that_is_stopped_finishes_what_it_has_and_takes_nothing_new(
-    subject: Subject, connection: ReplicaConnection
-) -> None:
-    stream = await start(connection, a_request("a", max_tokens=20))
-    actor = await subject.open(role="actor")
-    async with contextlib.aclosing(actor):
-        await actor.stop(grace_seconds=SECONDS)
-        await actor.ping(SECONDS)
-
-        with pytest.raises(ModelNotReady):
-            await start(connection, a_request("b"))
-        events = [event async for event in stream]
-
-        assert isinstance(events[-1], Finished)
-        assert events[-1].usage.num_completion_tokens == 20
 
 
 async def test_a_resumed_answer_goes_on_after_what_it_was_given(
