@@ -71,7 +71,7 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
+from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting, NodeResources, NodeStatus
 from xinference.protocol.vectors import VectorPiece, VectorRequest
 
 from .vectors import pieces_of, tokens_of
@@ -559,6 +559,12 @@ class FakeCluster:
             for uid, model in self._models.items()
             if model.state is ModelState.READY
         }
+
+    def routing(self) -> GatewayRouting:
+        ready = [model for model in self._models.values() if model.state is ModelState.READY]
+        return GatewayRouting(
+            num_ready_models=len(ready), num_retried=3, num_continued=2, num_ejected=1
+        )
 
     async def info(self) -> ClusterInfo:
         self._fail_if_told()

@@ -24,6 +24,7 @@ COMMANDS = {
     "registrations": "registrations",
     "rerank": "vectors",
     "scale": "models",
+    "status": "status",
     "stop-cluster": "serve",
     "terminate": "models",
     "unregister": "registrations",
