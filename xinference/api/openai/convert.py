@@ -92,6 +92,11 @@ def wants_usage(body: SharedParameters) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
+def wants_obfuscation(body: SharedParameters) -> bool:
+    """Return whether the sizes of a stream's chunks are to tell nothing."""
+    return bool(body.stream_options and body.stream_options.include_obfuscation)
+
+
 def _request(
     body: SharedParameters,
     prompt: Prompt,
@@ -103,7 +108,7 @@ def _request(
     fairness_key: str,
     echo: bool = False,
 ) -> GenerationRequest:
-    if wants_usage(body) and not body.stream:
+    if (wants_usage(body) or wants_obfuscation(body)) and not body.stream:
         raise InvalidRequest(field="stream_options", problem="is only for requests with stream")
     n = body.n or 1
     if body.stream and (body.best_of or n) > n:
