@@ -23,7 +23,7 @@ from xinference.protocol.generation import Failed, Finished, GenerationEvent, Sa
 
 from . import http_load
 
-REQUESTS, PROMPT_LEN, NEW_TOKENS = 32, 16, 48
+REQUESTS, PROMPT_LEN, NEW_TOKENS = 32, 16, 24
 MODEL = "random"
 MAX_MODEL_LEN = 256
 VOCABULARY = 151_646

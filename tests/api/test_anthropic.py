@@ -45,6 +45,7 @@ STORY: list[str | Delta] = [
     "Let me ",
     "look.",
     ToolCallStart(index=0, call_id="call_a", name="get_weather"),
+    TextDelta(text="", token_ids=(7,)),
     ToolCallArguments(index=0, text='{"city": '),
     ToolCallArguments(index=0, text='"Paris"}'),
     ToolCallStart(index=1, call_id="call_b", name="get_weather"),
@@ -157,7 +158,7 @@ async def test_a_stream_is_the_events_that_anthropic_documents(
         (None, {"max_tokens": 3}),
         (None, {"stop_sequences": ["a replica", "never"]}),
         (STORY, {}),
-        (STORY, {"max_tokens": 7}),
+        (STORY, {"max_tokens": 8}),
         (STORY, {"max_tokens": 2}),
         ([], {}),
         (["é☃𝄞", "\u2028\r\n\n"], {}),
@@ -203,9 +204,9 @@ async def test_the_content_is_the_blocks_in_their_order(
 async def test_a_call_that_is_cut_is_told_as_far_as_it_goes(
     http: httpx.AsyncClient, cluster: FakeCluster
 ) -> None:
-    cluster.words = lambda request: iter(STORY[5:7])
+    cluster.words = lambda request: iter(STORY[5:8])
 
-    answer = (await http.post(PATH, json=body(max_tokens=2))).json()
+    answer = (await http.post(PATH, json=body(max_tokens=3))).json()
 
     assert answer["content"] == [USE | {"input": {}}]
     assert answer["stop_reason"] == "max_tokens"

@@ -193,6 +193,34 @@ async def test_what_was_there_of_a_prompt_is_told_with_the_end(loaded: ReplicaPr
     assert after - before == 48
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(max_tokens=30, temperature=0.0),
+        SamplingParams(max_tokens=30, temperature=1.0, seed=1, stop=("e", "th", "00", "1")),
+        SamplingParams(max_tokens=30, temperature=1.0, seed=2, n=3),
+        SamplingParams(max_tokens=30, temperature=1.5, seed=3, logprobs=2, stop=("a",)),
+        SamplingParams(max_tokens=1, temperature=0.0),
+    ],
+    ids=["plain", "stop strings", "three answers", "logprobs", "one token"],
+)
+async def test_usage_counts_each_token_that_was_delivered_once(
+    loaded: ReplicaProcess, sampling: SamplingParams
+) -> None:
+    chat = ChatPrompt(messages=(Message(role="user", content="count"),))
+    request = replace(a_request("u"), prompt=chat, sampling=sampling)
+    async with contextlib.aclosing(await opened(loaded)) as connection:
+        stream = await connection.generate(request, timeout_seconds=SECONDS)
+        num_prompt_tokens = stream.accepted.num_prompt_tokens
+        events = [event async for event in stream]
+
+    num_delivered = sum(len(event.token_ids) for event in events if isinstance(event, TextDelta))
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert end.usage.num_prompt_tokens == num_prompt_tokens
+    assert end.usage.num_completion_tokens == num_delivered
+
+
 async def test_a_disconnect_stops_the_engine(loaded: ReplicaProcess) -> None:
     async with contextlib.aclosing(await opened(loaded)) as watcher:
         connection = await opened(loaded)

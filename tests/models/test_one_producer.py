@@ -285,7 +285,7 @@ def player(request: pytest.FixtureRequest) -> Iterator[Player]:
 def test_a_stream_and_a_whole_answer_say_what_the_tokens_spell(
     player: Player, is_long: bool, record_long_run: RecordLongRun
 ) -> None:
-    counted = {"answers": 0, "calls": 0, "thoughts": 0}
+    counted = {"answers": 0, "with_tools": 0, "opened_thoughts": 0}
 
     @settings(
         max_examples=NUM_EXAMPLES if is_long else NUM_EXAMPLES_OF_CI,
@@ -298,8 +298,8 @@ def test_a_stream_and_a_whole_answer_say_what_the_tokens_spell(
     def run(case: Case) -> None:
         check(player, case)
         counted["answers"] += case.n
-        counted["calls"] += case.has_tools
-        counted["thoughts"] += case.is_open
+        counted["with_tools"] += case.has_tools
+        counted["opened_thoughts"] += case.is_open
 
     run()
     record_long_run("Streamed is whole", **counted)

@@ -24,6 +24,7 @@ PUBLIC = None
 ACCESS: Mapping[str, KeyScope | None] = {
     # What a client must know before it can have a key, and what a worker asks before it joins.
     "GET /": PUBLIC,
+    "GET /api/version": PUBLIC,
     "GET /docs": PUBLIC,
     "GET /openapi.json": PUBLIC,
     "GET /status": PUBLIC,
@@ -56,6 +57,11 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/batches": INVOKE,
     "GET /v1/batches/{batch_id}": INVOKE,
     "POST /v1/batches/{batch_id}/cancel": INVOKE,
+    "POST /api/chat": INVOKE,
+    "POST /api/generate": INVOKE,
+    "POST /api/show": INVOKE,
+    "GET /api/tags": INVOKE,
+    "GET /api/ps": INVOKE,
     "GET /v1/models": INVOKE,
     "GET /v1/models/{model_uid}": INVOKE,
     "POST /v1/models/{model_uid}/requests/{request_id:path}/abort": INVOKE,

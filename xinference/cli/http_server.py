@@ -144,6 +144,11 @@ class BoundedHttp(HttpToolsProtocol):
         self._clear_deadline()
         super().on_message_complete()
 
+    def eof_received(self) -> None:
+        """The client sends nothing more; whatever it waits for, it has left."""
+        if self._is_arriving:
+            self._refuse(400, "The request ends before it is whole.")
+
     def pause_writing(self) -> None:
         """The client does not read; it has a while."""
         super().pause_writing()

@@ -24,7 +24,13 @@ from xinference.engine import (
     ThinkingLimit,
     load_engine,
 )
-from xinference.errors import AbilityMissing, DuplicateRequest, InvalidRequest, LoadFailed
+from xinference.errors import (
+    AbilityMissing,
+    ContextLengthExceeded,
+    DuplicateRequest,
+    InvalidRequest,
+    LoadFailed,
+)
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 from xinference.protocol.generation import (
@@ -186,7 +192,7 @@ class LanguageModel:
         """Return what the engine is to be asked, and who reads the answer. Changes nothing.
 
         Raises:
-            AbilityMissing, InvalidRequest
+            AbilityMissing, InvalidRequest, ContextLengthExceeded
         """
         prompt = request.prompt
         readers: AnswerReaders | None = None
@@ -222,7 +228,7 @@ class LanguageModel:
             request=EngineRequest(
                 request_id=request.request_id,
                 prompt_token_ids=token_ids,
-                sampling=self._with_own_stops(request.sampling),
+                sampling=self._with_own_stops(self._within_total(request, len(token_ids))),
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
@@ -234,6 +240,26 @@ class LanguageModel:
             ),
             readers=readers,
         )
+
+    def _within_total(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
+        """Return the parameters, with an answer that ends where the request's total does."""
+        total = request.max_total_tokens
+        if total is None:
+            return request.sampling
+        if total > self.context_length:
+            raise InvalidRequest(
+                field="max_total_tokens",
+                problem=f"must be at most the model's context, {self.context_length}, got {total}",
+            )
+        max_tokens = request.sampling.max_tokens
+        room = total - num_prompt_tokens
+        if room < 1:
+            raise ContextLengthExceeded(
+                num_prompt_tokens=num_prompt_tokens,
+                max_tokens=max_tokens or 1,
+                max_model_len=total,
+            )
+        return replace(request.sampling, max_tokens=min(max_tokens or room, room))
 
     def _read(
         self, events: list[tuple[RequestId, GenerationEvent]]

@@ -293,6 +293,8 @@ class GenerationRequest:
     them; with the same seed, by the same draws."""
     count_only: bool = False
     """Accept it, which tells how long the prompt is, and end: nothing is computed."""
+    max_total_tokens: int | None = None
+    """Where prompt and answer together end. None: where the model's context does."""
 
     def __post_init__(self) -> None:
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:

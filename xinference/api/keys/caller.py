@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 from xinference.cluster.interface import Cluster, GenerationStream
+from xinference.errors import DuplicateRequest, ModelNotFound, RequestAborted
 from xinference.identifiers import ModelUid, RequestId
 from xinference.protocol.deployment import AbortOutcome, ModelStatus
 from xinference.protocol.generation import GenerationRequest
 
-from .key import ApiKey
+from .key import ApiKey, Scope
 from .keyring import Keyring
 
 
@@ -35,14 +36,37 @@ class _CallersCluster:
 
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
         self._keyring.start(self._key, model)
-        # Why not the request's own key too: somebody with many users would get many turns.
-        return await self._cluster.generate(model, replace(request, fairness_key=self._key.key_id))
+        own = replace(
+            request,
+            request_id=self._own(request.request_id),
+            # Why not the request's own: somebody with many users would get many turns.
+            fairness_key=self._key.key_id,
+        )
+        try:
+            return await self._cluster.generate(model, own)
+        except ModelNotFound as error:
+            raise self._narrowed(error) from None
+        except DuplicateRequest:
+            raise DuplicateRequest(request_id=request.request_id) from None
+        except RequestAborted:
+            raise RequestAborted(request_id=request.request_id) from None
 
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float
     ) -> AbortOutcome:
         self._keyring.check_use(self._key, model)
-        return await self._cluster.abort_request(model, request_id, block_seconds=block_seconds)
+        try:
+            outcome = await self._cluster.abort_request(
+                model, self._own(request_id), block_seconds=block_seconds
+            )
+            if outcome is AbortOutcome.NOT_FOUND and self._key.may(Scope.ADMIN):
+                # Why: who may stop a model may stop any request; its id has its key's before it.
+                outcome = await self._cluster.abort_request(
+                    model, request_id, block_seconds=block_seconds
+                )
+        except ModelNotFound as error:
+            raise self._narrowed(error) from None
+        return outcome
 
     async def models(self) -> list[ModelStatus]:
         found = await self._cluster.models()
@@ -50,4 +74,19 @@ class _CallersCluster:
 
     async def model(self, model: ModelUid) -> ModelStatus:
         self._keyring.check_use(self._key, model)
-        return await self._cluster.model(model)
+        try:
+            return await self._cluster.model(model)
+        except ModelNotFound as error:
+            raise self._narrowed(error) from None
+
+    def _own(self, request_id: RequestId) -> RequestId:
+        """Return what the cluster knows a request by.
+
+        Why: an id that one caller chose must neither be taken for others nor let them abort it.
+        """
+        return RequestId(f"{self._key.key_id}.{request_id}")
+
+    def _narrowed(self, error: ModelNotFound) -> ModelNotFound:
+        """Return the error without models that are not this key's to know of."""
+        running = [model for model in error.running if self._key.may_use(model)]
+        return ModelNotFound(model=error.model, running=running)

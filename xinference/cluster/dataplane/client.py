@@ -203,6 +203,7 @@ class ReplicaConnection:
         self._loading: asyncio.Future[object] | None = None
         self._on_progress: OnProgress | None = None
         self._lost: ReplicaLost | None = None
+        self._unsent: list[bytes] = []
         self._heard_at = asyncio.get_running_loop().time()
         self._reading = asyncio.create_task(self._read(), name="data plane read")
         self._pinging = asyncio.create_task(self._ping_now_and_then(ping_seconds))
@@ -378,12 +379,27 @@ class ReplicaConnection:
 
     async def _send(self, encoded: bytes) -> None:
         self._check_open()
-        self._writer.write(encoded)
+        self._write(encoded)
         try:
             await self._writer.drain()
         except OSError as error:
             self._lose(str(error))
             self._check_open()
+
+    def _write(self, encoded: bytes) -> None:
+        """Send a frame when the event loop turns, with what else there is by then.
+
+        Why not at once: requests come in bunches, and a system call for each costs as much as all
+        of its parsing.
+        """
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(encoded)
+
+    def _flush(self) -> None:
+        if self._unsent and not self._writer.is_closing():
+            self._writer.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     async def _ask(
         self,
@@ -407,7 +423,7 @@ class ReplicaConnection:
     def _forget(self, stream: int) -> None:
         """Drop a stream and tell the replica, unless it has ended."""
         if self._streams.pop(stream, None) is not None and not self.is_closed:
-            self._writer.write(frames.encode(frames.Abort(stream)))
+            self._write(frames.encode(frames.Abort(stream)))
 
     def _no_answer(self, timeout_seconds: float) -> ReplicaLost:
         return ReplicaLost(model=self.model, problem=f"no answer within {timeout_seconds:g} s")
@@ -430,7 +446,7 @@ class ReplicaConnection:
                 return
             if loop.time() >= ping_at:
                 # Why no waiting for the PONG: any frame is a sign of life.
-                self._writer.write(frames.encode(frames.Ping(next(self._seqs))))
+                self._write(frames.encode(frames.Ping(next(self._seqs))))
                 ping_at += ping_seconds
 
     # --- in
@@ -511,6 +527,7 @@ class ReplicaConnection:
             _answer(waiting, self._again(lost))
         self._reading.cancel()
         self._pinging.cancel()
+        self._flush()
         self._writer.close()
         self.closed.set()
 

@@ -396,6 +396,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_salt: str = ""
     resume_token_ids: tuple[int, ...] = ()
     count_only: bool = False
+    max_total_tokens: int | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -456,6 +457,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
         cache_salt=request.cache_salt,
         resume_token_ids=request.resume_token_ids,
         count_only=request.count_only,
+        max_total_tokens=request.max_total_tokens,
     )
     return encode(Req(stream, _raw(wire_request)))
 
@@ -495,6 +497,7 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         cache_salt=wire.cache_salt,
         resume_token_ids=wire.resume_token_ids,
         count_only=wire.count_only,
+        max_total_tokens=wire.max_total_tokens,
     )
 
 
