@@ -274,6 +274,25 @@ async def test_a_cancelled_batch_stops_at_once_and_gives_what_it_has(tmp_path: P
     assert (again.status_code, again.json()["error"]["param"]) == (400, "batch_id")
 
 
+@pytest.mark.parametrize(("lines", "num_failed"), [(b"{", 0), ([line("one")], 1)])
+async def test_a_batch_may_be_cancelled_before_anybody_looked_at_it(
+    tmp_path: Path, lines: Any, num_failed: int
+) -> None:
+    cluster = await FakeCluster.running()
+    store = Store(tmp_path / "store.db")
+    idle = httpx.ASGITransport(app=create_app(cluster, store=store))
+    async with httpx.AsyncClient(transport=idle, base_url="http://gateway") as http:
+        batch = await ordered(http, lines)
+        await http.post(f"/v1/batches/{batch['id']}/cancel")
+    await store.aclose()
+    async with gateway(cluster, tmp_path) as http:
+        done = await ended(http, batch)
+
+    assert done["status"] == "cancelled"
+    assert done["request_counts"] == {"total": num_failed, "completed": 0, "failed": num_failed}
+    assert cluster.requests == []
+
+
 async def test_a_batch_that_takes_too_long_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,7 +349,8 @@ async def test_a_batch_is_taken_over_from_a_gateway_that_died(tmp_path: Path) ->
 async def test_who_lost_the_lease_cannot_write(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.db")
     await store.batches.create(
-        "", {"id": "batch_a", "status": "validating", "request_counts": {}, "created_at": 0}
+        "",
+        {"id": "batch_a", "status": "validating", "request_counts": {"total": 1}, "created_at": 0},
     )
     first = await store.batches.claim()
     assert first is not None
