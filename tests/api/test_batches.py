@@ -21,6 +21,7 @@ from xinference.api.keys.key import KeySpec, Scope
 from xinference.api.keys.store import KeyStore
 from xinference.api.openai.batches import runner
 from xinference.api.store import batches as leases
+from xinference.api.store.limits import StoreLimits
 from xinference.api.store.store import Store
 from xinference.errors import ModelOverloaded, ReplicaLost
 
@@ -382,6 +383,23 @@ async def test_two_gateways_share_the_batches_and_answer_each_line_once(tmp_path
             assert (await ended(first, batch))["request_counts"]["completed"] == 20
 
     assert len(cluster.requests) == 20 * len(made)
+
+
+async def test_results_are_kept_though_files_are_too_much_already(tmp_path: Path) -> None:
+    cluster = await FakeCluster.running()
+    app = create_app(cluster, store=Store(tmp_path / "store.db", StoreLimits(max_files_bytes=1000)))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url="http://gateway"
+        ) as http,
+    ):
+        done = await ended(http, await ordered(http, [line("one", "x" * 500)]))
+        outcomes = await results(http, done["output_file_id"])
+        upload = await http.post("/v1/files", files={"file": b"x"}, data={"purpose": "batch"})
+
+    assert list(outcomes) == ["one"]
+    assert upload.status_code == 400
 
 
 async def test_a_deleted_input_fails_the_batch(tmp_path: Path) -> None:

@@ -282,6 +282,7 @@ class _Job:
             filename=f"{document['id']}_{name}.jsonl",
             purpose="batch_output",
             lifetime_seconds=expires_after["seconds"] if expires_after else MAX_LIFETIME_SECONDS,
+            is_bounded=False,
         )
         return file.id
 
