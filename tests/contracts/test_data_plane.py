@@ -319,6 +319,20 @@ async def test_several_answers_come_in_one_stream_that_ends_once(subject: Subjec
     assert frames[-1][4] == 9
 
 
+async def test_each_of_several_prompts_has_its_answers(subject: Subject) -> None:
+    asked = request("a", max_tokens=2, n=2)
+    asked["more_prompts"] = [{"kind": "text", "text": "x y"}, {"kind": "tokens", "token_ids": [5]}]
+    async with raw_connection(subject.address, INSTANCE, KEY) as raw:
+        raw.send(frame("REQ", 0, asked))
+        frames = await raw.receive_until("END")
+
+    deltas = [delta for name, *fields in frames if name == "CHUNK" for delta in fields[0]]
+    reasons = {index: reason for *_, index, reason, _ in deltas if reason is not None}
+    assert reasons == dict.fromkeys(range(6), "length")
+    assert frames[-1][4] == 12
+    assert frames[-1][3] == frames[0][2]
+
+
 # --- refusals
 
 

@@ -63,6 +63,7 @@ from xinference.protocol.generation import (
     Finished,
     FinishReason,
     GenerationRequest,
+    Prompt,
     TextDelta,
     TextPrompt,
     TokenCandidate,
@@ -163,7 +164,7 @@ class FakeStream:
         word = next(self._words, None) if self._num_words < limit else None
         if self._is_aborted:
             return self._finished(FinishReason.ABORT)
-        n = self._request.sampling.n
+        n = self._request.num_choices
         if word is None:
             is_cut = self._num_words >= limit
             end = FinishReason.TOOL_CALLS if self._has_called else FinishReason.STOP
@@ -627,12 +628,16 @@ def _check_type(model_type: str) -> None:
 
 
 def _prompt_length(request: GenerationRequest) -> int:
-    match request.prompt:
+    return sum(map(_length_of, (request.prompt, *request.more_prompts)))
+
+
+def _length_of(prompt: Prompt) -> int:
+    match prompt:
         case ChatPrompt(messages=messages):
             return sum(1 + len((message.content or "").split()) for message in messages)
         case TextPrompt(text=text):
             return len(text.split()) or 1
-    return len(request.prompt.token_ids)
+    return len(prompt.token_ids)
 
 
 def _description(uid: ModelUid, family: dict[str, Any], spec: LaunchSpec) -> ModelDescription:

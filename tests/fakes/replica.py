@@ -200,7 +200,7 @@ class FakeReplica:
         self._deliver([(request_id, Failed(error=error)) for request_id in ids])
 
     def _validate(self, request: GenerationRequest) -> _Live:
-        num_prompt_tokens = _num_tokens(request.prompt)
+        num_prompt_tokens = sum(map(_num_tokens, (request.prompt, *request.more_prompts)))
         max_tokens = request.sampling.max_tokens or self._context_length - num_prompt_tokens
         if num_prompt_tokens == 0:
             raise InvalidRequest(field="prompt", problem="must not be empty")
@@ -225,7 +225,7 @@ class FakeReplica:
         self._num_steps += 1
         events: list[tuple[RequestId, ServiceEvent]] = []
         for request_id, live in list(self._live.items())[: self._max_num_seqs]:
-            n = live.request.sampling.n
+            n = live.request.num_choices
             for _ in range(self._tokens_per_step):
                 live.num_completion_tokens += n
                 self._num_generated_tokens += n

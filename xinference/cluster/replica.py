@@ -402,7 +402,10 @@ def _num_chars(request: GenerationRequest) -> int:
             len(message.content or "") + sum(len(call.arguments) for call in message.tool_calls)
             for message in prompt.messages
         )
-    return of_grammar + len(prompt.text if isinstance(prompt, TextPrompt) else prompt.token_ids)
+    return of_grammar + sum(
+        len(one.text if isinstance(one, TextPrompt) else one.token_ids)
+        for one in (prompt, *request.more_prompts)
+    )
 
 
 async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.StreamReader) -> int:

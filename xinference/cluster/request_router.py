@@ -244,9 +244,13 @@ class RequestRouter:
             )
 
     def _can_continue(self, flight: _Flight) -> bool:
-        # Of several answers nobody can tell which of their tokens belong together.
-        is_single = flight.request.sampling.num_made == 1
-        return self._continues_streams and is_single and bool(flight.token_ids)
+        request = flight.request
+        # Of several answers nobody can tell which of their tokens belong together, and of a prompt
+        # that is told of nobody can tell how much was.
+        is_plain = request.num_made == 1 and not (
+            request.sampling.echo and request.sampling.logprobs is not None
+        )
+        return self._continues_streams and is_plain and bool(flight.token_ids)
 
     def note(self, flight: _Flight, event: Delta) -> None:
         """Take in a piece of an answer that goes to its consumer."""

@@ -97,10 +97,15 @@ def cost_of(model: ModelUid, request: GenerationRequest) -> RequestCost:
     else:
         num_chars = CHARS_PER_TOKEN * len(prompt.token_ids)
         beginning = str(prompt.token_ids[: MAX_PREFIX_BLOCKS * PREFIX_BLOCK_CHARS // 8])
+    for other in request.more_prompts:
+        if isinstance(other, TextPrompt):
+            num_chars += len(other.text)
+        else:
+            num_chars += CHARS_PER_TOKEN * len(other.token_ids)
     wanted = request.sampling.max_tokens or DEFAULT_ANSWER_TOKENS
     return RequestCost(
         num_chars // CHARS_PER_TOKEN + 1,
-        min(wanted, DEFAULT_ANSWER_TOKENS),
+        min(wanted, DEFAULT_ANSWER_TOKENS) * request.num_made,
         _prefix_names(f"{model} {request.cache_salt} ", beginning),
     )
 

@@ -109,7 +109,7 @@ class EngineLoop:
                 )
             if valid.request_id in self._live:
                 raise DuplicateRequest(request_id=valid.request_id)
-            num_after = sum(self._live.values()) + valid.sampling.num_made
+            num_after = sum(self._live.values()) + valid.num_answers
             # Why any into an empty one: its answers take turns.
             if self._live and num_after > config.max_num_seqs + config.max_queue_size:
                 raise ModelOverloaded(
@@ -119,10 +119,10 @@ class EngineLoop:
                         self._num_waiting(), now=time.monotonic()
                     ),
                 )
-            self._live[valid.request_id] = valid.sampling.num_made
+            self._live[valid.request_id] = valid.num_answers
             self._submitted.append(valid)
             self._wakened.notify()
-        return Accepted(num_prompt_tokens=len(valid.prompt))
+        return Accepted(num_prompt_tokens=sum(valid.prompt_lens))
 
     def abort(self, request_id: RequestId) -> bool:
         """Ask for the end of a request; it happens within one step.

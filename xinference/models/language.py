@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from xinference.engine import (
     Engine,
     EngineLoop,
+    EnginePrompt,
     EngineRequest,
     Frame,
     ThinkingLimit,
@@ -210,6 +211,7 @@ class LanguageModel:
                 # Why no special tokens: the template has written those that it wants.
                 token_ids = self._encode(rendered, field="messages", special_tokens=False)
                 readers = self._new_readers(prompt, rendered, request.sampling)
+                asked = EnginePrompt(token_ids=token_ids)
                 thinking = self._thinking_limit(prompt, rendered)
                 frame = frame_of(
                     prompt,
@@ -218,28 +220,33 @@ class LanguageModel:
                     rendered=rendered,
                     token_ids=self._marker_ids,
                 )
-            case TextPrompt(text=text):
-                if not text:
-                    raise InvalidRequest(field="prompt", problem="must not be empty")
-                token_ids = self._encode(text, field="prompt", special_tokens=True)
-            case TokenPrompt():
-                token_ids = list(prompt.token_ids)  # the engine checks them
+            case TextPrompt() | TokenPrompt():
+                asked = self._engine_prompt(prompt)
         return Prepared(
             request=EngineRequest(
                 request_id=request.request_id,
-                prompt_token_ids=token_ids,
-                sampling=self._with_own_stops(self._within_total(request, len(token_ids))),
+                prompt_token_ids=asked.token_ids,
+                sampling=self._with_own_stops(self._within_total(request, len(asked.token_ids))),
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
                 kept_token_ids=self._kept_token_ids if readers is not None else frozenset(),
-                prompt_text=prompt.text if isinstance(prompt, TextPrompt) else None,
+                prompt_text=asked.text,
+                more_prompts=tuple(map(self._engine_prompt, request.more_prompts)),
                 frame=frame,
                 thinking=thinking,
                 resume_token_ids=request.resume_token_ids,
             ),
             readers=readers,
         )
+
+    def _engine_prompt(self, prompt: TextPrompt | TokenPrompt) -> EnginePrompt:
+        if isinstance(prompt, TokenPrompt):
+            return EnginePrompt(token_ids=prompt.token_ids)  # the engine checks them
+        if not prompt.text:
+            raise InvalidRequest(field="prompt", problem="must not be empty")
+        token_ids = self._encode(prompt.text, field="prompt", special_tokens=True)
+        return EnginePrompt(token_ids=token_ids, text=prompt.text)
 
     def _within_total(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
         """Return the parameters, with an answer that ends where the request's total does."""

@@ -248,6 +248,18 @@ def test_a_launch_specification_comes_back_as_it_was() -> None:
     assert frames.decode_spec(received.spec) == spec
 
 
+def test_several_prompts_come_back_as_they_went() -> None:
+    request = GenerationRequest(
+        request_id=RequestId("r"),
+        prompt=TextPrompt(text="a"),
+        more_prompts=(TokenPrompt(token_ids=(1, 2)), TextPrompt(text="b")),
+    )
+
+    (received,) = frames.FrameDecoder.of_client_frames().feed(frames.encode_request(3, request))
+
+    assert frames.decode_request(received.request) == request
+
+
 def test_the_bytes_of_a_frame_are_those_of_the_written_protocol() -> None:
     chunk = frames.Chunk([frames.Delta(1, "hi", (5, 6)), frames.Delta(2, "", ())])
 

@@ -102,7 +102,7 @@ class Form(AnswerForm):
         """
         self._with_usage = with_usage
         self._is_padded = is_padded
-        self._num_choices = asked.sampling.n
+        self._num_choices = asked.num_choices
         self._with_logprobs = asked.sampling.logprobs is not None
         self._about: dict[str, Any] = {
             "id": f"{self.id_prefix}-{asked.request_id}",

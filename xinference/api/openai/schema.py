@@ -17,6 +17,7 @@ from xinference.protocol.generation import (
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_PRIORITY,
+    MAX_PROMPTS,
     MAX_STOP_STRINGS,
 )
 
@@ -385,14 +386,16 @@ class CompletionRequest(SharedParameters):
     prompt: Annotated[
         str
         | Annotated[TokenIds, Field(min_length=1)]
-        | Annotated[Texts, Field(min_length=1, max_length=1)]
+        | Annotated[Texts, Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[
             list[Annotated[TokenIds, Field(min_length=1)]],
-            Field(fail_fast=True, min_length=1, max_length=1),
+            Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS),
         ],
-        Shaped("one text or one list of token ids; several prompts are not supported yet"),
+        Shaped(f"a text, a list of token ids, or a list of up to {MAX_PROMPTS} of either"),
     ]
-    """One text or one list of token ids, which may be the single item of a list."""
+    """Each has `n` answers, in the order of the prompts."""
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    """Null: as many as the context holds. 0: the prompt alone, for `echo`."""
 
     echo: bool | None = None
     """Begin the answer with the prompt; with `logprobs`, tell of its tokens, too."""

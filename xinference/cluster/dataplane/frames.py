@@ -397,6 +397,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resume_token_ids: tuple[int, ...] = ()
     count_only: bool = False
     max_total_tokens: int | None = None
+    more_prompts: tuple[WireText | WireTokens, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -444,10 +445,8 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
                 prompt.thinking_budget,
                 prompt.reasoning_effort,
             )
-        case TextPrompt():
-            wire = WireText(prompt.text)
-        case TokenPrompt():
-            wire = WireTokens(prompt.token_ids)
+        case TextPrompt() | TokenPrompt():
+            wire = _wire_prompt(prompt)
     wire_request = WireRequest(
         request.request_id,
         wire,
@@ -455,6 +454,7 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
         priority=request.priority,
         fairness_key=request.fairness_key,
         cache_salt=request.cache_salt,
+        more_prompts=tuple(map(_wire_prompt, request.more_prompts)),
         resume_token_ids=request.resume_token_ids,
         count_only=request.count_only,
         max_total_tokens=request.max_total_tokens,
@@ -484,10 +484,8 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
                 thinking_budget=wire.prompt.thinking_budget,
                 reasoning_effort=wire.prompt.reasoning_effort,
             )
-        case WireText():
-            prompt = TextPrompt(text=wire.prompt.text)
-        case WireTokens():
-            prompt = TokenPrompt(token_ids=wire.prompt.token_ids)
+        case WireText() | WireTokens():
+            prompt = _prompt(wire.prompt)
     return GenerationRequest(
         request_id=RequestId(wire.request_id),
         prompt=prompt,
@@ -495,10 +493,23 @@ def decode_request(raw: msgspec.Raw) -> GenerationRequest:
         priority=wire.priority,
         fairness_key=wire.fairness_key,
         cache_salt=wire.cache_salt,
+        more_prompts=tuple(map(_prompt, wire.more_prompts)),
         resume_token_ids=wire.resume_token_ids,
         count_only=wire.count_only,
         max_total_tokens=wire.max_total_tokens,
     )
+
+
+def _wire_prompt(prompt: TextPrompt | TokenPrompt) -> WireText | WireTokens:
+    if isinstance(prompt, TextPrompt):
+        return WireText(prompt.text)
+    return WireTokens(prompt.token_ids)
+
+
+def _prompt(wire: WireText | WireTokens) -> TextPrompt | TokenPrompt:
+    if isinstance(wire, WireText):
+        return TextPrompt(text=wire.text)
+    return TokenPrompt(token_ids=wire.token_ids)
 
 
 def encode_load(spec: ReplicaSpec) -> bytes:
