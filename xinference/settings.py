@@ -52,6 +52,8 @@ class Settings:
     allow_multi_replica_per_gpu: bool = True
     replica_ports: PortRange | None = None
     """None: any free port."""
+    drain_seconds: float = 30.0
+    """After SIGTERM, and when a replica is stopped, so long may running requests go on."""
     continue_streams: bool = True
     """Whether an answer that was begun goes on at another replica when its own dies."""
     http_keep_alive_seconds: float = 5.0
@@ -162,6 +164,9 @@ VARIABLES: Mapping[str, Variable] = {
     ),
     "XINFERENCE_REPLICA_PORTS": Variable(
         "replica_ports", _ports, "ports of the data plane between hosts"
+    ),
+    "XINFERENCE_DRAIN_SECONDS": Variable(
+        "drain_seconds", _seconds, "how long running requests may go on when something is stopped"
     ),
     "XINFERENCE_CONTINUE_STREAMS": Variable(
         "continue_streams", _flag, "0: a stream whose replica dies ends with an error"

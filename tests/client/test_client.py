@@ -243,6 +243,8 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
         "POST /v1/models/m/cancel": Reply(json=None),
         "GET /v1/models/m/progress": Reply(json={"progress": 0.5, "stage": "loading"}),
         "GET /v1/models/instances": Reply(json=[]),
+        "GET /status": Reply(json={"uptime": 1, "workers": {}}),
+        "GET /v1/models/m/events": Reply(json=[]),
         "GET /v1/models/m/replicas": Reply(json=[{"replica_id": 0}]),
         "POST /v1/models/m/replicas": Reply(json={"replica_id": 1}),
         "DELETE /v1/models/m/replicas/1": Reply(json={"remaining_replicas": 2}),
@@ -260,6 +262,8 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
     assert client.get_launch_model_progress("m")["stage"] == "loading"
     assert client.get_instance_info(model_uid="m") == []
     assert script.asked[-1].query == "model_uid=m"
+    assert client.get_status()["uptime"] == 1
+    assert client.get_model_events("m") == []
     assert client.get_model_replicas("m") == [{"replica_id": 0}]
     assert client.add_model_replica("m", n_gpu=None) == {"replica_id": 1}
     assert script.asked[-1].body == {"model_engine": None, "n_gpu": None, "replica": 1}

@@ -71,7 +71,7 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
+from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting, NodeResources, NodeStatus
 
 NODE = NodeId("127.0.0.1:5001")
 SUPERVISOR = "127.0.0.1:5000"
@@ -521,6 +521,12 @@ class FakeCluster:
             for uid, model in self._models.items()
             if model.state is ModelState.READY
         }
+
+    def routing(self) -> GatewayRouting:
+        ready = [model for model in self._models.values() if model.state is ModelState.READY]
+        return GatewayRouting(
+            num_ready_models=len(ready), num_retried=3, num_continued=2, num_ejected=1
+        )
 
     async def info(self) -> ClusterInfo:
         self._fail_if_told()

@@ -27,6 +27,8 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /api/version": PUBLIC,
     "GET /docs": PUBLIC,
     "GET /openapi.json": PUBLIC,
+    "GET /health": PUBLIC,
+    "GET /ready": PUBLIC,
     "GET /status": PUBLIC,
     "GET /v1/address": PUBLIC,
     "GET /v1/cluster/auth": PUBLIC,

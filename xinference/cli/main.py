@@ -22,6 +22,7 @@ COMMANDS = {
     "register": "registrations",
     "registrations": "registrations",
     "scale": "models",
+    "status": "status",
     "stop-cluster": "serve",
     "terminate": "models",
     "unregister": "registrations",

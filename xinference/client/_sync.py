@@ -51,6 +51,8 @@ class Client:
     get_launch_model_progress = _sends(operations.get_launch_model_progress)
     cancel_launch_model = _sends(operations.cancel_launch_model)
     get_instance_info = _sends(operations.get_instance_info)
+    get_status = _sends(operations.get_status)
+    get_model_events = _sends(operations.get_model_events)
     get_model_replicas = _sends(operations.get_model_replicas)
     add_model_replica = _sends(operations.add_model_replica)
     terminate_model_replica = _sends(operations.terminate_model_replica)

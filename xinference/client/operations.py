@@ -237,6 +237,29 @@ def get_instance_info(
     )
 
 
+def get_status() -> Operation[Json]:
+    """Return how long the cluster has been up, and its workers: how each is, and how busy."""
+    return Operation(
+        Request(purpose="get the status of the cluster", method="GET", path="/status"), _as_it_is
+    )
+
+
+def get_model_events(model_uid: str) -> Operation[list[Json]]:
+    """Return what happened to a model, oldest first: "event_type", "event_ts", "event_content".
+
+    Raises:
+        NotFound: no such model.
+    """
+    return Operation(
+        Request(
+            purpose=f"get the events of {model_uid}",
+            method="GET",
+            path=f"/v1/models/{_segment(model_uid)}/events",
+        ),
+        _as_it_is,
+    )
+
+
 def get_model_replicas(model_uid: str) -> Operation[list[Json]]:
     """Return the replicas of a model: where each is, how, and why if it is down.
 

@@ -21,7 +21,7 @@ from xinference.protocol.deployment import (
     ReplicaStatus,
 )
 from xinference.protocol.generation import Accepted, Delta, Finished, GenerationRequest
-from xinference.protocol.nodes import ClusterInfo
+from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 
 
 class GenerationStream(Protocol):
@@ -152,6 +152,10 @@ class Cluster(Protocol):
 
     async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
         """Return the latest engine counters of each ready model, for `/metrics`."""
+        ...
+
+    def routing(self) -> GatewayRouting:
+        """Return how this gateway routes. Asks nobody."""
         ...
 
     async def info(self) -> ClusterInfo:

@@ -31,7 +31,7 @@ from xinference.protocol.deployment import (
     ReplicaStatus,
 )
 from xinference.protocol.generation import GenerationRequest
-from xinference.protocol.nodes import ClusterInfo
+from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 
 from .control_bus import ControlBus, Endpoint
 from .dataplane.client import ReplicaConnection
@@ -39,7 +39,7 @@ from .dataplane.handshake import instance_key
 from .interface import GenerationStream
 from .messages import LaunchTicket, Route, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
-from .routing import routes_of
+from .routing import ready_models, routes_of
 from .worker import SUPERVISOR
 from .xoscar_bus import XoscarBus
 
@@ -217,6 +217,16 @@ class RemoteCluster:
         """See `Cluster`."""
         story: list[ModelEvent] = await self._ask("events", model, returns=list[ModelEvent])
         return story
+
+    def routing(self) -> GatewayRouting:
+        """See `Cluster`."""
+        router = self._router
+        return GatewayRouting(
+            num_ready_models=len(ready_models(self._table)),
+            num_retried=router.num_retried,
+            num_continued=router.num_continued,
+            num_ejected=sum(router.balancer.is_ejected(route.instance) for route in self._routes()),
+        )
 
     async def info(self) -> ClusterInfo:
         """See `Cluster`."""

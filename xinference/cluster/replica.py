@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of one replica: `python -m xinference.cluster.replica`.
 
-In: one line of JSON on stdin, {"instance", "key", "listen", "model_uid"}; then LOAD and requests
-over the data plane. Out: one line of JSON on stdout, {"address", "pid"}, as soon as it listens,
-which is before torch is imported; logs on stderr. It ends when it is told to stop, on SIGTERM,
-when its engine dies, and when stdin does: then whoever started it is gone.
+In: one line of JSON on stdin, {"instance", "key", "listen", "model_uid", "lifeline"}; then LOAD and
+requests over the data plane. Out: one line of JSON on stdout, {"address", "pid"}, as soon as it
+listens, which is before torch is imported; logs on stderr. It ends when it is told to stop, on
+SIGTERM, when its engine dies, and when its lifeline does: then all that could want it is gone.
 
 Its threads: the event loop, which only carries; the engine's, inside `xinference.models`; one
 that imports, loads and then turns prompts into tokens; and those that do so with long prompts and
@@ -14,6 +14,7 @@ cluster key.
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import json
 import logging
@@ -81,6 +82,8 @@ class Bootstrap:
     listen: str
     """unix:<path> or tcp:host:first-last."""
     model_uid: ModelUid
+    lifeline: int | None = None
+    """A file descriptor at whose end the process ends; None: its stdin."""
 
     def to_line(self) -> bytes:
         """Return it as the line that `from_line` reads."""
@@ -89,6 +92,7 @@ class Bootstrap:
             "key": self.key.hex(),
             "listen": self.listen,
             "model_uid": self.model_uid,
+            "lifeline": self.lifeline,
         }
         return json.dumps(named).encode() + b"\n"
 
@@ -106,6 +110,7 @@ class Bootstrap:
                 key=bytes.fromhex(named["key"]),
                 listen=str(named["listen"]),
                 model_uid=model_uid(named["model_uid"]),
+                lifeline=None if named.get("lifeline") is None else int(named["lifeline"]),
             )
         except (ValueError, KeyError, TypeError, XinferenceError) as error:
             raise InvalidSetting(
@@ -414,7 +419,7 @@ async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.S
     Args:
         service: not yet started.
         bootstrap: whom to be and where to listen.
-        parent: ends when whoever started this process does.
+        parent: ends when this process is to end with it.
 
     Raises:
         InvalidSetting, InsufficientResources, OSError: it cannot listen there.
@@ -428,6 +433,8 @@ async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.S
         # Why: Ctrl-C in a terminal reaches every process of it; who started this one decides.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(json.dumps({"address": address, "pid": os.getpid()}), flush=True)  # noqa: T201  # the protocol of this process
+        # Why: who reads stdout may go before this process does, and writing would then fail.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         ended = asyncio.create_task(service.wait_ended(), name="wait for the end")
         orphaned = asyncio.create_task(parent.read(), name="wait for the end of stdin")
         await asyncio.wait({ended, orphaned}, return_when=asyncio.FIRST_COMPLETED)
@@ -435,6 +442,8 @@ async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.S
         logger.info("model %s: ending with exit code %d", bootstrap.model_uid, exit_code)
         for task in (ended, orphaned):
             task.cancel()
+        # Why first: a request that is aborted is over, one that is given up may go on elsewhere.
+        server.give_up()
         await service.aclose(STOP_SECONDS)
         await server.close()
         return exit_code
@@ -459,6 +468,11 @@ async def _main(make_service: MakeService) -> int:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
     async with asyncio.timeout(BOOTSTRAP_SECONDS):
         bootstrap = Bootstrap.from_line(await parent.readline())
+    if bootstrap.lifeline is not None:
+        # Why not stdin: a worker may be replaced by another one, and this process goes on.
+        parent = asyncio.StreamReader()
+        lifeline = os.fdopen(bootstrap.lifeline, "rb", buffering=0)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), lifeline)
     return await serve(make_service(bootstrap.model_uid, loop), bootstrap, parent)
 
 
@@ -467,6 +481,8 @@ def main(make_service: MakeService = Replica) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Who finds this process stuck sends SIGABRT; then the log says where its threads were.
+    faulthandler.enable()
     try:
         return uvloop.run(_main(make_service))
     except (XinferenceError, OSError, TimeoutError) as error:

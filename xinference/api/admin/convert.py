@@ -227,6 +227,8 @@ def status_page(info: ClusterInfo, *, now: float) -> dict[str, Any]:
         "workers": {
             worker.node: {
                 "update_time": now - worker.seconds_since_report,
+                "state": worker.state,
+                "num_replicas": worker.num_replicas,
                 "status": _node_status(worker.resources),
             }
             for worker in info.workers

@@ -352,14 +352,16 @@ class ReplicaConnection:
         self._check_open()
         await self._send(frames.encode(frames.Drain()))
 
-    async def stop(self) -> None:
-        """Tell the replica to fail what runs and to exit; `closed` is set when it has. Actors only.
+    async def stop(self, *, grace_seconds: float = 0.0) -> None:
+        """Tell the replica to exit; `closed` is set when it has. Actors only.
+
+        It takes no new requests, and ends those it has, for so long; what is left then fails.
 
         Raises:
             ReplicaLost
         """
         self._check_open()
-        await self._send(frames.encode(frames.Stop()))
+        await self._send(frames.encode(frames.Stop(grace_seconds)))
 
     async def aclose(self) -> None:
         """Close the connection; the replica aborts what still runs on it."""

@@ -334,7 +334,10 @@ class Drain(Frame, frozen=True, tag="DRAIN"):
 
 
 class Stop(Frame, frozen=True, tag="STOP"):
-    """Client: fail what runs, then end the process."""
+    """Client: take no new requests, and end the process when those you have are over."""
+
+    grace_seconds: float = 0.0
+    """After so long, fail what still runs."""
 
 
 ClientFrame = Hello | Req | Abort | AbortRequest | Ping | Load | Drain | Stop
