@@ -48,6 +48,7 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "POST /v1/messages": INVOKE,
     "POST /v1/messages/count_tokens": INVOKE,
     "POST /v1/responses": INVOKE,
+    "POST /v1/responses/input_tokens": INVOKE,
     "GET /v1/responses/{response_id}": INVOKE,
     "DELETE /v1/responses/{response_id}": INVOKE,
     "POST /v1/responses/{response_id}/cancel": INVOKE,
