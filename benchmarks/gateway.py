@@ -15,7 +15,7 @@ Printed are medians over the rounds:
     requests/s    whole answers of one token, on 32 connections
     tokens/s      32 streams of 256 tokens, each token a server-sent event
 
-`--engine` compares something else: 32 requests of 16 + 48 tokens to Qwen2-0.5B's shape with
+`--engine` compares something else: 32 requests of 16 + 24 tokens to Qwen2-0.5B's shape with
 random weights, the engine driven directly in a process of its own against the same engine in a
 platform, asked over HTTP, streamed and not.
 """
@@ -45,6 +45,8 @@ MODEL = "counting"
 START_SECONDS = 60.0
 FIRST_TEXTS, REQUESTS, STREAMS = 300, 60, 4
 """Of a round: answers on one connection; whole and streamed ones on each of many."""
+SLOW_SHARE = 10
+"""LiteLLM's proxy gets a tenth of the first two, and one stream on each connection."""
 
 
 def main() -> None:
@@ -176,28 +178,28 @@ def chat(max_tokens: int, *, stream: bool) -> dict[str, Any]:
     return {"model": MODEL, "messages": messages, "max_tokens": max_tokens, "stream": stream}
 
 
-def first_text_ms(port: int) -> float:
+def first_text_ms(port: int, share: int) -> float:
     """Return the median time to the first text on an idle server."""
     body = chat(1, stream=True)
-    load = http_load.run(port, body, num_connections=1, num_requests=FIRST_TEXTS)
+    load = http_load.run(port, body, num_connections=1, num_requests=FIRST_TEXTS // share)
     return statistics.median(load.first_text_seconds) * 1000
 
 
-def requests_per_second(port: int) -> float:
+def requests_per_second(port: int, share: int) -> float:
     """Return the rate of whole answers."""
-    body = chat(1, stream=False)
-    load = http_load.run(port, body, num_connections=NUM_CONNECTIONS, num_requests=REQUESTS)
-    return NUM_CONNECTIONS * REQUESTS / load.seconds
+    body, count = chat(1, stream=False), REQUESTS // share
+    load = http_load.run(port, body, num_connections=NUM_CONNECTIONS, num_requests=count)
+    return NUM_CONNECTIONS * count / load.seconds
 
 
-def tokens_per_second(port: int) -> float:
+def tokens_per_second(port: int, share: int) -> float:
     """Return the rate of streamed tokens."""
-    body = chat(STREAM_TOKENS, stream=True)
-    load = http_load.run(port, body, num_connections=NUM_CONNECTIONS, num_requests=STREAMS)
-    return NUM_CONNECTIONS * STREAMS * STREAM_TOKENS / load.seconds
+    body, count = chat(STREAM_TOKENS, stream=True), max(1, STREAMS // share)
+    load = http_load.run(port, body, num_connections=NUM_CONNECTIONS, num_requests=count)
+    return NUM_CONNECTIONS * count * STREAM_TOKENS / load.seconds
 
 
-MEASURES: dict[str, Callable[[int], float]] = {
+MEASURES: dict[str, Callable[[int, int], float]] = {
     "first text, ms": first_text_ms,
     "requests/s": requests_per_second,
     "tokens/s": tokens_per_second,
@@ -219,7 +221,7 @@ def measure_all(num_rounds: int, litellm_path: str | None) -> dict[str, dict[str
         for number in range(num_rounds + 1):
             for name, port in ports.items():
                 for what, measure in MEASURES.items():
-                    figure = measure(port)
+                    figure = measure(port, SLOW_SHARE if name == "litellm" else 1)
                     if number:  # the first round warms up
                         figures[name][what].append(figure)
         return figures
@@ -248,8 +250,12 @@ def report(figures: dict[str, dict[str, list[float]]], *, as_json: bool) -> None
 
 def report_engine(num_rounds: int, *, as_json: bool) -> None:
     """Print what the gateway leaves of the engine's rate."""
+    from xinference.cluster.replica_environment import DEFAULTS, num_usable_cores
+
     from .gateway_engine import measure_in_platform, model_directory
 
+    # As a replica has it.
+    environment = {**DEFAULTS, "OMP_NUM_THREADS": str(num_usable_cores()), **os.environ}
     with tempfile.TemporaryDirectory() as home:
         directory = model_directory(Path(home))
         direct: list[float] = []
@@ -257,9 +263,11 @@ def report_engine(num_rounds: int, *, as_json: bool) -> None:
         streamed: list[float] = []
         for _ in range(num_rounds):
             command = [sys.executable, "-m", "benchmarks.gateway", "--direct", str(directory)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, check=True, text=True
+            )
             direct.append(float(json.loads(done.stdout.splitlines()[-1])))
-            rates = measure_in_platform(directory, free_port())
+            rates = measure_in_platform(directory)
             whole.append(rates["whole"])
             streamed.append(rates["streamed"])
     figures = {"directly": direct, "whole answers": whole, "streams": streamed}

@@ -10,6 +10,7 @@
     │   ├── InvalidApiKey           no API key, or one that is none             401
     │   ├── NotAllowed              the API key is not for this                 403
     │   ├── RequestAborted          stopped on somebody's order                 409
+    │   ├── RequestCrashesModel     it was there when two replicas crashed      422
     │   ├── DuplicateRequest        a live request has this id                  409
     │   ├── ModelNotFound           no model has this uid                       404
     │   ├── FamilyNotFound          no such model in the catalogue              404
@@ -170,6 +171,21 @@ class RequestAborted(RequestError):
 
     def __str__(self) -> str:
         return f"Request {self.request_id} was aborted."
+
+
+@dataclass(eq=False)
+class RequestCrashesModel(RequestError):
+    """The request was on two replicas that crashed, so it is not tried on a third."""
+
+    model: str
+    request_id: str
+    code: ClassVar[str] = "request_crashes_model"
+
+    def __str__(self) -> str:
+        return (
+            f"Two processes of model {self.model} ended while they worked on request "
+            f"{self.request_id}, so it is not tried again."
+        )
 
 
 @dataclass(eq=False)

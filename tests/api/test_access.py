@@ -158,6 +158,48 @@ async def test_requests_take_turns_by_key_whatever_user_they_name(
     assert one.fairness_key == two.fairness_key == admin.split("-")[1]
 
 
+async def test_one_keys_request_ids_are_nothing_to_another(
+    http: httpx.AsyncClient, cluster: FakeCluster, admin: str
+) -> None:
+    cluster.words = endless
+    cluster.allow(1)
+    keys = [bearer(await make(http, admin, name=name)) for name in ("one", "two")]
+    abort = "/v1/models/guide/requests/same/abort"
+
+    asking = [
+        asyncio.create_task(
+            http.post("/v1/chat/completions", json=chat(request_id="same"), headers=key)
+        )
+        for key in keys
+    ]
+    await cluster.wait_until(lambda: len(cluster.live_requests("guide")) == 2)
+    again = await http.post("/v1/chat/completions", json=chat(request_id="same"), headers=keys[0])
+    mine = await http.post(abort, headers=keys[0])
+    ended = await asking[0]
+
+    assert again.status_code == 409
+    assert "same" in again.json()["detail"]
+    assert "." not in again.json()["detail"].split(" is ")[0]
+    assert mine.json() == {"msg": "DONE"}
+    assert ended.json()["error"]["code"] == "request_aborted"
+    assert not asking[1].done()
+    (theirs,) = cluster.live_requests("guide")
+    by_admin = await http.post(f"/v1/models/guide/requests/{theirs}/abort", headers=bearer(admin))
+    assert by_admin.json() == {"msg": "DONE"}
+    assert (await asking[1]).status_code == 409
+
+
+async def test_a_key_is_not_told_of_models_that_are_not_its(
+    http: httpx.AsyncClient, admin: str
+) -> None:
+    key = bearer(await make(http, admin, name="one", models=["mine"]))
+
+    answer = await http.post("/v1/chat/completions", json=chat(model="mine"), headers=key)
+
+    assert answer.status_code == 404
+    assert "guide" not in answer.text
+
+
 async def test_a_limit_is_a_429_that_says_when(http: httpx.AsyncClient, admin: str) -> None:
     key = bearer(await make(http, admin, name="slow", requests_per_minute=2))
 

@@ -45,6 +45,7 @@ STORY: list[str | Delta] = [
     "Let me ",
     "look.",
     ToolCallStart(index=0, call_id="call_a", name="get_weather"),
+    TextDelta(text="", token_ids=(7,)),
     ToolCallArguments(index=0, text='{"city": '),
     ToolCallArguments(index=0, text='"Paris"}'),
     ToolCallStart(index=1, call_id="call_b", name="get_weather"),
@@ -157,7 +158,7 @@ async def test_a_stream_is_the_events_that_anthropic_documents(
         (None, {"max_tokens": 3}),
         (None, {"stop_sequences": ["a replica", "never"]}),
         (STORY, {}),
-        (STORY, {"max_tokens": 7}),
+        (STORY, {"max_tokens": 8}),
         (STORY, {"max_tokens": 2}),
         ([], {}),
         (["é☃𝄞", "\u2028\r\n\n"], {}),
@@ -203,9 +204,9 @@ async def test_the_content_is_the_blocks_in_their_order(
 async def test_a_call_that_is_cut_is_told_as_far_as_it_goes(
     http: httpx.AsyncClient, cluster: FakeCluster
 ) -> None:
-    cluster.words = lambda request: iter(STORY[5:7])
+    cluster.words = lambda request: iter(STORY[5:8])
 
-    answer = (await http.post(PATH, json=body(max_tokens=2))).json()
+    answer = (await http.post(PATH, json=body(max_tokens=3))).json()
 
     assert answer["content"] == [USE | {"input": {}}]
     assert answer["stop_reason"] == "max_tokens"
@@ -415,12 +416,30 @@ async def test_the_choice_of_tools_is_passed_on(
 
 
 @pytest.mark.parametrize(
-    ("given", "enable"), [(None, None), ({"type": "disabled"}, False), ({"type": "adaptive"}, None)]
+    ("given", "enable", "budget"),
+    [
+        (None, None, None),
+        ({"type": "disabled"}, False, None),
+        ({"type": "adaptive"}, None, None),
+        ({"type": "enabled", "budget_tokens": 1024}, True, 1024),
+    ],
 )
 async def test_thinking_is_passed_on(
-    http: httpx.AsyncClient, cluster: FakeCluster, given: Any, enable: bool | None
+    http: httpx.AsyncClient,
+    cluster: FakeCluster,
+    given: Any,
+    enable: bool | None,
+    budget: int | None,
 ) -> None:
-    assert (await asked(http, cluster, thinking=given)).enable_thinking is enable
+    prompt = await asked(http, cluster, thinking=given)
+
+    assert (prompt.enable_thinking, prompt.thinking_budget) == (enable, budget)
+
+
+async def test_strict_tools_are_passed_on(http: httpx.AsyncClient, cluster: FakeCluster) -> None:
+    prompt = await asked(http, cluster, tools=[{**TOOL, "strict": True}])
+
+    assert prompt.tools[0]["function"]["strict"] is True
 
 
 async def test_the_effort_is_passed_on(http: httpx.AsyncClient, cluster: FakeCluster) -> None:
@@ -496,7 +515,8 @@ async def test_a_block_of_another_kind_is_named(http: httpx.AsyncClient) -> None
         ({"tool_choice": {"type": "auto", "name": "x"}}, "tool_choice.name: goes with"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name: 'x' is none of"),
         ({"thinking": {"type": "between_tools"}}, "thinking.type: must be"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.budget_tokens: is"),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens: goes with"),
+        ({"thinking": {"type": "adaptive", "budget_tokens": 1024}}, "thinking.budget_tokens: goes"),
         ({"output_config": {"effort": "none"}}, "output_config.effort: must be"),
         ({"container": "x"}, "container: is not supported"),
         ({"mcp_servers": [{}]}, "mcp_servers: is not supported"),

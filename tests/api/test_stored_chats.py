@@ -30,12 +30,12 @@ async def listed(http: httpx.AsyncClient, **query: Any) -> list[str]:
 
 
 async def test_a_stored_chat_is_what_was_sent_with_its_labels(http: httpx.AsyncClient) -> None:
-    sent = await kept(http, metadata={"k": "v"})
+    sent = await kept(http, metadata={"k": "v"}, prompt_cache_key="mine")
 
     found = (await http.get(f"{CHAT}/{sent['id']}")).json()
     messages = (await http.get(f"{CHAT}/{sent['id']}/messages")).json()
 
-    assert found == sent | {"metadata": {"k": "v"}}
+    assert found == sent | {"metadata": {"k": "v"}, "prompt_cache_key": "mine"}
     assert [(item["role"], item["content"]) for item in messages["data"]] == [
         ("user", "What is a replica?")
     ]

@@ -200,6 +200,17 @@ def test_a_body_that_does_not_come_is_not_waited_for(
         assert app.left.wait(DEADLINE_SECONDS)
 
 
+@pytest.mark.parametrize(
+    "begun", [b"POST /bo", b"POST /body HTTP/1.1\r\ncontent-length: 9\r\n\r\n{"]
+)
+def test_a_request_that_is_cut_short_is_refused(port: int, begun: bytes) -> None:
+    with connect(port) as connection:
+        connection.sendall(begun)
+        connection.shutdown(socket.SHUT_WR)
+
+        assert refusal(read_to_end(connection))[0] == 400
+
+
 def test_a_client_that_does_not_read_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, app: Application
 ) -> None:

@@ -65,21 +65,32 @@ class Running:
     def stop(self) -> None:
         self.model.stop(10.0)
 
-    def ask(self, prompt: ChatPrompt, **sampling: Any) -> tuple[list[Choice], Finished]:
-        """Return the answers to a chat and how they ended."""
-        params = SamplingParams(**sampling)
-        self.model.submit(
-            GenerationRequest(request_id=RequestId("r"), prompt=prompt, sampling=params)
+    def request(self, prompt: ChatPrompt, **sampling: Any) -> GenerationRequest:
+        return GenerationRequest(
+            request_id=RequestId("r"), prompt=prompt, sampling=SamplingParams(**sampling)
         )
-        choices = [Choice() for _ in range(params.n)]
+
+    def deltas(self, request: GenerationRequest) -> tuple[list[Delta], Finished]:
+        """Return all that is told of a request."""
+        self.model.submit(request)
+        deltas: list[Delta] = []
         while True:
             event = self._told.get(timeout=SECONDS)
             assert not isinstance(event, Failed), event
             if isinstance(event, Finished):
-                if params.n == 1:
-                    choices[0].reason = event.reason
-                return choices, event
-            choices[event.choice_index].take(event)
+                return deltas, event
+            deltas.append(event)
+
+    def ask(self, prompt: ChatPrompt, **sampling: Any) -> tuple[list[Choice], Finished]:
+        """Return the answers to a chat and how they ended."""
+        request = self.request(prompt, **sampling)
+        deltas, finished = self.deltas(request)
+        choices = [Choice() for _ in range(request.sampling.n)]
+        for delta in deltas:
+            choices[delta.choice_index].take(delta)
+        if len(choices) == 1:
+            choices[0].reason = finished.reason
+        return choices, finished
 
 
 def replica_spec(path: str, *, options: EngineOptions | None = None, **source: Any) -> ReplicaSpec:

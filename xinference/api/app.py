@@ -41,6 +41,9 @@ from .gateway import Gateway, gateway_of, install_gateway
 from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
+from .ollama import embed as ollama_embeddings
+from .ollama import generate as ollama_answers
+from .ollama import models as ollama_models
 from .openai import chat, completions, files, stored_chats
 from .openai.batches import routes as batches
 from .openai.batches.endpoints import ENDPOINTS
@@ -48,6 +51,7 @@ from .openai.batches.runner import BatchRunner
 from .openai.responses import routes as responses
 from .openapi import document_of, page_of
 from .store.store import Store
+from .vectors import embeddings, rerank
 
 ROUTES = (
     chat,
@@ -57,6 +61,11 @@ ROUTES = (
     files,
     batches,
     messages,
+    ollama_answers,
+    ollama_embeddings,
+    ollama_models,
+    embeddings,
+    rerank,
     model_routes,
     registrations,
     cluster_routes,
@@ -131,7 +140,8 @@ def create_app(
     install_gateway(app, gateway)
     install_error_answers(app)
     for path, page in PAGES.items():
-        app.add_api_route(path, page, include_in_schema=False)
+        # Why HEAD: it is how some clients, Ollama's among them, ask whether somebody is there.
+        app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
     if not disable_metrics:
         app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.router.routes[:] = guarded(app.router.routes, keyring)

@@ -28,6 +28,7 @@ MEANINGS = {
     404: "There is no such model, family, registration, key or stored thing.",
     409: "The request was aborted, or a live request has its id.",
     413: "The body is too large.",
+    422: "Two processes of the model ended while they worked on the request.",
     429: "The model's queue is full, or the API key's limit used up; try again after `Retry-After` "
     "seconds.",
     499: "The launch was cancelled.",

@@ -91,6 +91,7 @@ async def _serve(config: GatewayConfig) -> None:
             config.supervisor_address,
             cluster_key=config.cluster_key,
             socket_directory=private_directory(config.run_directory, config.name),
+            continues_streams=config.continues_streams,
         )
         app = create_app(
             cluster,
@@ -112,6 +113,7 @@ async def _serve(config: GatewayConfig) -> None:
         server = http_server.server_of(
             app,
             keep_alive_seconds=config.http_keep_alive_seconds,
+            drain_seconds=config.drain_seconds,
             ssl_certfile=config.ssl_certfile,
             ssl_keyfile=config.ssl_keyfile,
         )

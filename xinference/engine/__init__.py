@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import EngineConfig
-    from .engine import Engine, EngineRequest
+    from .engine import Engine, EnginePrompt, EngineRequest
     from .grammar import Frame
     from .loading import load_engine
     from .loop import EngineLoop, EngineStats
@@ -40,6 +40,7 @@ _HOMES = {
     "Engine": ".engine",
     "EngineConfig": ".config",
     "EngineLoop": ".loop",
+    "EnginePrompt": ".engine",
     "EngineRequest": ".engine",
     "EngineStats": ".loop",
     "Frame": ".grammar",
@@ -53,6 +54,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineLoop",
+    "EnginePrompt",
     "EngineRequest",
     "EngineStats",
     "Frame",

@@ -74,10 +74,10 @@ class LimitedThinking:
             bits[:] = ~bits.dtype.type(0)
         else:
             self._inner.fill(bits)
-        if self._place is _Place.CLOSING:
+        if self._place is _Place.CLOSING and not _ends_inside_character(self._seen):
             token_id = self._limit.closing_token_ids[self._num_closed]
             bit = bits.dtype.type(1 << (token_id % 32))
-            # Why only then: half a character has to become a whole one first.
+            # Why only then: the matcher inside may want to end a piece of its own first.
             if bits[token_id // 32] & bit:
                 bits[:] = 0
                 bits[token_id // 32] = bit
@@ -131,3 +131,14 @@ class LimitedThinking:
     def _close_in_time(self) -> None:
         if self._place is _Place.THINKING and self._num_thought >= self._limit.num_tokens:
             self._place, self._num_closed = _Place.CLOSING, 0
+
+
+def _ends_inside_character(text: bytes) -> bool:
+    """Return whether the last character of a text in UTF-8 is not whole."""
+    for num_bytes in range(1, min(len(text), 3) + 1):
+        byte = text[-num_bytes]
+        if byte >= 0xC0:  # the first of two, three or four
+            return num_bytes < 2 + (byte >= 0xE0) + (byte >= 0xF0)
+        if byte < 0x80:
+            return False
+    return False

@@ -57,7 +57,7 @@ def frame_of(
             "give one of the two",
         )
     callable_now = functions_of(prompt)
-    if is_forced and not callable_now:
+    if (is_forced or offered) and not callable_now:
         raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
     is_narrowed = len(callable_now) < len(offered) or any(one.strict for one in callable_now)
     if is_forced:

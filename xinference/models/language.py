@@ -6,25 +6,30 @@ thoughts and calls (`answer.py`). It owns the chat template, what the family add
 (stop texts and tokens), and the engine's thread; it knows no sockets and no event loop.
 """
 
-import importlib.resources
 import logging
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from xinference.catalog.family import GUIDE_URI
 from xinference.engine import (
     Engine,
     EngineLoop,
+    EnginePrompt,
     EngineRequest,
     Frame,
     ThinkingLimit,
     load_engine,
 )
-from xinference.errors import AbilityMissing, DuplicateRequest, InvalidRequest, LoadFailed
+from xinference.errors import (
+    AbilityMissing,
+    ContextLengthExceeded,
+    DuplicateRequest,
+    InvalidRequest,
+)
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 from xinference.protocol.generation import (
@@ -42,17 +47,18 @@ from xinference.protocol.generation import (
     ToolChoice,
     Usage,
 )
+from xinference.protocol.vectors import ModelRequest
 
 from .answer import AnswerReader, AnswerReaders
-from .base import OnProgress, Sink
+from .base import OnProgress, Sink, expect
 from .chat_template import ChatTemplate
 from .constraint import frame_of
+from .files import model_directory
 from .parsing.grammars import AnswerFormat
 from .parsing.reader import NUM_CALL_ID_CHARS
 
 logger = logging.getLogger(__name__)
 
-PACKAGED = "package:"
 IMPORTS_SHARE = 0.3
 """Of the time that loading takes, what the imports before it take."""
 
@@ -67,7 +73,7 @@ class Prepared:
 
 
 class LanguageModel:
-    """A loaded language model. Implements `Generates`; any thread may call any method."""
+    """A loaded language model. Implements `Model`; any thread may call any method."""
 
     def __init__(self, engine: Engine, spec: ReplicaSpec) -> None:
         self._engine = engine
@@ -136,15 +142,16 @@ class LanguageModel:
         self._loop = EngineLoop(self._engine, read)
         self._loop.start()
 
-    def submit(self, request: GenerationRequest) -> Accepted:
+    def submit(self, request: ModelRequest) -> Accepted:
         """Turn the prompt into tokens and enqueue it. Takes time that grows with the prompt.
 
         Raises:
-            AbilityMissing: the model cannot chat, or cannot complete.
+            AbilityMissing: the model cannot chat, or the request is not for text.
             InvalidRequest, ContextLengthExceeded, ModelOverloaded, DuplicateRequest
             In every case nothing was enqueued.
         """
         assert self._loop is not None, "start() comes first"
+        request = expect(request, GenerationRequest, model_name=self._name)
         prepared = self.prepare(request)
         if request.count_only:
             return self._count(request, prepared)
@@ -186,7 +193,7 @@ class LanguageModel:
         """Return what the engine is to be asked, and who reads the answer. Changes nothing.
 
         Raises:
-            AbilityMissing, InvalidRequest
+            AbilityMissing, InvalidRequest, ContextLengthExceeded
         """
         prompt = request.prompt
         readers: AnswerReaders | None = None
@@ -204,6 +211,7 @@ class LanguageModel:
                 # Why no special tokens: the template has written those that it wants.
                 token_ids = self._encode(rendered, field="messages", special_tokens=False)
                 readers = self._new_readers(prompt, rendered, request.sampling)
+                asked = EnginePrompt(token_ids=token_ids)
                 thinking = self._thinking_limit(prompt, rendered)
                 frame = frame_of(
                     prompt,
@@ -212,27 +220,53 @@ class LanguageModel:
                     rendered=rendered,
                     token_ids=self._marker_ids,
                 )
-            case TextPrompt(text=text):
-                if not text:
-                    raise InvalidRequest(field="prompt", problem="must not be empty")
-                token_ids = self._encode(text, field="prompt", special_tokens=True)
-            case TokenPrompt():
-                token_ids = list(prompt.token_ids)  # the engine checks them
+            case TextPrompt() | TokenPrompt():
+                asked = self._engine_prompt(prompt)
         return Prepared(
             request=EngineRequest(
                 request_id=request.request_id,
-                prompt_token_ids=token_ids,
-                sampling=self._with_own_stops(request.sampling),
+                prompt_token_ids=asked.token_ids,
+                sampling=self._with_own_stops(self._within_total(request, len(asked.token_ids))),
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
                 kept_token_ids=self._kept_token_ids if readers is not None else frozenset(),
-                prompt_text=prompt.text if isinstance(prompt, TextPrompt) else None,
+                prompt_text=asked.text,
+                more_prompts=tuple(map(self._engine_prompt, request.more_prompts)),
                 frame=frame,
                 thinking=thinking,
+                resume_token_ids=request.resume_token_ids,
             ),
             readers=readers,
         )
+
+    def _engine_prompt(self, prompt: TextPrompt | TokenPrompt) -> EnginePrompt:
+        if isinstance(prompt, TokenPrompt):
+            return EnginePrompt(token_ids=prompt.token_ids)  # the engine checks them
+        if not prompt.text:
+            raise InvalidRequest(field="prompt", problem="must not be empty")
+        token_ids = self._encode(prompt.text, field="prompt", special_tokens=True)
+        return EnginePrompt(token_ids=token_ids, text=prompt.text)
+
+    def _within_total(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
+        """Return the parameters, with an answer that ends where the request's total does."""
+        total = request.max_total_tokens
+        if total is None:
+            return request.sampling
+        if total > self.context_length:
+            raise InvalidRequest(
+                field="max_total_tokens",
+                problem=f"must be at most the model's context, {self.context_length}, got {total}",
+            )
+        max_tokens = request.sampling.max_tokens
+        room = total - num_prompt_tokens
+        if room < 1:
+            raise ContextLengthExceeded(
+                num_prompt_tokens=num_prompt_tokens,
+                max_tokens=max_tokens or 1,
+                max_model_len=total,
+            )
+        return replace(request.sampling, max_tokens=min(max_tokens or room, room))
 
     def _read(
         self, events: list[tuple[RequestId, GenerationEvent]]
@@ -445,26 +479,10 @@ def load_language_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> Langua
     return LanguageModel(engine, spec)
 
 
-def model_directory(path: str, *, model_name: str) -> Path:
-    """Return the directory that a source names; "package:guide" is one inside this package.
-
-    Raises:
-        LoadFailed: it is not there.
-    """
-    if path.startswith(PACKAGED):
-        found = importlib.resources.files("xinference.catalog") / path.removeprefix(PACKAGED)
-        directory = Path(str(found))
-    else:
-        directory = Path(path).expanduser()
-    if not directory.is_dir():
-        raise LoadFailed(model=model_name, problem=f"{directory} is not a directory on this node")
-    return directory
-
-
 def engine_options(spec: ReplicaSpec) -> EngineOptions:
     """Return the launch's options, with what the packaged model wants where they are silent."""
     options = spec.engine_options
-    if spec.source.path.startswith(PACKAGED) and options.dtype == "auto":
+    if spec.source.path == GUIDE_URI and options.dtype == "auto":
         # Why: it is small enough for the caches, where float32 is the faster type on CPU, and its
         # answers are then the same on every machine.
         return replace(options, dtype="float32")

@@ -83,6 +83,7 @@ def _prompt(body: PromptParameters) -> ChatPrompt:
         tool_name=choice.name,
         parallel_tool_calls=not choice.disable_parallel_tool_use,
         enable_thinking=_enable_thinking(body),
+        thinking_budget=_thinking_budget(body),
         reasoning_effort=body.output_config.effort if body.output_config else None,
     )
 
@@ -95,12 +96,18 @@ def _grammar(body: PromptParameters) -> Grammar | None:
 def _enable_thinking(body: PromptParameters) -> bool | None:
     if body.thinking is None or body.thinking.type == "adaptive":
         return None
-    if body.thinking.type == "enabled":
+    return body.thinking.type == "enabled"
+
+
+def _thinking_budget(body: PromptParameters) -> int | None:
+    thinking = body.thinking
+    if thinking is None:
+        return None
+    if (thinking.type == "enabled") != (thinking.budget_tokens is not None):
         raise InvalidRequest(
-            field="thinking.budget_tokens",
-            problem="is not supported by this version; give the type adaptive or disabled",
+            field="thinking.budget_tokens", problem="goes with the type enabled, and only with it"
         )
-    return False
+    return thinking.budget_tokens
 
 
 def _tools(body: PromptParameters, choice: ToolChoiceParameter) -> tuple[dict[str, Any], ...]:
@@ -110,6 +117,7 @@ def _tools(body: PromptParameters, choice: ToolChoiceParameter) -> tuple[dict[st
             "name": tool.name,
             **({"description": tool.description} if tool.description is not None else {}),
             "parameters": tool.input_schema,
+            **({"strict": True} if tool.strict else {}),
         }
         for tool in body.tools or ()
     ]

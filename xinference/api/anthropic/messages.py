@@ -25,7 +25,7 @@ from .schema import (
 
 router = APIRouter(tags=["Anthropic"])
 
-REFUSALS = refusals(400, 404, 413, 429, 503, body=AnthropicErrorAnswer)
+REFUSALS = refusals(400, 404, 413, 422, 429, 503, body=AnthropicErrorAnswer)
 
 
 @router.post(

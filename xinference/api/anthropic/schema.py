@@ -114,8 +114,9 @@ class CustomTool(Body):
     cache_control: CacheControl | None = None
     eager_input_streaming: bool | None = None
     """Arguments are streamed as they are written, whatever this says."""
+    strict: bool | None = None
+    """The arguments of its calls keep to the schema to the letter, also where a call is free."""
 
-    strict: Annotated[object, Only(False)] = None
     input_examples: Annotated[object, Only([])] = None
     allowed_callers: Annotated[object, Only(["direct"])] = None
     defer_loading: Annotated[object, Only(False)] = None
@@ -137,6 +138,7 @@ class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive"]
     """Adaptive: as the model was launched."""
     budget_tokens: int | None = Field(None, ge=MIN_BUDGET, le=MAX_TOKEN_COUNT)
+    """With the type enabled: tokens to think at most."""
 
     display: Annotated[object, Only("summarized")] = None
 

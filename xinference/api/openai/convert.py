@@ -69,25 +69,34 @@ def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         priority=priority_of(body.service_tier, body.priority),
+        fairness_key=body.user or body.safety_identifier or "",
     )
 
 
 def completion_request(body: CompletionRequest, request_id: RequestId) -> GenerationRequest:
     """Return what a completion body asks for."""
+    first, *others = _prompts(body.prompt)
     return _request(
         body,
-        _prompt(body.prompt),
+        first,
         request_id,
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
         priority=body.priority or 0,
+        fairness_key=body.user or "",
         echo=bool(body.echo),
+        more_prompts=tuple(others),
     )
 
 
 def wants_usage(body: SharedParameters) -> bool:
     """Return whether a stream ends with a chunk that has the usage."""
     return bool(body.stream_options and body.stream_options.include_usage)
+
+
+def wants_obfuscation(body: SharedParameters) -> bool:
+    """Return whether the sizes of a stream's chunks are to tell nothing."""
+    return bool(body.stream_options and body.stream_options.include_obfuscation)
 
 
 def _request(
@@ -98,9 +107,11 @@ def _request(
     max_tokens: int | None,
     logprobs: int | None,
     priority: int,
+    fairness_key: str,
     echo: bool = False,
+    more_prompts: tuple[TextPrompt | TokenPrompt, ...] = (),
 ) -> GenerationRequest:
-    if wants_usage(body) and not body.stream:
+    if (wants_usage(body) or wants_obfuscation(body)) and not body.stream:
         raise InvalidRequest(field="stream_options", problem="is only for requests with stream")
     n = body.n or 1
     if body.stream and (body.best_of or n) > n:
@@ -137,8 +148,9 @@ def _request(
         prompt=prompt,
         sampling=sampling,
         priority=priority,
-        fairness_key=body.user or "",
+        fairness_key=fairness_key,
         cache_salt=body.cache_salt or "",
+        more_prompts=more_prompts,
     )
 
 
@@ -249,17 +261,20 @@ def _given_once(field: str, given: Any, extras: ChatExtras | None) -> Any:
     return extra if given is None else given
 
 
-def _prompt(given: str | list[int] | list[str] | list[list[int]]) -> Prompt:
-    """Return the one prompt; `[x]` is `x` unless x is a token id."""
-    match given:
-        case str():
-            return TextPrompt(text=given)
-        case [str(text)]:
-            return TextPrompt(text=text)
-        case [list(token_ids)]:
-            return TokenPrompt(token_ids=tuple(token_ids))
-        case _:
-            return TokenPrompt(token_ids=tuple(given))  # type: ignore[arg-type]  # the schema left nothing else
+def _prompts(
+    given: str | list[int] | list[str] | list[list[int]],
+) -> list[TextPrompt | TokenPrompt]:
+    """Return the prompts; a list of numbers is one."""
+    if isinstance(given, str):
+        return [TextPrompt(text=given)]
+    token_ids = tuple(one for one in given if isinstance(one, int))
+    if token_ids:
+        return [TokenPrompt(token_ids=token_ids)]
+    return [
+        TextPrompt(text=one) if isinstance(one, str) else TokenPrompt(token_ids=tuple(one))
+        for one in given
+        if not isinstance(one, int)
+    ]
 
 
 def _template_options(given: dict[str, Any] | str | None) -> dict[str, Any]:

@@ -151,7 +151,12 @@ async def retrieve_file(request: Request, file_id: FileId) -> Response:
     return json_answer(_shown(await gateway.store.files.get(gateway.owner, file_id)))
 
 
-@router.get("/v1/files/{file_id}/content", response_model=None, responses=refusals(404, 503))
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_model=None,
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {}}}, **refusals(404, 503)},
+)
 async def file_content(request: Request, file_id: FileId) -> Response:
     """Return what is in a file."""
     gateway = gateway_of(request)

@@ -17,6 +17,7 @@ from xinference.protocol.generation import (
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_PRIORITY,
+    MAX_PROMPTS,
     MAX_STOP_STRINGS,
 )
 
@@ -47,7 +48,8 @@ class StreamOptions(Body):
 
     include_usage: bool | None = None
     """One more chunk before the end, without choices, with the usage."""
-    include_obfuscation: Annotated[object, Only(False)] = None
+    include_obfuscation: bool | None = None
+    """Random characters beside each piece, so that its size tells nothing. Null: none."""
 
 
 class JsonSchemaFormat(Body):
@@ -344,8 +346,9 @@ class ChatRequest(SharedParameters):
     service_tier: ServiceTier | None = None
     """Who is served first: priority (or fast), then auto and default, then flex."""
     safety_identifier: str | None = None
-    """A label that changes nothing, like the next."""
+    """Stands for `user` where that is missing."""
     prompt_cache_key: str | None = None
+    """A label that is kept with it: prompts that begin alike share what is cached anyway."""
 
     logprobs: bool | None = None
     """Tell how likely each token was."""
@@ -383,14 +386,16 @@ class CompletionRequest(SharedParameters):
     prompt: Annotated[
         str
         | Annotated[TokenIds, Field(min_length=1)]
-        | Annotated[Texts, Field(min_length=1, max_length=1)]
+        | Annotated[Texts, Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[
             list[Annotated[TokenIds, Field(min_length=1)]],
-            Field(fail_fast=True, min_length=1, max_length=1),
+            Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS),
         ],
-        Shaped("one text or one list of token ids; several prompts are not supported yet"),
+        Shaped(f"a text, a list of token ids, or a list of up to {MAX_PROMPTS} of either"),
     ]
-    """One text or one list of token ids, which may be the single item of a list."""
+    """Each has `n` answers, in the order of the prompts."""
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    """Null: as many as the context holds. 0: the prompt alone, for `echo`."""
 
     echo: bool | None = None
     """Begin the answer with the prompt; with `logprobs`, tell of its tokens, too."""

@@ -141,10 +141,16 @@ class Batches:
     async def claim(self) -> Lease | None:
         """Take the oldest live batch that nobody works on; None if there is none."""
         now, holder = time.time(), secrets.token_hex(8)
+        oldest = f"SELECT min(seq) FROM batch WHERE {_IS_LIVE} AND lease_until < ?"
+        # Why two steps: workers look all the time, and only who writes keeps others waiting.
+        (seq,) = await self._database.read(
+            lambda connection: connection.execute(oldest, (now,)).fetchone()
+        )
+        if seq is None:
+            return None
         row = await self._database.write(
             lambda connection: connection.execute(
-                "UPDATE batch SET lease_holder = ?, lease_until = ? WHERE seq = ("
-                f" SELECT min(seq) FROM batch WHERE {_IS_LIVE} AND lease_until < ?)"
+                f"UPDATE batch SET lease_holder = ?, lease_until = ? WHERE seq = ({oldest})"
                 " RETURNING seq, owner",
                 (holder, now + LEASE_SECONDS, now),
             ).fetchone()
@@ -266,8 +272,10 @@ def _counted(connection: sqlite3.Connection, seq: int, text: str) -> dict[str, A
             "SELECT coalesce(sum(is_error), 0), count(*) FROM batch_line WHERE batch_seq = ?",
             (seq,),
         ).fetchone()
-        counts = {"completed": num_done - num_failed, "failed": num_failed}
-        document["request_counts"] = document["request_counts"] | counts
+        # Why the greater: what is given up before it was checked has no total yet.
+        total = max(document["request_counts"]["total"], num_done)
+        counts = {"total": total, "completed": num_done - num_failed, "failed": num_failed}
+        document["request_counts"] = counts
     return document
 
 
