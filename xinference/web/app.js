@@ -32,6 +32,8 @@ function frame() {
     onchange: async () => {
       await useLanguage(languages.value);
       show();
+      // The list was replaced by one in the new language.
+      document.querySelector("#top select").focus();
     },
   });
   languages.value = language();

@@ -12,9 +12,9 @@ const ABILITIES = ["chat", "generate", "tools", "reasoning"];
 export async function show(root, { signal }) {
   const known = await families(signal);
   const text = (properties) => h("input", { autocomplete: "off", spellcheck: "false", ...properties });
-  const name = text({ required: true });
-  const directory = text({ required: true, placeholder: "/models/my-model" });
-  const size = text({ required: true, placeholder: "0_5", pattern: "\\d+([._]\\d+)?" });
+  const name = text();
+  const directory = text({ placeholder: "/models/my-model" });
+  const size = text({ placeholder: "0_5" });
   const base = select([
     ["", t("none")],
     ...known.filter((one) => one.is_builtin && one.model_type === "LLM").map((one) => one.model_name),
