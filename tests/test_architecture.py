@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 HOMES = {
     "torch": {"engine", "models"},
     "transformers": {"engine", "models"},
+    "triton": {"engine"},
     "xoscar": {"cluster"},
     "msgspec": {"cluster"},
     "fastapi": {"api"},

@@ -10,15 +10,18 @@
     │   ├── InvalidApiKey           no API key, or one that is none             401
     │   ├── NotAllowed              the API key is not for this                 403
     │   ├── RequestAborted          stopped on somebody's order                 409
+    │   ├── RequestCrashesModel     it was there when two replicas crashed      422
     │   ├── DuplicateRequest        a live request has this id                  409
     │   ├── ModelNotFound           no model has this uid                       404
     │   ├── FamilyNotFound          no such model in the catalogue              404
     │   ├── ApiKeyNotFound          no API key has this id                      404
+    │   ├── ObjectNotFound          no such stored answer, file or batch        404
     │   └── ModelAlreadyExists      the uid or name is taken                    400
     ├── CapacityError             the same request may succeed later            503
     │   ├── ModelNotReady           it is still loading, or being restarted     503
     │   ├── ModelOverloaded         its queue is full; nothing was enqueued     429
     │   ├── RateLimitReached        the API key's limit is used up for now      429
+    │   ├── StoreUnavailable        what is to be kept cannot be written        503
     │   └── InsufficientResources   no node can hold it now                     503
     ├── LaunchError               the model could not be brought up             503
     │   ├── LoadFailed              its files do not load                       503
@@ -171,6 +174,21 @@ class RequestAborted(RequestError):
 
 
 @dataclass(eq=False)
+class RequestCrashesModel(RequestError):
+    """The request was on two replicas that crashed, so it is not tried on a third."""
+
+    model: str
+    request_id: str
+    code: ClassVar[str] = "request_crashes_model"
+
+    def __str__(self) -> str:
+        return (
+            f"Two processes of model {self.model} ended while they worked on request "
+            f"{self.request_id}, so it is not tried again."
+        )
+
+
+@dataclass(eq=False)
 class DuplicateRequest(RequestError):
     """A live request already carries this id. Nothing was enqueued."""
 
@@ -216,6 +234,18 @@ class ApiKeyNotFound(RequestError):
 
     def __str__(self) -> str:
         return f"There is no API key with the id {self.key_id}."
+
+
+@dataclass(eq=False)
+class ObjectNotFound(RequestError):
+    """Nothing of this kind is stored under this id, for this caller."""
+
+    kind: str
+    id: str
+    code: ClassVar[str] = "object_not_found"
+
+    def __str__(self) -> str:
+        return f"There is no {self.kind} {self.id}."
 
 
 @dataclass(eq=False)
@@ -272,6 +302,17 @@ class RateLimitReached(CapacityError):
             f"Rate limit reached for the API key {self.key_name}; "
             f"try again in {self.retry_after_seconds} s."
         )
+
+
+@dataclass(eq=False)
+class StoreUnavailable(CapacityError):
+    """What callers want kept cannot be read or written now."""
+
+    problem: str
+    code: ClassVar[str] = "store_unavailable"
+
+    def __str__(self) -> str:
+        return f"The store of answers, files and batches does not work: {self.problem}."
 
 
 @dataclass(eq=False)

@@ -141,11 +141,17 @@ async def test_a_key_for_some_models_sees_and_asks_only_those(cluster: FakeClust
         refused = await http.post("/v1/chat/completions", json=chat(model="theirs"), headers=key)
         aborted = await http.post("/v1/models/theirs/requests/r/abort", headers=key)
         described = await http.get("/v1/models/theirs", headers=key)
+        embedded = [
+            await http.post("/v1/embeddings", json={"model": uid, "input": "a b"}, headers=key)
+            for uid in ("mine", "theirs")
+        ]
 
     assert [model["id"] for model in listed] == ["mine"]
     assert asked.status_code == 200
     assert [refused.status_code, aborted.status_code, described.status_code] == [403] * 3
     assert "theirs" in refused.json()["detail"]
+    assert [answer.status_code for answer in embedded] == [200, 403]
+    assert [asked.request_id.count(".") for asked in cluster.computed] == [1]
 
 
 async def test_requests_take_turns_by_key_whatever_user_they_name(
@@ -156,6 +162,48 @@ async def test_requests_take_turns_by_key_whatever_user_they_name(
 
     one, two = cluster.requests
     assert one.fairness_key == two.fairness_key == admin.split("-")[1]
+
+
+async def test_one_keys_request_ids_are_nothing_to_another(
+    http: httpx.AsyncClient, cluster: FakeCluster, admin: str
+) -> None:
+    cluster.words = endless
+    cluster.allow(1)
+    keys = [bearer(await make(http, admin, name=name)) for name in ("one", "two")]
+    abort = "/v1/models/guide/requests/same/abort"
+
+    asking = [
+        asyncio.create_task(
+            http.post("/v1/chat/completions", json=chat(request_id="same"), headers=key)
+        )
+        for key in keys
+    ]
+    await cluster.wait_until(lambda: len(cluster.live_requests("guide")) == 2)
+    again = await http.post("/v1/chat/completions", json=chat(request_id="same"), headers=keys[0])
+    mine = await http.post(abort, headers=keys[0])
+    ended = await asking[0]
+
+    assert again.status_code == 409
+    assert "same" in again.json()["detail"]
+    assert "." not in again.json()["detail"].split(" is ")[0]
+    assert mine.json() == {"msg": "DONE"}
+    assert ended.json()["error"]["code"] == "request_aborted"
+    assert not asking[1].done()
+    (theirs,) = cluster.live_requests("guide")
+    by_admin = await http.post(f"/v1/models/guide/requests/{theirs}/abort", headers=bearer(admin))
+    assert by_admin.json() == {"msg": "DONE"}
+    assert (await asking[1]).status_code == 409
+
+
+async def test_a_key_is_not_told_of_models_that_are_not_its(
+    http: httpx.AsyncClient, admin: str
+) -> None:
+    key = bearer(await make(http, admin, name="one", models=["mine"]))
+
+    answer = await http.post("/v1/chat/completions", json=chat(model="mine"), headers=key)
+
+    assert answer.status_code == 404
+    assert "guide" not in answer.text
 
 
 async def test_a_limit_is_a_429_that_says_when(http: httpx.AsyncClient, admin: str) -> None:

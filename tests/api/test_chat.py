@@ -21,6 +21,7 @@ USAGE = {
     "completion_tokens": 6,
     "total_tokens": 11,
     "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
 }
 
 
@@ -75,6 +76,23 @@ async def test_include_usage_adds_one_chunk_without_choices(http: httpx.AsyncCli
     assert last["choices"] == []
     assert last["usage"] == USAGE
     assert all(chunk["usage"] is None for chunk in chunks)
+
+
+async def test_with_obfuscation_sizes_tell_nothing(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    chunks = await streamed(http, stream_options={"include_obfuscation": True})
+    plain = await streamed(http)
+
+    pieces = [chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks]
+    sizes = {
+        len(piece + chunk["obfuscation"])
+        for piece, chunk in zip(pieces, chunks, strict=True)
+        if piece
+    }
+    assert sizes == {32}
+    assert "".join(pieces) == ANSWER
+    assert all("obfuscation" not in chunk for chunk in plain)
 
 
 @pytest.mark.parametrize(

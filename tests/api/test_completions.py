@@ -29,6 +29,7 @@ async def test_a_completion_is_answered_in_openais_form(http: httpx.AsyncClient)
         "completion_tokens": 6,
         "total_tokens": 10,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -14,13 +14,15 @@ from openai.types.chat import completion_create_params as chat_create_params
 from tests.fakes.cluster import FakeCluster
 from xinference.api.admin.schema import LaunchRequest
 from xinference.api.fields import Body, Only
+from xinference.api.openai.responses.schema import ResponseRequest
 from xinference.api.openai.schema import ChatMessage, ChatRequest, CompletionRequest
 
 from .conftest import chat, completion
 
 PAGE = Path(__file__).parents[2] / "doc" / "api.md"
 
-LABELS = {"metadata", "safety_identifier", "prompt_cache_key"}
+STORED = {"store", "metadata", "prompt_cache_key"}
+"""What shows in what is kept: see `test_stored_chats.py`."""
 
 CHANGED: dict[str, Any] = {
     "model": "guide",
@@ -39,9 +41,14 @@ CHANGED: dict[str, Any] = {
     "request_id": "mine",
     "chat_template_kwargs": {"a": 1},
     "user": "someone",
+    "safety_identifier": "someone",
     "priority": -1,
+    "service_tier": "flex",
     "cache_salt": "mine",
     "enable_thinking": False,
+    "thinking_budget": 5,
+    "thinking_token_budget": 5,
+    "reasoning_effort": "low",
     "extra_body": {"guided_regex": "a+"},
     "tools": [{"type": "function", "function": {"name": "f"}}],
     "tool_choice": "none",
@@ -89,7 +96,7 @@ MARKED = [(route, name) for route, (schema, _) in ROUTES.items() for name in ref
 HONOURED = [
     (route, name)
     for route, (schema, _) in ROUTES.items()
-    for name in schema.model_fields.keys() - refused(schema).keys() - LABELS
+    for name in schema.model_fields.keys() - refused(schema).keys() - STORED
 ]
 
 
@@ -143,17 +150,6 @@ async def test_what_is_honoured_changes_something(
     assert plain.status_code == changed.status_code == 200
     first, second = cluster.requests
     assert (first, plain.text) != (second, changed.text) or name == "model"
-
-
-@pytest.mark.parametrize("name", sorted(LABELS))
-async def test_a_label_is_taken_and_changes_nothing(
-    http: httpx.AsyncClient, cluster: FakeCluster, name: str
-) -> None:
-    label = {"k": "v"} if name == "metadata" else "someone"
-    await http.post("/v1/chat/completions", json=chat(request_id="r"))
-    await http.post("/v1/chat/completions", json=chat(request_id="r", **{name: label}))
-
-    assert cluster.requests[0] == cluster.requests[1]
 
 
 @pytest.mark.parametrize(
@@ -219,6 +215,7 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
         ({"seed": 0.5}, "seed"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options"),
         ({"request_id": ""}, "request_id"),
         ({"request_id": "a b"}, "request_id"),
         ({"request_id": "a\n"}, "request_id"),
@@ -252,19 +249,43 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
             "tools[0].function.name",
         ),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+            {"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]},
             "tools[0].function.strict",
         ),
         ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools"),
         ({"tool_choice": "always"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "f"}}],
+                    },
+                }
+            },
+            "tool_choice",
+        ),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
         ({"enable_thinking": "yes"}, "enable_thinking"),
         (
             {"enable_thinking": True, "extra_body": {"enable_thinking": False}},
             "extra_body.enable_thinking",
         ),
+        ({"thinking_budget": -1}, "thinking_budget"),
+        ({"thinking_budget": 5, "thinking_token_budget": 6}, "thinking_token_budget"),
+        (
+            {"thinking_budget": 5, "extra_body": {"thinking_budget": 6}},
+            "extra_body.thinking_budget",
+        ),
+        (
+            {"chat_template_kwargs": {"thinking_budget": "short"}},
+            "chat_template_kwargs.thinking_budget",
+        ),
+        ({"reasoning_effort": "much"}, "reasoning_effort"),
         ({"extra_body": {"n": 2}}, "extra_body.n"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
         (
@@ -327,6 +348,7 @@ def test_the_page_says_which_values_pass() -> None:
     assert passing(text, "chat") == shown(refused(ChatRequest))
     assert passing(text, "completions") == shown(refused(CompletionRequest))
     assert message == shown(refused(ChatMessage))
+    assert passing(section_of_page("Responses"), None) == shown(refused(ResponseRequest))
     assert passing(launch, None) == shown(refused(LaunchRequest))
 
 
@@ -345,4 +367,5 @@ def test_the_page_lists_every_parameter_and_no_other() -> None:
     )
 
     assert fields_of_page("Chat completions and completions") == known
+    assert fields_of_page("Responses") == ResponseRequest.model_fields.keys()
     assert fields_of_page("Launching a model") == LaunchRequest.model_fields.keys()

@@ -2,6 +2,7 @@
 """What holds for streams of every protocol: they live through silence, and they end in words."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -43,6 +44,19 @@ async def test_a_stream_that_waits_says_that_it_lives(num_words: int) -> None:
     assert answer.status_code == 200
     assert text.count("data: {") == len(ANSWER.split()) + 2
     assert text.rstrip().endswith("data: [DONE]")
+
+
+async def test_nothing_but_line_feeds_ends_a_line_of_a_stream(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    said = "a\u2028b\u2029c\x85d\x0be\rf"
+    cluster.words = lambda request: iter([said])
+
+    answer = await http.post(CHAT, json=chat(stream=True))
+
+    lines = [line for line in answer.text.splitlines() if line.startswith("data: {")]
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines]
+    assert "".join(delta.get("content", "") for delta in deltas) == said
 
 
 async def test_openais_client_does_not_see_the_signs_of_life() -> None:

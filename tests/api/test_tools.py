@@ -223,22 +223,32 @@ async def test_tools_and_their_results_reach_the_model(
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [
-        ("auto", (ToolChoice.AUTO, None)),
-        ("required", (ToolChoice.REQUIRED, None)),
+        ("auto", (ToolChoice.AUTO, None, None)),
+        ("required", (ToolChoice.REQUIRED, None, None)),
         (
             {"type": "function", "function": {"name": "get_weather"}},
-            (ToolChoice.REQUIRED, "get_weather"),
+            (ToolChoice.REQUIRED, "get_weather", None),
+        ),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {
+                    "mode": "required",
+                    "tools": [{"type": "function", "function": {"name": "get_weather"}}] * 2,
+                },
+            },
+            (ToolChoice.REQUIRED, None, ("get_weather",)),
         ),
     ],
 )
-async def test_the_choice_is_the_replicas_to_keep_or_refuse(
+async def test_the_choice_reaches_the_replica(
     http: httpx.AsyncClient, cluster: FakeCluster, choice: Any, expected: Any
 ) -> None:
     await http.post(CHAT, json=chat(tools=[TOOL], tool_choice=choice))
 
     prompt = cluster.requests[0].prompt
     assert isinstance(prompt, ChatPrompt)
-    assert (prompt.tool_choice, prompt.tool_name) == expected
+    assert (prompt.tool_choice, prompt.tool_name, prompt.allowed_tools) == expected
 
 
 async def test_thinking_may_be_switched_in_the_extra_body(
@@ -251,6 +261,26 @@ async def test_thinking_may_be_switched_in_the_extra_body(
     assert isinstance(prompt, ChatPrompt)
     assert prompt.enable_thinking is False
     assert prompt.template_options == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking_budget": 5},
+        {"thinking_token_budget": 5},
+        {"extra_body": {"thinking_budget": 5}},
+        {"extra_body": {"thinking_token_budget": 5}, "thinking_budget": 5},
+        {"chat_template_kwargs": {"thinking_budget": 5}},
+    ],
+)
+async def test_a_budget_for_thoughts_may_stand_where_clients_put_it(
+    http: httpx.AsyncClient, cluster: FakeCluster, fields: dict[str, Any]
+) -> None:
+    await http.post(CHAT, json=chat(**fields, reasoning_effort="low"))
+
+    prompt = cluster.requests[0].prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert (prompt.thinking_budget, prompt.reasoning_effort) == (5, "low")
 
 
 async def test_openais_client_reads_calls_streamed_and_not(port: int, cluster: FakeCluster) -> None:

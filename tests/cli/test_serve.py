@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.fakes.http import Reply, Script, events, serving
+from xinference.api.keys.key import KeySpec, Scope
+from xinference.api.keys.store import KeyStore
 from xinference.cli.main import program
 from xinference.cli.serve import local_command, supervisor_command, worker_command
 from xinference.cluster import guardian
@@ -23,6 +25,8 @@ from xinference.cluster.configuration import (
 )
 from xinference.identifiers import Address
 
+TLS = Path(__file__).parent / "tls"
+
 
 class FakeGuardian:
     """Takes the configurations and says that all is ready."""
@@ -33,7 +37,7 @@ class FakeGuardian:
         """What answers at the gateway's port."""
 
     def run(self, configs: Sequence[RoleConfig], *, on_ready: Callable[[], None]) -> int:
-        self.configs = {config.role: config for config in configs}
+        self.configs = {config.name: config for config in configs}
         before = signal.signal(signal.SIGTERM, lambda *_: None)
         try:
             if self.gateway is None:
@@ -172,6 +176,66 @@ def test_an_exporter_where_metrics_are_anyway_is_fine(
     port = str(free_port)
 
     assert run(local_command, "-p", port, "-MH", "127.0.0.1", "-mp", port).exit_code == 0
+
+
+def test_several_gateway_processes_share_the_port_and_have_names(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int
+) -> None:
+    done = run(local_command, "-p", str(free_port), "--api-workers", "2")
+
+    assert done.exit_code == 0, done.stderr
+    assert list(fake.configs) == ["supervisor", "worker", "gateway-1", "gateway-2"]
+    assert {config.role for config in fake.configs.values()} == {"supervisor", "worker", "gateway"}
+    ports = {one.port for one in fake.configs.values() if isinstance(one, GatewayConfig)}
+    assert ports == {free_port}
+
+
+def test_a_certificate_makes_the_endpoint_https(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int
+) -> None:
+    certificate, key = TLS / "certificate.pem", TLS / "key.pem"
+
+    done = run(
+        *(local_command, "-p", str(free_port)),
+        *("--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)),
+    )
+
+    assert done.exit_code == 0, done.stderr
+    assert f"https://127.0.0.1:{free_port}" in done.stdout
+    assert fake.gateway_config.ssl_certfile == str(certificate)
+    assert fake.gateway_config.ssl_keyfile == str(key)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--ssl-certfile", str(TLS / "key.pem")], "HTTPS cannot use"),
+        (["--ssl-keyfile", str(TLS / "key.pem")], "--ssl-certfile"),
+        (["--ssl-certfile", "/none.pem"], "does not exist"),
+        (["--api-workers", "0"], "--api-workers"),
+    ],
+)
+def test_a_gateway_that_could_not_run_as_told_is_not_started(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int, words: list[str], told: str
+) -> None:
+    done = run(local_command, "-p", str(free_port), *words)
+
+    assert done.exit_code in (1, 2)
+    assert told in done.stderr
+    assert fake.configs == {}
+
+
+def test_a_server_with_api_keys_is_not_called_open(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int, tmp_path: Path
+) -> None:
+    store = KeyStore.open(tmp_path)
+    store.create(KeySpec(name="admin", scopes=frozenset({Scope.ADMIN})))
+    store.close()
+
+    done = run(local_command, "-H", "0.0.0.0", "-p", str(free_port))
+
+    assert done.exit_code == 0
+    assert "Warning" not in done.stderr
 
 
 def test_listening_on_more_than_loopback_is_said_loudly(

@@ -225,6 +225,23 @@ async def test_an_accepted_request_gives_its_tokens_and_then_one_end(
     assert sum(len(delta.token_ids) for delta in deltas if isinstance(delta, TextDelta)) == 7
 
 
+async def test_a_resumed_answer_goes_on_after_what_it_was_given(
+    connection: ReplicaConnection,
+) -> None:
+    request = a_request("a", max_tokens=7)
+    whole = [event async for event in await start(connection, request)]
+    deltas = [event for event in whole if isinstance(event, TextDelta)]
+    assert [len(delta.token_ids) for delta in deltas] == [1] * 7
+    tokens = [token for delta in deltas for token in delta.token_ids]
+
+    for cut in (1, 4, 7):
+        resumed = replace(request, resume_token_ids=tuple(tokens[:cut]))
+        *others, last = [event async for event in await start(connection, resumed)]
+        assert others == deltas[cut:]
+        assert isinstance(last, Finished)
+        assert last.usage.num_completion_tokens == 7
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -300,6 +317,20 @@ async def test_several_answers_come_in_one_stream_that_ends_once(subject: Subjec
     assert sorted({index for *_, index, _, _ in deltas}) == [0, 1, 2]
     assert [name for name, *_ in frames].count("END") == 1
     assert frames[-1][4] == 9
+
+
+async def test_each_of_several_prompts_has_its_answers(subject: Subject) -> None:
+    asked = request("a", max_tokens=2, n=2)
+    asked["more_prompts"] = [{"kind": "text", "text": "x y"}, {"kind": "tokens", "token_ids": [5]}]
+    async with raw_connection(subject.address, INSTANCE, KEY) as raw:
+        raw.send(frame("REQ", 0, asked))
+        frames = await raw.receive_until("END")
+
+    deltas = [delta for name, *fields in frames if name == "CHUNK" for delta in fields[0]]
+    reasons = {index: reason for *_, index, reason, _ in deltas if reason is not None}
+    assert reasons == dict.fromkeys(range(6), "length")
+    assert frames[-1][4] == 12
+    assert frames[-1][3] == frames[0][2]
 
 
 # --- refusals

@@ -107,14 +107,14 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def started(home: Path, *, port: int | None = None) -> Iterator[Platform]:
-    """Run `xinference-local` until the block ends; then nothing of it may be left."""
+def started(home: Path, *words: str, port: int | None = None) -> Iterator[Platform]:
+    """Run `xinference-local <words>` until the block ends; then nothing of it may be left."""
     port = port or free_port()
     endpoint = f"http://127.0.0.1:{port}"
     home.mkdir(parents=True, exist_ok=True)
     with (home / "output.txt").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", LOCAL, "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-c", LOCAL, "-H", "127.0.0.1", "-p", str(port), *words],
             env=environment(home),
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -11,7 +11,7 @@ from xinference.engine.config import (
     EngineConfig,
     ModelFacts,
     Placement,
-    backend_name,
+    backend_names,
     free_memory_bytes,
     resolve,
     resolve_placement,
@@ -41,7 +41,7 @@ def settle(
             max_positions=max_positions,
             rope_limit=rope_limit,
             bytes_per_token=KIB,
-            attention=backend_name(placement),
+            attention=backend_names(placement)[0],
         ),
         free_bytes=free_bytes,
         num_threads=2,
@@ -144,7 +144,19 @@ def test_each_device_has_its_own_attention_and_block_size() -> None:
     on_cpu, on_cuda = settle(EngineOptions()), settle(EngineOptions(), placement=CUDA)
 
     assert (on_cpu.attention, on_cpu.block_size) == ("cpu", 128)
-    assert (on_cuda.attention, on_cuda.block_size) == ("reference", 32)
+    assert (on_cuda.attention, on_cuda.block_size) == (backend_names(CUDA)[0], 32)
+
+
+@pytest.mark.parametrize(
+    ("found", "names"), [(object(), ("triton", "reference")), (None, ("reference",))]
+)
+def test_cuda_uses_triton_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, found: object, names: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+
+    assert backend_names(CUDA) == names
+    assert backend_names(CPU) == ("cpu",)
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,15 @@ def test_a_stop_string_ends_the_text_at_the_same_place_however_it_is_cut(
         assert is_stopped == bool(ends)
 
 
+def test_the_stop_string_that_came_up_is_told() -> None:
+    text = TextStream(TOKENIZER, [], ("never", "b世"))
+    for token_id in byte_tokens("ab世"):
+        text.push(token_id)
+
+    assert text.stop_string == "b世"
+    assert TextStream(TOKENIZER, [], ("b",)).stop_string is None
+
+
 def test_no_more_is_held_back_than_a_stop_string_could_begin_with() -> None:
     pieces, _ = stream(byte_tokens("ab<sto ab<stop> cd"), ("<stop>",))
 

@@ -173,7 +173,7 @@ def test_a_stop_string_ends_the_text_before_it(engine: Engine) -> None:
     _, text, end = generate(engine, PROMPT, max_tokens=40, temperature=1.0, seed=5, stop=(stop,))
 
     assert text == plain[: plain.index(stop)]
-    assert end.reason == FinishReason.STOP
+    assert (end.reason, end.stop_string) == (FinishReason.STOP, stop)
     assert end.usage.num_completion_tokens < 40
 
 

@@ -148,7 +148,7 @@ def test_any_history_gives_the_stock_tokens(
     architecture: str, seed: int, is_long: bool, record_long_run: RecordLongRun
 ) -> None:
     counted: Counter[str] = Counter()
-    for history in range(20 if is_long else 1):
+    for history in range(8 if is_long else 1):
         source = random.Random(f"{architecture} {seed} {history}")
         engine = engine_of(
             architecture,
@@ -241,7 +241,7 @@ def test_shared_prefixes_give_the_stock_tokens_through_any_history(
     answers, margin = alike_oracle(architecture)
     assert margin > SMALLEST_SAFE_MARGIN
     counted: Counter[str] = Counter()
-    for history in range(20 if is_long else 2):
+    for history in range(8 if is_long else 2):
         source = random.Random(f"alike {architecture} {seed} {history}")
         engine = engine_of(
             architecture,

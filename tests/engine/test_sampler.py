@@ -116,14 +116,43 @@ def test_draws_follow_the_law_of_their_parameters(
     assert chi_square_fits(drawn, law(logits, **parameters))  # type: ignore[arg-type]
 
 
-def test_a_flat_law_wider_than_the_first_candidates_is_still_exact() -> None:
+FLAT_LAWS = [
+    {"top_p": 0.9},
+    {"top_k": 1800},
+    {"top_k": 2000, "top_p": 0.8},
+    {"temperature": 2.0, "top_p": 0.95, "min_p": 0.9},
+    {"top_k": 1500, "top_p": 0.9, "typical_p": 0.7},
+]
+
+
+@pytest.mark.parametrize("parameters", FLAT_LAWS, ids=str)
+def test_a_flat_law_wider_than_the_candidates_is_still_exact(parameters: dict[str, float]) -> None:
     logits = torch.randn(3000, generator=torch.Generator().manual_seed(5)) * 0.05
 
-    drawn = draw(logits.expand(NUM_DRAWS, -1), top_p=0.9)
+    drawn = draw(logits.expand(1000, -1), **parameters)
 
-    probabilities = law(logits, top_p=0.9)
-    assert (probabilities > 0).sum() > 2000
+    probabilities = law(logits, **parameters)  # type: ignore[arg-type]
+    assert (probabilities > 0).sum() > 900
     assert chi_square_fits(drawn, probabilities)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("parameters", [*LAWS, *FLAT_LAWS], ids=str)
+def test_every_draw_inverts_the_law_at_its_number(
+    parameters: dict[str, float], scale: float
+) -> None:
+    logits = torch.randn(4100, generator=torch.Generator().manual_seed(11)) * scale
+    count = 100
+
+    drawn = np.array(draw(logits.expand(count, -1), **parameters))
+
+    probabilities = law(logits, **parameters)  # type: ignore[arg-type]
+    above = np.cumsum(probabilities)[drawn]
+    below = above - probabilities[drawn]
+    number = uniform(np.ones(count, np.uint64), np.arange(count))
+    assert (probabilities[drawn] > 0).all()
+    assert (below - 1e-5 <= number).all()
+    assert (number <= above + 1e-5).all()
 
 
 def test_ties_at_the_threshold_are_all_kept() -> None:
@@ -134,13 +163,14 @@ def test_ties_at_the_threshold_are_all_kept() -> None:
     assert set(drawn) == {1, 2, 3}
 
 
-def test_a_seed_gives_the_same_token_alone_and_in_any_batch() -> None:
+@pytest.mark.parametrize("vocab_size", [500, 5000])
+def test_a_seed_gives_the_same_token_alone_and_in_any_batch(vocab_size: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(60, 500, generator=generator).bfloat16()
+    logits = torch.randn(60, vocab_size, generator=generator).bfloat16()
     parameters = {
         "temperature": [0.0, 0.7, 1.3] * 20,
         "top_p": [1.0, 0.9, 0.5, 0.999] * 15,
-        "top_k": [0, 0, 40, 3, 400] * 12,
+        "top_k": [0, 0, 40, 3, 400, 2000] * 10,
         "min_p": [0.0, 0.01, 0.0, 0.2] * 15,
         "typical_p": [1.0, 0.9, 1.0, 0.5, 1.0, 1.0] * 10,
         "seed": range(60),

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizer
 
 from tests.engine.tiny_engines import Transcript, add, run_to_end, tiny_engine
 from tests.json_schemas import BOUNDED, UNBOUNDED, Schema, record
+from tests.long_runs import RecordLongRun
 from tests.models_tiny import MAX_POSITIONS
 from xinference.engine import Engine, EngineRequest, load_engine
 from xinference.engine.grammar import Bits, GrammarCompiler
@@ -106,12 +107,40 @@ def check_bounded(engine: Engine, schema: Schema, num_seeds: int) -> None:
         )
 
 
+def check_unbounded(engine: Engine, schema: Schema, num_seeds: int) -> int:
+    """Check answers of growing length; return how many were cut by it."""
+    grammar = json_schema(schema)
+    asked = {
+        str(seed): {**HOT, "seed": seed, "grammar": grammar, "max_tokens": 3 + 5 * seed}
+        for seed in range(num_seeds)
+    }
+
+    transcript = answers(engine, asked)
+
+    reasons = {one: reason_of(transcript, one) for one in asked}
+    for one, reason in reasons.items():
+        token_ids = [
+            token_id
+            for token_id in transcript.token_ids[one]
+            if token_id not in engine.eos_token_ids
+        ]
+        whole = completed(engine, grammar, token_ids)
+        assert whole.startswith(transcript.texts[one].rstrip("\N{REPLACEMENT CHARACTER}"))
+        jsonschema.validate(json.loads(whole), schema)
+        if reason is FinishReason.STOP:
+            assert whole == transcript.texts[one]
+        else:
+            assert reason is FinishReason.LENGTH
+    return sum(reason is FinishReason.LENGTH for reason in reasons.values())
+
+
 def completed(engine: Engine, grammar: Grammar, token_ids: list[int]) -> str:
     """Return the text of these tokens and the shortest rest that we find for it."""
     matcher = engine._grammars.compile(grammar)
     for token_id in token_ids:
         matcher.accept(token_id)
-    closers = engine.tokenizer.convert_tokens_to_ids(['"', "}", "]", ":", "0"])
+    vocabulary = engine.tokenizer.get_vocab()
+    closers = [vocabulary[one] for one in ('"', "}", "]", ":", "0") if one in vocabulary]
     token_ids = list(token_ids)
     while not matcher.is_accepting:
         bits = np.zeros(engine._grammars.num_words, np.uint32)
@@ -128,41 +157,36 @@ def completed(engine: Engine, grammar: Grammar, token_ids: list[int]) -> str:
 
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_model_of_random_weights_answers_a_bounded_schema(
-    engine: Engine, name: str, is_long: bool
+    engine: Engine, name: str, is_long: bool, record_long_run: RecordLongRun
 ) -> None:
-    check_bounded(engine, BOUNDED[name], NUM_SEEDS if is_long else NUM_SEEDS_OF_CI)
+    num_seeds = NUM_SEEDS if is_long else NUM_SEEDS_OF_CI
+    check_bounded(engine, BOUNDED[name], num_seeds)
+    record_long_run("Bounded schemas, random weights", schemas=1, answers=num_seeds)
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-def test_the_guide_answers_a_bounded_schema(guide: Engine, name: str, is_long: bool) -> None:
-    check_bounded(guide, BOUNDED[name], NUM_SEEDS if is_long else 1)
+def test_the_guide_answers_a_bounded_schema(
+    guide: Engine, name: str, is_long: bool, record_long_run: RecordLongRun
+) -> None:
+    num_seeds = NUM_SEEDS if is_long else 1
+    check_bounded(guide, BOUNDED[name], num_seeds)
+    record_long_run("Bounded schemas, the guide", schemas=1, answers=num_seeds)
 
 
+@pytest.mark.parametrize("model", ["engine", "guide"])
 @pytest.mark.parametrize("name", UNBOUNDED)
 def test_an_answer_cut_by_max_tokens_is_the_beginning_of_a_valid_one(
-    engine: Engine, name: str, is_long: bool
+    request: pytest.FixtureRequest,
+    model: str,
+    name: str,
+    is_long: bool,
+    record_long_run: RecordLongRun,
 ) -> None:
-    grammar = json_schema(UNBOUNDED[name])
-    asked = {
-        str(seed): {**HOT, "seed": seed, "grammar": grammar, "max_tokens": 5 + 7 * seed}
-        for seed in range(NUM_SEEDS if is_long else 4)
-    }
+    num_seeds = NUM_SEEDS if is_long else 4
+    num_cut = check_unbounded(request.getfixturevalue(model), UNBOUNDED[name], num_seeds)
 
-    transcript = answers(engine, asked)
-
-    reasons = {reason_of(transcript, one) for one in asked}
-    assert FinishReason.LENGTH in reasons
-    for one in asked:
-        token_ids = [
-            token_id
-            for token_id in transcript.token_ids[one]
-            if token_id not in engine.eos_token_ids
-        ]
-        whole = completed(engine, grammar, token_ids)
-        assert whole.startswith(transcript.texts[one].rstrip("\N{REPLACEMENT CHARACTER}"))
-        jsonschema.validate(json.loads(whole), UNBOUNDED[name])
-        if reason_of(transcript, one) is FinishReason.STOP:
-            assert whole == transcript.texts[one]
+    assert num_cut > 0
+    record_long_run("Unbounded schemas", schemas=1, answers=num_seeds, cut=num_cut)
 
 
 def test_white_space_is_bounded_so_that_every_object_ends(engine: Engine) -> None:

@@ -55,14 +55,15 @@ def tiny_engine(
     }
     if num_blocks is not None:
         given["kv_cache_bytes"] = num_blocks * _block_bytes(name, given["block_size"], make_config)
-    model = make_model(name, config=make_config and make_config())
+    device = torch.device(given["device"])
+    model = make_model(name, config=make_config and make_config()).to(device)
     # Answers run to their max_tokens, whatever the tokenizer ends a turn with.
     model.generation_config.eos_token_id = []
     return make_engine(
         model,
         make_tokenizer(),
         EngineOptions(**given),
-        placement=Placement(device=torch.device("cpu"), dtype=torch.float32),
+        placement=Placement(device=device, dtype=torch.float32),
         name=name,
         report=lambda _: None,
         backend=backend,

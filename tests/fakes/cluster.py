@@ -63,6 +63,7 @@ from xinference.protocol.generation import (
     Finished,
     FinishReason,
     GenerationRequest,
+    Prompt,
     TextDelta,
     TextPrompt,
     TokenCandidate,
@@ -70,7 +71,10 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
+from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting, NodeResources, NodeStatus
+from xinference.protocol.vectors import VectorPiece, VectorRequest
+
+from .vectors import pieces_of, tokens_of
 
 NODE = NodeId("127.0.0.1:5001")
 SUPERVISOR = "127.0.0.1:5000"
@@ -131,7 +135,7 @@ class FakeStream:
         self._model = model
         self._request = request
         self._length = length
-        self._words = cluster.stopped_words(request)
+        self._words, self._stop_string = cluster.stopped_words(request)
         self._num_words = 0
         self._has_called = False
         self._num_chars = 0
@@ -153,6 +157,8 @@ class FakeStream:
             return self._told.popleft()
         if self._is_over:
             raise StopAsyncIteration
+        if self._request.count_only:
+            return self._finished(FinishReason.STOP)
         await self._wait_turn()
         if self._error is not None:
             self._end()
@@ -161,14 +167,14 @@ class FakeStream:
         word = next(self._words, None) if self._num_words < limit else None
         if self._is_aborted:
             return self._finished(FinishReason.ABORT)
-        n = self._request.sampling.n
+        n = self._request.num_choices
         if word is None:
             is_cut = self._num_words >= limit
             end = FinishReason.TOOL_CALLS if self._has_called else FinishReason.STOP
             reason = FinishReason.LENGTH if is_cut else end
             ends = [TextDelta(text="", choice_index=index, reason=reason) for index in range(n)]
             self._told.extend(ends if n > 1 else [])
-            self._told.append(self._finished(reason))
+            self._told.append(self._finished(reason, None if is_cut else self._stop_string))
             return self._told.popleft()
         self._num_words += 1
         self._cluster.count_step()
@@ -215,11 +221,11 @@ class FakeStream:
             self._stirred.clear()
             await self._stirred.wait()
 
-    def _finished(self, reason: FinishReason) -> Finished:
+    def _finished(self, reason: FinishReason, stop_string: str | None = None) -> Finished:
         self._end()
         num_completion_tokens = self._num_words * self._request.sampling.num_made
         usage = Usage(num_prompt_tokens=self._length, num_completion_tokens=num_completion_tokens)
-        return Finished(reason=reason, usage=usage)
+        return Finished(reason=reason, usage=usage, stop_string=stop_string)
 
     def _end(self) -> None:
         self._is_over = True
@@ -244,6 +250,24 @@ class FakeStream:
 
     def stir(self) -> None:
         self._stirred.set()
+
+
+class FakeVectorStream:
+    """An accepted request for vectors or scores; see `VectorStream`."""
+
+    def __init__(self, request: VectorRequest) -> None:
+        self._request = request
+        self.accepted = Accepted(num_prompt_tokens=tokens_of(request))
+
+    async def __aiter__(self) -> AsyncIterator[VectorPiece | Finished]:
+        for piece in pieces_of(self._request):
+            yield piece
+        num_tokens = self.accepted.num_prompt_tokens
+        usage = Usage(num_prompt_tokens=num_tokens, num_completion_tokens=0)
+        yield Finished(reason=FinishReason.STOP, usage=usage)
+
+    async def aclose(self) -> None:
+        pass
 
 
 class FakeModel:
@@ -296,6 +320,7 @@ class FakeCluster:
 
         self.launched: list[LaunchSpec] = []
         self.requests: list[GenerationRequest] = []
+        self.computed: list[VectorRequest] = []
         self.aborted: list[RequestId] = []
         """Requests whose stream was closed before its end, or that ended waiting for ACCEPT."""
         self.num_steps = 0
@@ -369,15 +394,16 @@ class FakeCluster:
         """Return whether a stream that said so many words may go on."""
         return self.num_words_allowed is None or num_words < self.num_words_allowed
 
-    def stopped_words(self, request: GenerationRequest) -> Iterator[str | Delta]:
-        """Return what the model says, cut before the first stop string."""
+    def stopped_words(self, request: GenerationRequest) -> tuple[Iterator[str | Delta], str | None]:
+        """Return what the model says, cut before the first stop string, and that string."""
         words = iter(self.words(request))
         if not request.sampling.stop:
-            return words
+            return words, None
         said = itertools.islice(words, CONTEXT_LENGTH)
         text = "".join([word for word in said if isinstance(word, str)])
-        found = [text.find(stop) for stop in request.sampling.stop if stop in text]
-        return iter(re.findall(r"\S+\s*|\s+", text[: min(found, default=len(text))]))
+        found = [(text.find(stop), stop) for stop in request.sampling.stop if stop in text]
+        end, stop_string = min(found, default=(len(text), None))
+        return iter(re.findall(r"\S+\s*|\s+", text[:end])), stop_string
 
     # --- Cluster
 
@@ -485,6 +511,8 @@ class FakeCluster:
         if request.request_id in asked.live:
             raise DuplicateRequest(request_id=request.request_id)
         length = _prompt_length(request)
+        if request.count_only:
+            return FakeStream(self, asked, request, length)
         max_tokens = request.sampling.max_tokens or 1
         if length + max_tokens > asked.description.context_length:
             raise ContextLengthExceeded(
@@ -496,6 +524,22 @@ class FakeCluster:
         asked.live[request.request_id] = stream
         self.stir()
         return stream
+
+    async def compute(self, model: ModelUid, request: VectorRequest) -> "FakeVectorStream":
+        asked = self._model(model)
+        self.computed.append(request)
+        self.stir()
+        try:
+            await self.wait_until(lambda: not self.holds_accept)
+        except asyncio.CancelledError:
+            self.aborted.append(request.request_id)
+            self.stir()
+            raise
+        if asked.state is not ModelState.READY:
+            raise ModelNotReady(model=model, state="loading", retry_after_seconds=2)
+        if self.queue_is_full:
+            raise ModelOverloaded(model=model, num_waiting=1024, retry_after_seconds=7)
+        return FakeVectorStream(request)
 
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float
@@ -515,6 +559,12 @@ class FakeCluster:
             for uid, model in self._models.items()
             if model.state is ModelState.READY
         }
+
+    def routing(self) -> GatewayRouting:
+        ready = [model for model in self._models.values() if model.state is ModelState.READY]
+        return GatewayRouting(
+            num_ready_models=len(ready), num_retried=3, num_continued=2, num_ejected=1
+        )
 
     async def info(self) -> ClusterInfo:
         self._fail_if_told()
@@ -622,12 +672,16 @@ def _check_type(model_type: str) -> None:
 
 
 def _prompt_length(request: GenerationRequest) -> int:
-    match request.prompt:
+    return sum(map(_length_of, (request.prompt, *request.more_prompts)))
+
+
+def _length_of(prompt: Prompt) -> int:
+    match prompt:
         case ChatPrompt(messages=messages):
             return sum(1 + len((message.content or "").split()) for message in messages)
         case TextPrompt(text=text):
             return len(text.split()) or 1
-    return len(request.prompt.token_ids)
+    return len(prompt.token_ids)
 
 
 def _description(uid: ModelUid, family: dict[str, Any], spec: LaunchSpec) -> ModelDescription:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from xinference.cluster.dataplane.address import listening_socket
@@ -39,12 +39,17 @@ from xinference.protocol.generation import (
     TextPrompt,
     Usage,
 )
+from xinference.protocol.vectors import ModelRequest
+
+from .vectors import pieces_of, tokens_of
 
 COUNTING = ModelUid("counting")
 FAILS = "fake:fails"
 """As the path of a source: loading ends with LoadFailed."""
 HANGS = "fake:hangs"
 """As the path of a source: loading never ends."""
+POISON = "poison"
+"""As a prompt: the replica crashes."""
 DIES = "fake:dies"
 """As the path of a source: loading ends the process with exit code 1."""
 
@@ -70,6 +75,7 @@ class FakeReplica:
         max_queue_size: int = 64,
         step_seconds: float = 0.002,
         tokens_per_step: int = 1,
+        vector_pieces: int | None = None,
     ) -> None:
         self._model = model
         self._loop = loop
@@ -79,6 +85,8 @@ class FakeReplica:
         self._max_queue_size = max_queue_size
         self._step_seconds = step_seconds
         self._tokens_per_step = tokens_per_step
+        self._num_vector_events = None if vector_pieces is None else 1 + vector_pieces
+        """Of an answer of vectors, the rest of which never comes."""
         self._live: dict[RequestId, _Live] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
@@ -89,6 +97,10 @@ class FakeReplica:
         """What it was told to load."""
         self.address = ""
         """Set by `serve_fake_replica`."""
+        self.crash: Callable[[], None] = lambda: os._exit(1)
+        """End as a process does that is killed: no goodbye. In a test's loop, a socket does."""
+        self.is_hung = False
+        """Whether it does nothing any more, though its connections stand."""
         self._deliver: Deliver = lambda events: None
 
     @property
@@ -135,15 +147,44 @@ class FakeReplica:
             context_length=self._context_length, max_num_seqs=self._max_num_seqs, config={}
         )
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: ModelRequest) -> None:
+        if not isinstance(request, GenerationRequest):
+            num_tokens = tokens_of(request)
+            usage = Usage(num_prompt_tokens=num_tokens, num_completion_tokens=0)
+            events = (
+                Accepted(num_prompt_tokens=num_tokens),
+                *pieces_of(request),
+                Finished(reason=FinishReason.STOP, usage=usage),
+            )
+            told = [(request.request_id, one) for one in events[: self._num_vector_events]]
+            self._loop.call_soon(self._deliver, told)
+            return
+        if isinstance(request.prompt, TextPrompt) and request.prompt.text == POISON:
+            self._loop.call_soon(self.crash)
+            return
         try:
             live = self._validate(request)
         except XinferenceError as error:
             self._loop.call_soon(self._deliver, [(request.request_id, Failed(error=error))])
             return
-        self._live[request.request_id] = live
         accepted = Accepted(num_prompt_tokens=live.num_prompt_tokens)
-        self._deliver([(request.request_id, accepted)])
+        if request.count_only:
+            finished = Finished(reason=FinishReason.STOP, usage=_usage(live))
+            told = [(request.request_id, accepted), (request.request_id, finished)]
+            self._loop.call_soon(self._deliver, told)
+            return
+        self._live[request.request_id] = live
+        events: list[tuple[RequestId, ServiceEvent]] = [(request.request_id, accepted)]
+        if request.resume_token_ids:
+            said = "".join(f" {number}" for number in request.resume_token_ids)
+            delta = TextDelta(text=said, token_ids=request.resume_token_ids)
+            events.append((request.request_id, delta))
+            live.num_completion_tokens = len(request.resume_token_ids)
+        if live.num_completion_tokens == live.max_tokens:
+            del self._live[request.request_id]
+            finished = Finished(reason=FinishReason.LENGTH, usage=_usage(live))
+            events.append((request.request_id, finished))
+        self._deliver(events)
         if self._timer is None:
             self._timer = self._loop.call_later(self._step_seconds, self._step)
 
@@ -176,7 +217,7 @@ class FakeReplica:
         self._deliver([(request_id, Failed(error=error)) for request_id in ids])
 
     def _validate(self, request: GenerationRequest) -> _Live:
-        num_prompt_tokens = _num_tokens(request.prompt)
+        num_prompt_tokens = sum(map(_num_tokens, (request.prompt, *request.more_prompts)))
         max_tokens = request.sampling.max_tokens or self._context_length - num_prompt_tokens
         if num_prompt_tokens == 0:
             raise InvalidRequest(field="prompt", problem="must not be empty")
@@ -194,12 +235,14 @@ class FakeReplica:
 
     def _step(self) -> None:
         self._timer = None
+        if self.is_hung:
+            return
         if not self._live:
             return
         self._num_steps += 1
         events: list[tuple[RequestId, ServiceEvent]] = []
         for request_id, live in list(self._live.items())[: self._max_num_seqs]:
-            n = live.request.sampling.n
+            n = live.request.num_choices
             for _ in range(self._tokens_per_step):
                 live.num_completion_tokens += n
                 self._num_generated_tokens += n
@@ -268,6 +311,15 @@ async def serve_fake_replica(
         handshake_seconds=handshake_seconds,
     )
     await server.start(listener)
+
+    def crash() -> None:
+        fake.is_hung = True
+        assert server._server is not None
+        server._server.close()
+        for peer in tuple(server._peers):
+            peer.writer.transport.abort()
+
+    fake.crash = crash
     try:
         if spec is not None:
             await fake.load(replace(spec, instance=instance), lambda *_: None)

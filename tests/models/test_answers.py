@@ -5,6 +5,7 @@ import asyncio
 import queue
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -321,6 +322,7 @@ def test_special_tokens_that_a_grammar_names_are_read_and_others_left_out() -> N
 def test_a_reader_that_breaks_gives_the_text_as_it_is() -> None:
     class Broken:
         num_complete_calls = 0
+        is_thinking = False
 
         def push(self, text: str) -> list[Delta]:
             raise RuntimeError("a bug")
@@ -398,24 +400,53 @@ def test_a_model_that_has_no_tools_refuses_them(scripted: Scripted, source: Any)
         scripted.variant(**source).prepare(asked(ASK))
 
 
-@pytest.mark.parametrize("name", [None, "get_time"])
-def test_a_forced_call_is_refused_by_name(scripted: Scripted, name: str | None) -> None:
-    prompt = ChatPrompt(
-        messages=ASK.messages, tools=TOOLS, tool_choice=ToolChoice.REQUIRED, tool_name=name
-    )
-
-    with pytest.raises(InvalidRequest) as refused:
-        scripted.model.prepare(asked(prompt))
-
-    assert refused.value.field == "tool_choice"
-
-
 def test_thinking_that_cannot_be_switched_is_refused_by_name(scripted: Scripted) -> None:
     for enable, abilities in ((True, ("chat",)), (False, ("chat", "reasoning"))):
         prompt = ChatPrompt(messages=ASK.messages, enable_thinking=enable)
         with pytest.raises(InvalidRequest) as refused:
             scripted.variant(abilities=abilities).prepare(asked(prompt))
         assert refused.value.field == "enable_thinking"
+
+
+def test_how_much_to_think_reaches_a_template_that_has_it(scripted: Scripted) -> None:
+    template = (
+        "{% if reasoning_effort %}[{{ reasoning_effort }}]{% endif %}{{ messages[0].content }}"
+    )
+    prompt = ChatPrompt(messages=ASK.messages, reasoning_effort="low")
+
+    assert rendered(scripted, prompt, chat_template=template).startswith("[low]")
+
+
+def test_no_effort_switches_the_thinking_of_a_hybrid_model_off(scripted: Scripted) -> None:
+    model = scripted.variant(abilities=("chat", "tools", "hybrid"))
+    model._enable_thinking = True
+    prompt = ChatPrompt(messages=ASK.messages, reasoning_effort="none")
+
+    ids = model.prepare(asked(prompt)).request.prompt_token_ids
+
+    assert not str(scripted.tokenizer.decode(list(ids))).endswith("<think>\n")
+
+
+@pytest.mark.parametrize(
+    ("effort", "abilities", "enable_thinking"),
+    [
+        ("low", ("chat", "hybrid"), None),
+        ("high", ("chat",), None),
+        ("none", ("chat", "reasoning"), None),
+        ("none", ("chat", "hybrid"), True),
+    ],
+)
+def test_an_effort_that_a_model_cannot_be_told_is_refused_by_name(
+    scripted: Scripted, effort: str, abilities: tuple[str, ...], enable_thinking: bool | None
+) -> None:
+    prompt = ChatPrompt(
+        messages=ASK.messages, reasoning_effort=effort, enable_thinking=enable_thinking
+    )
+
+    with pytest.raises(InvalidRequest) as refused:
+        scripted.variant(abilities=abilities).prepare(asked(prompt))
+
+    assert refused.value.field == "reasoning_effort"
 
 
 # --- one producer
@@ -431,7 +462,7 @@ def events_of(
     usage = Usage(num_prompt_tokens=3, num_completion_tokens=len(pieces))
     *rest, last = reader.read(Finished(reason=reason, usage=usage))
     assert isinstance(last, Finished)
-    assert last.usage == usage
+    assert replace(last.usage, num_reasoning_tokens=0) == usage
     tokens = [one.token_ids for one in events if isinstance(one, TextDelta | ReasoningDelta)]
     return put_together([*events, *rest]), last.reason, sum(map(len, tokens)) - len(pieces)
 

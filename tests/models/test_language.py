@@ -41,6 +41,7 @@ from xinference.protocol.generation import (
     TextDelta,
     TextPrompt,
     TokenPrompt,
+    Usage,
 )
 
 HELLO = ChatPrompt(messages=(Message(role="user", content="hello"),))
@@ -253,6 +254,41 @@ def test_a_started_model_answers_and_counts(
     assert model.counters()["num_generated_tokens"] == 4.0
     assert model.description()["dtype"] == "float32"
     assert (model.context_length, model.max_num_seqs) == (512, 2)
+
+
+def test_a_prompt_of_any_length_is_counted_without_the_engine(
+    running: tuple[LanguageModel, "queue.Queue[tuple[RequestId, GenerationEvent]]"],
+) -> None:
+    model, told = running
+    prompt = TokenPrompt(token_ids=(1,) * 600)
+
+    accepted = model.submit(replace(asked(prompt), count_only=True))
+
+    assert accepted.num_prompt_tokens == 600
+    usage = Usage(num_prompt_tokens=600, num_completion_tokens=0)
+    end = Finished(reason=FinishReason.STOP, usage=usage)
+    assert told.get(timeout=10.0) == (RequestId("a"), end)
+    assert model.counters()["num_steps"] == 0.0
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 6), (4, 4), (100, 6)])
+def test_an_answer_ends_where_the_total_does(
+    model: LanguageModel, max_tokens: int | None, expected: int
+) -> None:
+    request = asked(TokenPrompt(token_ids=(1,) * 10), max_tokens=max_tokens)
+
+    prepared = model.prepare(replace(request, max_total_tokens=16))
+
+    assert prepared.request.sampling.max_tokens == expected
+
+
+def test_a_total_that_cannot_be_is_refused(model: LanguageModel) -> None:
+    request = asked(TokenPrompt(token_ids=(1,) * 10))
+
+    with pytest.raises(InvalidRequest, match=r"max_total_tokens: .* 512, got 513"):
+        model.prepare(replace(request, max_total_tokens=513))
+    with pytest.raises(ContextLengthExceeded, match="context is 10 tokens"):
+        model.prepare(replace(request, max_total_tokens=10))
 
 
 def test_a_refusal_of_the_engine_comes_out_of_submit(

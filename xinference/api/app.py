@@ -10,16 +10,20 @@ The caller makes the cluster and runs the server:
 `on_shutdown` is awaited by the application's lifespan, after the server has let the running
 requests end; without a lifespan (as in tests) the caller closes the cluster itself. The
 application keeps no other state than its counters and a copy of the API keys, so any number of
-them may serve one cluster.
+them may serve one cluster: what callers asked to keep is in a `Store`, which they share.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp
 
 from xinference import __version__
 from xinference.cluster.interface import Cluster
@@ -30,16 +34,44 @@ from .admin import keys as key_routes
 from .admin import models as model_routes
 from .admin import registrations
 from .answers import json_answer
+from .anthropic import messages
 from .edge import Edge
 from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
 from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
-from .openai import chat, completions
+from .ollama import embed as ollama_embeddings
+from .ollama import generate as ollama_answers
+from .ollama import models as ollama_models
+from .openai import chat, completions, files, stored_chats
+from .openai.batches import routes as batches
+from .openai.batches.endpoints import ENDPOINTS
+from .openai.batches.runner import BatchRunner
+from .openai.responses import routes as responses
 from .openapi import document_of, page_of
+from .store.store import Store
+from .vectors import embeddings, rerank
+from .web import INDEX, wants_page, web_answer, web_file
 
-ROUTES = (chat, completions, model_routes, registrations, cluster_routes, key_routes)
+ROUTES = (
+    chat,
+    stored_chats,
+    completions,
+    responses,
+    files,
+    batches,
+    messages,
+    ollama_answers,
+    ollama_embeddings,
+    ollama_models,
+    embeddings,
+    rerank,
+    model_routes,
+    registrations,
+    cluster_routes,
+    key_routes,
+)
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies and clients close what is silent for a minute, some for half of one."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,7 +81,9 @@ def create_app(
     cluster: Cluster,
     *,
     key_store: KeyStore | None = None,
+    store: Store | None = None,
     disable_metrics: bool = False,
+    metrics_directory: Path | None = None,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
@@ -58,25 +92,35 @@ def create_app(
     Args:
         key_store: where API keys are kept and usage is counted; closed when the server ends.
             None: in memory.
+        store: what callers asked to keep; closed when the server ends. None: in memory.
         disable_metrics: there is no `/metrics`.
+        metrics_directory: where the processes of a gateway keep their numbers, which `/metrics`
+            adds up; `PROMETHEUS_MULTIPROC_DIR` must have named it before this module was imported.
         keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         on_shutdown: awaited once when the server ends.
     """
+    kept = store or Store()
 
     keyring = Keyring(key_store or KeyStore.in_memory())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         keeping = asyncio.create_task(keyring.run(), name="keep API keys")
+        purge = asyncio.create_task(kept.keep_within_limits(), name="keep the store small")
+        running = asyncio.create_task(BatchRunner(gateway, ENDPOINTS).run(), name="run batches")
         yield
-        keeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeping
+        for task in (keeping, purge, running):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         if on_shutdown is not None:
             await on_shutdown()
+        await kept.aclose()
         keyring.close()
 
-    app = FastAPI(
+    metrics = Metrics(directory=metrics_directory)
+    app = _Application(
+        metrics=metrics,
         routes=[route for routes in ROUTES for route in routes.router.routes],
         title="Xinference",
         version=__version__,
@@ -85,25 +129,50 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    metrics = Metrics()
     gateway = Gateway(
-        cluster=cluster, metrics=metrics, keyring=keyring, keep_alive_seconds=keep_alive_seconds
+        cluster=cluster,
+        metrics=metrics,
+        keyring=keyring,
+        store=kept,
+        keep_alive_seconds=keep_alive_seconds,
     )
     install_gateway(app, gateway)
     install_error_answers(app)
-    app.add_middleware(Edge, metrics=metrics)
     for path, page in PAGES.items():
-        app.add_api_route(path, page, include_in_schema=False)
+        # Why HEAD: it is how some clients, Ollama's among them, ask whether somebody is there.
+        app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
     if not disable_metrics:
         app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.router.routes[:] = guarded(app.router.routes, keyring)
     return app
 
 
+class _Application(FastAPI):
+    """The framework's, with two layers around its router instead of seven."""
+
+    def __init__(self, *, metrics: Metrics, **options: Any) -> None:
+        super().__init__(**options)
+        self._metrics = metrics
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return what every request goes through.
+
+        Why so few: each layer costs every request and every token; `Edge` answers what nobody
+        caught, and the routes that need an exit stack have one of their own.
+        """
+        handlers = self.exception_handlers
+        return Edge(ExceptionMiddleware(self.router, handlers=handlers), metrics=self._metrics)
+
+
 async def _root(request: Request) -> Response:
+    if wants_page(request):
+        return web_answer(request, INDEX)
     links = {"docs": "/docs", "openapi": "/openapi.json", "models": "/v1/models"}
-    return json_answer({"name": "xinference", "version": __version__, **links})
+    answer = json_answer({"name": "xinference", "version": __version__, **links})
+    answer.headers["vary"] = "accept"
+    return answer
 
 
 async def _docs(request: Request) -> Response:
@@ -120,4 +189,9 @@ async def _metrics(request: Request) -> Response:
     return Response(page, media_type=TEXT_OF_PROMETHEUS)
 
 
-PAGES = {"/": _root, "/docs": _docs, "/openapi.json": _document}
+PAGES = {
+    "/": _root,
+    "/docs": _docs,
+    "/openapi.json": _document,
+    "/web/{path:path}": web_file,
+}

@@ -34,7 +34,15 @@ async def read_body(request: Request, schema: type[SomeBody], *, empty: bool = F
         InvalidRequest: it is not JSON, or not what the schema says; the field is named.
         HTTPException: it is larger than `MAX_BODY_BYTES` (413), or the client left (400).
     """
-    given = _parse(await _read(request), empty=empty)
+    return checked(_parse(await _read(request), empty=empty), schema)
+
+
+def checked(given: Any, schema: type[SomeBody]) -> SomeBody:
+    """Check what was read as JSON.
+
+    Raises:
+        InvalidRequest: it is not what the schema says; the field is named.
+    """
     try:
         return schema.model_validate(given)
     except ValidationError as error:

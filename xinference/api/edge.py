@@ -79,7 +79,7 @@ class Edge:
         route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if scope["method"] in METHODS else "other"
         # 499, as proxies write it: the client left before there was an answer.
-        self._metrics.http_requests.labels(method, route, status or 499).inc()
+        self._metrics.child(self._metrics.http_requests, method, route, status or 499).inc()
 
 
 def _given_id(scope: Scope) -> str | None:

@@ -13,19 +13,39 @@ from .keys.caller import cluster_for
 from .keys.key import ApiKey
 from .keys.keyring import Keyring
 from .metrics import Metrics, Observation
+from .store.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """The cluster that is asked, who asks, and what is counted while asking."""
+    """The cluster that is asked, who asks, what is counted while asking, and what is kept."""
 
     cluster: Cluster
     metrics: Metrics
     keyring: Keyring
+    store: Store
     keep_alive_seconds: float
     """A stream that has had nothing to say for so long says that it lives."""
     key: ApiKey | None = None
     """The caller's; None while the gateway is open."""
+
+    @property
+    def owner(self) -> str:
+        """Whose things in the store the caller sees; nobody's while the gateway is open."""
+        return "" if self.key is None else self.key.key_id
+
+    def for_key(self, key: ApiKey) -> "Gateway":
+        """Return this as the owner of a key may use it."""
+        cluster = cluster_for(key, self.cluster, self.keyring)
+        return replace(self, cluster=cluster, key=key)
+
+    def for_owner(self, owner: str) -> "Gateway":
+        """Return this for work that goes on after its caller has left.
+
+        Raises:
+            InvalidApiKey: the key that it was ordered with has ended since.
+        """
+        return self.for_key(self.keyring.active(owner)) if owner else self
 
     def observe(self, model: ModelUid, *, stream: bool) -> Observation:
         """Return what measures and counts one request to a model; enter it when that starts."""
@@ -49,5 +69,4 @@ def gateway_of(request: Request) -> Gateway:
     key = key_of(request)
     if key is None:
         return gateway
-    cluster = cluster_for(key, gateway.cluster, gateway.keyring)
-    return replace(gateway, cluster=cluster, key=key)
+    return gateway.for_key(key)

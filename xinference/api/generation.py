@@ -15,6 +15,7 @@ from typing import ClassVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from xinference.cluster.interface import Cluster
 from xinference.errors import InvalidRequest, XinferenceError
 from xinference.identifiers import ModelUid
 from xinference.protocol.generation import (
@@ -65,6 +66,12 @@ class AnswerForm(ABC):
     def whole(self, deltas: Sequence[Delta], finished: Finished) -> bytes:
         """Return the body of the answer in one piece."""
 
+    def arrived(self, batch: Sequence[AnswerEvent]) -> None:  # noqa: B027  # optional
+        """Look at events as they come, streamed or not, before anything is written of them.
+
+        For forms that tell times; others need not look.
+        """
+
     def keep_alive(self) -> bytes:
         """Return what tells client and proxies that a stream lives which has nothing to say."""
         return b": keep-alive\n\n"
@@ -85,7 +92,8 @@ class GenerationAnswer(Response):
     """Sends the request to the cluster when it is itself sent; used once."""
 
     def __init__(self, gateway: Gateway, generation: Generation, *, stream: bool) -> None:
-        super().__init__()
+        # Why not super().__init__: it would make the headers of an empty answer, for nothing.
+        self.background = None
         self._gateway = gateway
         self._generation = generation
         self._stream = stream
@@ -133,10 +141,11 @@ class GenerationAnswer(Response):
                         deltas += _deltas(batch)
                         batch[-1] = await _kept(generation, deltas, batch[-1])
                     observation.note(batch)
+                    generation.form.arrived(batch)
                     last = batch[-1]
                     if isinstance(last, Failed):
                         log_fault(last.error, scope)
-                    body = b"".join([self._written(event) for event in batch])
+                    body = _in_plain_lines(b"".join([self._written(event) for event in batch]))
                     is_last = isinstance(last, Finished | Failed)
                     if body or is_last:
                         self._is_silent = False
@@ -171,6 +180,7 @@ async def whole_answer(gateway: Gateway, generation: Generation, receive: Receiv
         async with aclosing(events):
             async for batch in events:
                 observation.note(batch)
+                generation.form.arrived(batch)
                 deltas += _deltas(batch)
                 match batch[-1]:
                     case Failed(error=error):
@@ -181,6 +191,30 @@ async def whole_answer(gateway: Gateway, generation: Generation, receive: Receiv
                             await generation.keep(body)
                         return body
     return None
+
+
+async def count_prompt_tokens(
+    cluster: Cluster,
+    model: ModelUid,
+    asked: GenerationRequest,
+    *,
+    field_names: Mapping[str, str],
+) -> int:
+    """Return how many tokens the prompt of a `count_only` request has.
+
+    Args:
+        field_names: see `AnswerForm`.
+
+    Raises:
+        XinferenceError: the request was refused.
+    """
+    try:
+        stream = await cluster.generate(model, asked)
+    except XinferenceError as error:
+        raise _renamed(error, field_names) from error
+    async for _ in stream:
+        pass  # its end; there is nothing before it
+    return stream.accepted.num_prompt_tokens
 
 
 async def _kept(generation: Generation, deltas: Sequence[Delta], last: AnswerEvent) -> AnswerEvent:
@@ -198,8 +232,29 @@ def _deltas(batch: Sequence[AnswerEvent]) -> list[Delta]:
     return [event for event in batch if not isinstance(event, Accepted | Tick | Finished | Failed)]
 
 
+UNICODE_LINE_ENDS = {
+    end.encode(): f"\\u{ord(end):04x}".encode() for end in ("\u0085", "\u2028", "\u2029")
+}
+
+
+def _in_plain_lines(body: bytes) -> bytes:
+    """Return records of a stream in which only line feeds end lines.
+
+    Why: many clients split a stream as Python splits lines of text. These characters can stand
+    in a JSON string alone, where they may be escaped.
+    """
+    for end, escaped in UNICODE_LINE_ENDS.items():
+        if end in body:
+            body = body.replace(end, escaped)
+    return body
+
+
 def _in_words_of(form: AnswerForm, error: XinferenceError) -> XinferenceError:
+    return _renamed(error, form.field_names)
+
+
+def _renamed(error: XinferenceError, field_names: Mapping[str, str]) -> XinferenceError:
     """Return an error that names the field as the caller's protocol does."""
-    if isinstance(error, InvalidRequest) and error.field in form.field_names:
-        return InvalidRequest(field=form.field_names[error.field], problem=error.problem)
+    if isinstance(error, InvalidRequest) and error.field in field_names:
+        return InvalidRequest(field=field_names[error.field], problem=error.problem)
     return error

@@ -112,8 +112,9 @@ async def answer_events(
             yield batch
     finally:
         watch.cancel()
-        feed.cancel()
-        await asyncio.gather(watch, feed, return_exceptions=True)
+        if not feed.done():
+            feed.cancel()
+            await asyncio.wait([feed])
 
 
 async def _feed(

@@ -10,15 +10,18 @@ A label never takes a value that a caller made up: only models that took a reque
 """
 
 import asyncio
+import os
 import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from xinference import __version__
@@ -40,7 +43,7 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo
+from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 
 from .inbox import AnswerEvent
 
@@ -64,11 +67,23 @@ ENGINE_COUNTERS = frozenset(
 """What an engine counts; its other numbers go up and down."""
 
 
-class Metrics:
-    """The counters of one gateway. Used from its event loop only."""
+Child = TypeVar("Child", Counter, Gauge, Histogram)
 
-    def __init__(self) -> None:
+
+class Metrics:
+    """The counters of one gateway process. Used from its event loop only."""
+
+    def __init__(self, *, directory: Path | None = None) -> None:
+        """Begin at 0.
+
+        Args:
+            directory: where the library keeps the numbers of all the gateway's processes.
+        """
         self.registry = CollectorRegistry()
+        self._directory = directory
+        self._children: dict[tuple[object, tuple[object, ...]], object] = {}
+        if directory is not None:
+            _forget_dead(directory)
         model, streamed = ("model_uid",), ("model_uid", "stream")
         self.requests = Counter(
             "xinference:model_request", "Requests to models.", streamed, registry=self.registry
@@ -86,7 +101,11 @@ class Metrics:
             registry=self.registry,
         )
         self.serving = Gauge(
-            "xinference:model_serve_count", "Requests in flight.", model, registry=self.registry
+            "xinference:model_serve_count",
+            "Requests in flight.",
+            model,
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.duration = Histogram(
             "xinference:model_request_duration_seconds",
@@ -132,6 +151,25 @@ class Metrics:
             ("method", "route", "status"),
             registry=self.registry,
         )
+
+    def child(self, family: Child, *labels: object) -> Child:
+        """Return the number of a family with these labels.
+
+        Why not `family.labels` each time: a request asks for a dozen, and that costs as much as its
+        JSON.
+        """
+        child = self._children.get((family, labels))
+        if child is None:
+            child = self._children[family, labels] = family.labels(*labels)
+        return cast(Child, child)
+
+    def families(self) -> Iterable[Metric]:
+        """Return the numbers of all the gateway's processes."""
+        if self._directory is None:
+            return self.registry.collect()
+        all_of_them = MultiProcessCollector(CollectorRegistry(), path=str(self._directory))
+        families: Iterable[Metric] = all_of_them.collect()
+        return families
 
     def observe(
         self,
@@ -196,7 +234,7 @@ class Observation:
                 case Accepted(num_prompt_tokens=num_prompt_tokens):
                     self._is_accepted = True
                     self._num_prompt_tokens = num_prompt_tokens
-                    self._metrics.serving.labels(self._model).inc()
+                    self._metrics.child(self._metrics.serving, self._model).inc()
                 case Finished(usage=usage):
                     self._usage = usage
                 case Failed(error=error):
@@ -206,7 +244,9 @@ class Observation:
         if text and not self._has_text:
             self._has_text = True
             seconds = time.perf_counter() - self._started
-            self._metrics.first_token.labels(self._model, self._stream).observe(seconds)
+            self._metrics.child(self._metrics.first_token, self._model, self._stream).observe(
+                seconds
+            )
 
     def __exit__(
         self,
@@ -222,17 +262,17 @@ class Observation:
             error, CapacityError | ContextLengthExceeded | ReplicaLost
         )
         model = self._model if is_known else ModelUid("")
-        metrics.requests.labels(model, self._stream).inc()
+        metrics.child(metrics.requests, model, self._stream).inc()
         if self._is_accepted:
-            metrics.serving.labels(model).dec()
-            metrics.duration.labels(model).observe(time.perf_counter() - self._started)
+            metrics.child(metrics.serving, model).dec()
+            metrics.child(metrics.duration, model).observe(time.perf_counter() - self._started)
             self._count_tokens()
         if self._code is not None:
-            metrics.errors.labels(model, self._code).inc()
+            metrics.child(metrics.errors, model, self._code).inc()
         elif self._usage is None:
-            metrics.disconnects.labels(model).inc()
+            metrics.child(metrics.disconnects, model).inc()
         status = self._code or ("disconnected" if self._usage is None else "ok")
-        metrics.key_requests.labels(self._key_name, model, status).inc()
+        metrics.child(metrics.key_requests, self._key_name, model, status).inc()
 
     def _count_tokens(self) -> None:
         # Why not only ended answers: what was generated was used, whoever did not wait for the end.
@@ -243,8 +283,8 @@ class Observation:
         )
         self._on_usage(usage)
         metrics, model = self._metrics, self._model
-        metrics.input_tokens.labels(model).inc(usage.num_prompt_tokens)
-        metrics.generate_tokens.labels(model).inc(usage.num_completion_tokens)
+        metrics.child(metrics.input_tokens, model).inc(usage.num_prompt_tokens)
+        metrics.child(metrics.generate_tokens, model).inc(usage.num_completion_tokens)
         counted = {
             "prompt": usage.num_prompt_tokens,
             "completion": usage.num_completion_tokens,
@@ -253,15 +293,34 @@ class Observation:
         }
         for kind, num_tokens in counted.items():
             if num_tokens:
-                metrics.key_tokens.labels(self._key_name, model, kind).inc(num_tokens)
+                metrics.child(metrics.key_tokens, self._key_name, model, kind).inc(num_tokens)
 
 
 async def metrics_page(metrics: Metrics, cluster: Cluster) -> bytes:
     """Return everything as Prometheus text."""
-    families = _cluster_families(*await _asked(cluster))
+    families = [
+        *_cluster_families(*await _asked(cluster)),
+        *_routing_families(cluster.routing()),
+    ]
     page = CollectorRegistry()
-    page.register(_Families([*metrics.registry.collect(), *families]))
+    page.register(_Families([*metrics.families(), *families]))
     return generate_latest(page)
+
+
+def _forget_dead(directory: Path) -> None:
+    """Take the requests in flight of processes that have died out of the sum."""
+    for path in directory.glob("gauge_live*_*.db"):
+        pid = path.stem.rpartition("_")[2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            mark_process_dead(int(pid), path=str(directory))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class _Families(Collector):
@@ -307,6 +366,29 @@ def _cluster_families(
         yield from _engine_families(engine_stats)
 
 
+def _routing_families(routing: GatewayRouting) -> Iterator[Metric]:
+    """Yield what the gateway process that makes the page has done; others have their own."""
+    gateway = (str(os.getpid()),)
+    for name, documentation, value in (
+        ("xinference:requests_retried", "Requests that were sent again.", routing.num_retried),
+        (
+            "xinference:streams_continued",
+            "Streams that went on at another replica.",
+            routing.num_continued,
+        ),
+    ):
+        counter = CounterMetricFamily(name, documentation, labels=("gateway_pid",))
+        counter.add_metric(gateway, value)
+        yield counter
+    ejected = GaugeMetricFamily(
+        "xinference:replicas_ejected",
+        "Replicas that get no requests, or one at a time.",
+        labels=("gateway_pid",),
+    )
+    ejected.add_metric(gateway, routing.num_ejected)
+    yield ejected
+
+
 def _node_families(info: ClusterInfo) -> Iterator[Metric]:
     uptime = "Since the supervisor started."
     yield GaugeMetricFamily(
@@ -314,6 +396,12 @@ def _node_families(info: ClusterInfo) -> Iterator[Metric]:
     )
     count = len(info.workers)
     yield GaugeMetricFamily("xinference:workers_total", "Workers of the cluster.", value=count)
+    state = GaugeMetricFamily(
+        "xinference:worker_status", "Always 1.", labels=("worker_address", "status")
+    )
+    for worker in info.workers:
+        state.add_metric((worker.node, worker.state), 1)
+    yield state
     readings = {
         "xinference:worker_cpu_utilization": "cpu_utilization",
         "xinference:worker_memory_used_bytes": "memory_used_bytes",

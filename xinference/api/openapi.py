@@ -16,7 +16,7 @@ from pydantic.json_schema import models_json_schema
 
 from xinference import __version__
 
-from .fields import Body
+from .fields import Answer, Body
 from .openai.schema import ErrorAnswer
 
 REF = "#/components/schemas/{model}"
@@ -25,9 +25,10 @@ MEANINGS = {
     400: "A field is wrong, missing or not supported; `param` names it.",
     401: "The gateway needs an API key, and there was none that is valid.",
     403: "The API key is not for this.",
-    404: "There is no such model, family, registration or key.",
+    404: "There is no such model, family, registration, key or stored thing.",
     409: "The request was aborted, or a live request has its id.",
     413: "The body is too large.",
+    422: "Two processes of the model ended while they worked on the request.",
     429: "The model's queue is full, or the API key's limit used up; try again after `Retry-After` "
     "seconds.",
     499: "The launch was cancelled.",
@@ -47,14 +48,11 @@ def body_of(schema: type[Body], *, required: bool = True) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": content}}
 
 
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def refusals(*statuses: int, body: type[Answer] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
     """Return the part of an operation that describes its errors."""
     meanings: dict[int | str, str] = {status: MEANINGS[status] for status in statuses}
     meanings["default"] = "Any other error."
-    return {
-        status: {"model": ErrorAnswer, "description": meaning}
-        for status, meaning in meanings.items()
-    }
+    return {status: {"model": body, "description": meaning} for status, meaning in meanings.items()}
 
 
 def _bodies(schema: type[Body] = Body) -> Iterator[type[Body]]:
@@ -128,8 +126,10 @@ def _operation(document: dict[str, Any], path: str, method: str, operation: dict
         for given in operation.get("parameters", [])
     ]
     if "requestBody" in operation:
-        reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-        schema = document["components"]["schemas"][reference.rpartition("/")[2]]
+        (content,) = operation["requestBody"]["content"].values()
+        schema = content["schema"]
+        if "$ref" in schema:
+            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
         required = schema.get("required", ())
         rows += [
             (name, field, "required" if name in required else "")

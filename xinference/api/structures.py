@@ -35,11 +35,17 @@ def json_grammar(schema: dict[str, Any], *, field: str) -> Grammar:
     return Grammar(kind=GrammarKind.JSON_SCHEMA, text=text, field=field)
 
 
-def check_tools(tools: tuple[dict[str, Any], ...]) -> None:
-    """Check functions that a model may call, as OpenAI describes them.
+def check_tools(
+    tools: tuple[dict[str, Any], ...], *, is_required: bool = False, chosen: tuple[str, ...] = ()
+) -> None:
+    """Check functions that a model may call, as OpenAI's chats describe them.
+
+    Args:
+        is_required: at least one has to be called.
+        chosen: the names of the one that has to be called, or of those that may be.
 
     Raises:
-        InvalidRequest: two have one name, or they are too deep or too long.
+        InvalidRequest: two have one name, they are too deep or too long, or there is none to call.
     """
     names = {tool["function"]["name"] for tool in tools}
     if len(names) < len(tools):
@@ -53,3 +59,8 @@ def check_tools(tools: tuple[dict[str, Any], ...]) -> None:
             problem=f"must be at most {MAX_SCHEMA_DEPTH} levels deep "
             f"and {MAX_TOOLS_BYTES} bytes long",
         )
+    for name in chosen:
+        if name not in names:
+            raise InvalidRequest(field="tool_choice", problem=f"{name!r} is none of the tools")
+    if is_required and not tools:
+        raise InvalidRequest(field="tool_choice", problem="there are no tools to call")

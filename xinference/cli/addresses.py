@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which host and port a server listens on, and which address others are told."""
+"""Which host and port a server listens on, how safely, and which address others are told."""
 
 import ipaddress
 import socket
+import ssl
 
 import click
 
@@ -91,7 +92,20 @@ def advertised_host(host: str, *, towards: str = _DOCUMENTATION_HOST) -> str:
         ) from error
 
 
-def url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int, *, is_tls: bool = False) -> str:
     """Return the endpoint of a gateway, as this machine reaches it."""
     reached = ("::1" if ":" in host else "127.0.0.1") if is_wildcard(host) else host
-    return f"http://{Address(reached, port)}"
+    return f"{'https' if is_tls else 'http'}://{Address(reached, port)}"
+
+
+def check_tls(certfile: str, keyfile: str | None) -> None:
+    """Refuse a certificate and a key that a server could not use.
+
+    Raises:
+        click.ClickException
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = certfile if keyfile is None else f"{certfile} and {keyfile}"
+        raise click.ClickException(f"HTTPS cannot use {files}: {error}") from error

@@ -50,19 +50,12 @@ OFFLINE = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-class Duration(click.ParamType[int]):
-    """A time such as 90s, 15m, 12h or 30d, as seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the seconds."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"([1-9]\d*)([smhd])", value)
-        if found is None:
-            self.fail(f"{value!r} is not a time such as 90s, 15m, 12h or 30d", param, ctx)
-        return int(found[1]) * UNITS[found[2]]
+def duration(text: str) -> int:
+    """Return a time such as 90s, 15m, 12h or 30d as seconds."""
+    found = re.fullmatch(r"([1-9]\d*)([smhd])", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is not a time such as 90s, 15m, 12h or 30d")
+    return int(found[1]) * UNITS[found[2]]
 
 
 @click.group("keys", short_help="Make, list and revoke API keys.")
@@ -88,9 +81,7 @@ def keys_command() -> None:
 @click.option(
     "--model", "-m", "models", multiple=True, metavar="UID", help="May ask only these models."
 )
-@click.option(
-    "--expires", "expires_in_seconds", type=Duration(), help="After 90s, 15m, 12h or 30d."
-)
+@click.option("--expires", "expires_in_seconds", type=duration, help="After 90s, 15m, 12h or 30d.")
 @click.option("--requests-per-minute", type=click.IntRange(min=1))
 @click.option("--tokens-per-minute", type=click.IntRange(min=1))
 @OFFLINE

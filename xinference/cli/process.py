@@ -6,9 +6,12 @@ work; log lines on stderr and in the log file. Supervisor and worker are put tog
 `xinference.cluster.processes`, the gateway here: it is the one place where cluster and HTTP meet.
 """
 
+import gc
 import logging
+import os
 import socket
 import sys
+from pathlib import Path
 
 from xinference.cluster.configuration import (
     GatewayConfig,
@@ -25,9 +28,10 @@ from .logs import set_up_logging
 logger = logging.getLogger("xinference.cli.process")  # not "__main__"
 
 EXIT_FAILED = 1
-GRACE_SECONDS = 3.0
-"""After SIGTERM, so long may running requests go on."""
-BACKLOG = 2048
+GC_THRESHOLD = 20_000
+"""Objects between two looks for garbage; Python's 700 are a fraction of one request."""
+STORE_FILE = "store.db"
+"""What callers asked to keep; all gateways of a home share it."""
 
 
 def main() -> None:
@@ -68,51 +72,67 @@ def gateway_main(config: GatewayConfig) -> None:
 
 
 async def _serve(config: GatewayConfig) -> None:
-    import uvicorn
-
+    assert config.run_directory is not None, "the guardian fills it in"
+    assert config.supervisor_address is not None, "the guardian fills it in"
+    metrics_directory = None
+    if config.num_processes > 1:
+        metrics_directory = _shared_metrics(config.run_directory)
+    # Why after that: the library looks for the directory when it is imported.
     from xinference.api.app import create_app
     from xinference.api.keys.store import KeyStore
+    from xinference.api.store.store import Store
     from xinference.cluster.processes import report_ready
     from xinference.cluster.remote import RemoteCluster
 
-    assert config.run_directory is not None, "the guardian fills it in"
-    assert config.supervisor_address is not None, "the guardian fills it in"
-    with _listener(config.host, config.port) as listener:
+    from . import http_server
+
+    with _listener(config.host, config.port, is_shared=config.num_processes > 1) as listener:
         cluster = await RemoteCluster.connect(
             config.supervisor_address,
             cluster_key=config.cluster_key,
-            socket_directory=private_directory(config.run_directory, config.role),
+            socket_directory=private_directory(config.run_directory, config.name),
+            continues_streams=config.continues_streams,
         )
         app = create_app(
             cluster,
             key_store=KeyStore.open(config.home),
+            store=Store(config.home / STORE_FILE),
             disable_metrics=config.disable_metrics,
+            metrics_directory=metrics_directory,
             on_shutdown=cluster.aclose,
         )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                loop="none",
-                http="httptools",
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=config.http_keep_alive_seconds,  # type: ignore[arg-type]  # any number does
-                timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]  # as above
-            )
-        )
+        logger.info("Gateway at %s:%d", *listener.getsockname()[:2])
         # Connections wait in the backlog for the moment that the server still takes.
-        listener.listen(BACKLOG)
-        logger.info("Gateway at http://%s:%d", *listener.getsockname()[:2])
+        listener.listen(http_server.BACKLOG)
+        # Why: what is there now stays, and need not be looked through again and again; and what a
+        # request leaves is mostly freed by its reference counts.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         report_ready(host=config.host, port=config.port)
+        server = http_server.server_of(
+            app,
+            keep_alive_seconds=config.http_keep_alive_seconds,
+            drain_seconds=config.drain_seconds,
+            ssl_certfile=config.ssl_certfile,
+            ssl_keyfile=config.ssl_keyfile,
+        )
         await server.serve(sockets=[listener])
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def _shared_metrics(run_directory: Path) -> Path:
+    """Make the metrics library keep its numbers where the other gateway processes find them."""
+    directory = run_directory / "metrics"
+    directory.mkdir(exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+    return directory
+
+
+def _listener(host: str, port: int, *, is_shared: bool) -> socket.socket:
     """Bind the port, before anything that takes time.
+
+    Args:
+        is_shared: with the other gateway processes; the kernel spreads connections over them.
 
     Raises:
         OSError: it is taken, or `host` is not of this machine; says which.
@@ -123,6 +143,8 @@ def _listener(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()

@@ -15,6 +15,7 @@ from .output import progress_bar, say, show
 from .serve import (
     LOG_LEVEL_OPTION,
     PORT_OPTION,
+    GatewayOptions,
     gateway_banner,
     guard,
     host_option,
@@ -69,7 +70,9 @@ def quickstart_command(
 
     say(f"Starting a cluster at {endpoint} …")
     status = guard(
-        *local_configs(settings, host=host, port=port, log_level=log_level or "WARNING"),
+        *local_configs(
+            settings, GatewayOptions(host=host, port=port), log_level=log_level or "WARNING"
+        ),
         on_ready=on_ready,
     )
     if status == 0 and not is_answered:

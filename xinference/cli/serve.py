@@ -6,8 +6,9 @@ processes of its host; `process.py` is what those run.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
@@ -17,7 +18,7 @@ from xinference.errors import InvalidSetting
 from xinference.identifiers import Address
 from xinference.settings import DEFAULT_ENDPOINT, DEFAULT_PORT, Settings
 
-from .addresses import advertised_host, is_loopback, port_to_listen_on, url_of
+from .addresses import advertised_host, check_tls, is_loopback, port_to_listen_on, url_of
 from .connection import CONTEXT_SETTINGS, connected, endpoint_options, read_settings
 from .logs import set_up_logging
 from .output import say, show, show_json
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         GatewayConfig,
         RoleConfig,
         SupervisorConfig,
-        WorkerConfig,
     )
     from xinference.cluster.guardian import OnReady
 
@@ -47,6 +47,28 @@ PORT_OPTION = click.option(
     help="Of HTTP. If the default is busy, a free one is taken.",
 )
 PORTS = click.IntRange(0, 65535)
+MAX_API_WORKERS = 32
+"""A replica takes 64 connections, of which each gateway process opens one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """What the words of a command say of the gateway's port."""
+
+    host: str
+    port: int
+    api_workers: int = 1
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """Where this machine reaches it."""
+        return self.endpoint_of(self.host)
+
+    def endpoint_of(self, host: str) -> str:
+        """Return where it is reached by this host."""
+        return url_of(host, self.port, is_tls=self.ssl_certfile is not None)
 
 
 def host_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -54,6 +76,31 @@ def host_option(default: str) -> Callable[[Callable[..., None]], Callable[..., N
     return click.option(
         "--host", "-H", default=default, show_default=True, help="The address to listen on."
     )
+
+
+def gateway_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what the gateway's processes and their port may be told."""
+    for option in (
+        click.option(
+            "--ssl-keyfile",
+            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+            help="PEM; left out where the certificate's file has the key, too.",
+        ),
+        click.option(
+            "--ssl-certfile",
+            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+            help="PEM; with it the port speaks HTTPS.",
+        ),
+        click.option(
+            "--api-workers",
+            type=click.IntRange(1, MAX_API_WORKERS),
+            default=1,
+            show_default=True,
+            help="Gateway processes that share the port.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def metrics_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,6 +112,7 @@ def metrics_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command("xinference-local", context_settings=CONTEXT_SETTINGS)
 @host_option("127.0.0.1")
 @PORT_OPTION
+@gateway_options
 @LOG_LEVEL_OPTION
 @metrics_options
 def local_command(
@@ -73,15 +121,15 @@ def local_command(
     log_level: str | None,
     metrics_exporter_host: str | None,
     metrics_exporter_port: int | None,
+    **words: Any,
 ) -> None:
     """Run a whole cluster on this host: supervisor, worker and gateway. Ctrl-C stops it."""
     _refuse_exporter(metrics_exporter_host, metrics_exporter_port, host=host, port=port)
     settings = read_settings()
-    port = port_to_listen_on(host, port, is_chosen=is_chosen("port"))
-    warn_if_open(host, settings.home)
+    options = _listening(host, port, words, settings)
     code = guard(
-        *local_configs(settings, host=host, port=port, log_level=log_level),
-        on_ready=lambda: show(gateway_banner(url_of(host, port), settings.home)),
+        *local_configs(settings, options, log_level=log_level),
+        on_ready=lambda: show(gateway_banner(options.endpoint, settings.home)),
     )
     raise SystemExit(code)
 
@@ -90,26 +138,45 @@ def local_command(
 @host_option("0.0.0.0")
 @PORT_OPTION
 @click.option("--supervisor-port", type=PORTS, default=0, help="Where workers reach it.")
+@gateway_options
 @LOG_LEVEL_OPTION
-def supervisor_command(host: str, port: int, supervisor_port: int, log_level: str | None) -> None:
+def supervisor_command(
+    host: str, port: int, supervisor_port: int, log_level: str | None, **words: Any
+) -> None:
     """Run the supervisor and the gateway of a cluster. Ctrl-C stops them."""
     settings = read_settings()
-    port = port_to_listen_on(host, port, is_chosen=is_chosen("port"))
     told = advertised_host(host)
-    warn_if_open(host, settings.home)
+    options = _listening(host, port, words, settings)
     level = log_level or settings.log_level
     key = _own_key(settings)
     supervisor = _supervisor_config(
         settings, key, level, listen_host=host, port=supervisor_port, advertised=told
     )
-    gateway = _gateway_config(settings, key, level, host=host, port=port)
+    gateways = _gateway_configs(settings, key, level, options)
 
     def ready() -> None:
-        show(gateway_banner(url_of(host, port), settings.home))
-        show(worker_hint(url_of(told, port), settings.home))
+        show(gateway_banner(options.endpoint, settings.home))
+        show(worker_hint(options.endpoint_of(told), settings.home))
 
-    code = guard(supervisor, gateway, on_ready=ready)
+    code = guard(supervisor, *gateways, on_ready=ready)
     raise SystemExit(code)
+
+
+def _listening(host: str, port: int, words: dict[str, Any], settings: Settings) -> GatewayOptions:
+    """Return what a gateway is to be, after a look at whether it can.
+
+    Raises:
+        click.ClickException: nobody can listen there, or the certificate cannot be used.
+    """
+    options = GatewayOptions(
+        host=host, port=port_to_listen_on(host, port, is_chosen=is_chosen("port")), **words
+    )
+    if options.ssl_keyfile is not None and options.ssl_certfile is None:
+        raise click.UsageError("--ssl-keyfile is of no use without --ssl-certfile.")
+    if options.ssl_certfile is not None:
+        check_tls(options.ssl_certfile, options.ssl_keyfile)
+    warn_if_open(host, settings.home)
+    return options
 
 
 @click.command("xinference-worker", context_settings=CONTEXT_SETTINGS)
@@ -159,14 +226,15 @@ def worker_command(
         advertised_host=advertised_host(host, towards=gateway_host),
         endpoint=endpoint,
         replica_ports=None if ports is None else (ports.first, ports.last),
+        drain_seconds=settings.drain_seconds,
     )
     code = guard(config, on_ready=lambda: show(f"The worker has joined the cluster at {endpoint}."))
     raise SystemExit(code)
 
 
 def local_configs(
-    settings: Settings, *, host: str, port: int, log_level: str | None
-) -> "tuple[SupervisorConfig, WorkerConfig, GatewayConfig]":
+    settings: Settings, options: GatewayOptions, *, log_level: str | None
+) -> "list[RoleConfig]":
     """Return what the processes of a cluster on this host are told.
 
     Raises:
@@ -176,13 +244,18 @@ def local_configs(
 
     level = log_level or settings.log_level
     key = _own_key(settings)
-    worker = WorkerConfig(home=settings.home, cluster_key=key, log_level=level)
-    # Only HTTP listens on `host`; the actors of one host need no more than loopback.
-    return (
+    worker = WorkerConfig(
+        home=settings.home,
+        cluster_key=key,
+        log_level=level,
+        drain_seconds=settings.drain_seconds,
+    )
+    # Only HTTP listens on the host of the options; the actors of one need no more than loopback.
+    return [
         _supervisor_config(settings, key, level, expected_workers=1),
         worker,
-        _gateway_config(settings, key, level, host=host, port=port),
-    )
+        *_gateway_configs(settings, key, level, options),
+    ]
 
 
 def _supervisor_config(
@@ -207,23 +280,33 @@ def _supervisor_config(
         launch_strategy=settings.launch_strategy,
         shares_gpus=settings.allow_multi_replica_per_gpu,
         expected_workers=expected_workers,
+        drain_seconds=settings.drain_seconds,
     )
 
 
-def _gateway_config(
-    settings: Settings, key: str, log_level: str, *, host: str, port: int
-) -> "GatewayConfig":
+def _gateway_configs(
+    settings: Settings, key: str, log_level: str, options: GatewayOptions
+) -> "list[GatewayConfig]":
     from xinference.cluster.configuration import GatewayConfig
 
-    return GatewayConfig(
-        home=settings.home,
-        cluster_key=key,
-        log_level=log_level,
-        host=host,
-        port=port,
-        disable_metrics=settings.disable_metrics,
-        http_keep_alive_seconds=settings.http_keep_alive_seconds,
-    )
+    return [
+        GatewayConfig(
+            home=settings.home,
+            cluster_key=key,
+            log_level=log_level,
+            host=options.host,
+            port=options.port,
+            disable_metrics=settings.disable_metrics,
+            http_keep_alive_seconds=settings.http_keep_alive_seconds,
+            continues_streams=settings.continue_streams,
+            drain_seconds=settings.drain_seconds,
+            ssl_certfile=options.ssl_certfile,
+            ssl_keyfile=options.ssl_keyfile,
+            number=number,
+            num_processes=options.api_workers,
+        )
+        for number in range(1, options.api_workers + 1)
+    ]
 
 
 def _listen(host: str, port: int) -> str:

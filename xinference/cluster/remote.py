@@ -27,17 +27,20 @@ from xinference.protocol.deployment import (
     ModelEvent,
     ModelStatus,
     ReplicaPlacement,
+    ReplicaState,
     ReplicaStatus,
 )
 from xinference.protocol.generation import GenerationRequest
-from xinference.protocol.nodes import ClusterInfo
+from xinference.protocol.nodes import ClusterInfo, GatewayRouting
+from xinference.protocol.vectors import VectorRequest
 
 from .control_bus import ControlBus, Endpoint
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
-from .interface import GenerationStream
+from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesVersion, RoutingTable
-from .routing import route_for, routes_of
+from .request_router import RequestRouter
+from .routing import ready_models, routes_of
 from .worker import SUPERVISOR
 from .xoscar_bus import XoscarBus
 
@@ -54,7 +57,11 @@ SUPERVISOR_AWAY_SECONDS = 30.0
 """Waits for a launch or its end go on over a restart of the supervisor that takes so long."""
 CATCH_UP_SECONDS = 1.0
 OPEN_TIMEOUT_SECONDS = 5.0
-ACCEPT_TIMEOUT_SECONDS = 120.0
+PROBE_SECONDS = 1.0
+SILENT_SECONDS = 3.0
+"""A replica that does not answer a PING for so long gets no new requests."""
+MAX_SILENT = 2
+"""After so many PINGs without an answer, what runs there moves on."""
 QUESTION_TIMEOUT_SECONDS = 2.0
 STATS_ARE_GOOD_FOR_SECONDS = 1.0
 
@@ -62,8 +69,19 @@ STATS_ARE_GOOD_FOR_SECONDS = 1.0
 class RemoteCluster:
     """Implements `interface.Cluster`. Belongs to one event loop; ended by `aclose`."""
 
-    def __init__(self, bus: ControlBus, *, supervisor_address: str, cluster_key: str) -> None:
-        """Hold the ends; `connect` or `start` makes it usable."""
+    def __init__(
+        self,
+        bus: ControlBus,
+        *,
+        supervisor_address: str,
+        cluster_key: str,
+        continues_streams: bool = True,
+    ) -> None:
+        """Hold the ends; `connect` or `start` makes it usable.
+
+        Args:
+            continues_streams: whether an answer goes on at another replica when its own dies.
+        """
         self._bus = bus
         self._supervisor = Endpoint(supervisor_address, SUPERVISOR)
         self._cluster_key = cluster_key.encode()
@@ -73,23 +91,42 @@ class RemoteCluster:
         self._connections: dict[InstanceId, ReplicaConnection] = {}
         self._opening: dict[InstanceId, asyncio.Task[ReplicaConnection]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._router = RequestRouter(
+            table=lambda: self._table,
+            table_changed=lambda: self._table_changed,
+            connect=self._connection,
+            continues_streams=continues_streams,
+        )
+        self._probing: asyncio.Task[None] | None = None
+        self._num_silent: dict[InstanceId, int] = {}
         self._stats: dict[ModelUid, dict[str, float]] = {}
         self._stats_at = 0.0
 
     @classmethod
     async def connect(
-        cls, supervisor_address: str, *, cluster_key: str, socket_directory: Path
+        cls,
+        supervisor_address: str,
+        *,
+        cluster_key: str,
+        socket_directory: Path,
+        continues_streams: bool = True,
     ) -> Self:
         """Open a control bus that only calls, and get the first routing table.
 
         Args:
             socket_directory: private to this process.
+            continues_streams: whether an answer goes on at another replica when its own dies.
 
         Raises:
             PeerUnreachable: no supervisor answers there, or not with this key.
         """
         bus = await XoscarBus.open(None, key=cluster_key, socket_directory=socket_directory)
-        cluster = cls(bus, supervisor_address=supervisor_address, cluster_key=cluster_key)
+        cluster = cls(
+            bus,
+            supervisor_address=supervisor_address,
+            cluster_key=cluster_key,
+            continues_streams=continues_streams,
+        )
         await cluster.start()
         return cluster
 
@@ -109,11 +146,13 @@ class RemoteCluster:
                     raise
             await asyncio.sleep(RETRY_SECONDS)
         self._following = asyncio.create_task(self._follow(), name="follow routes")
+        self._probing = asyncio.create_task(self._probe_forever(), name="probe replicas")
 
     async def aclose(self) -> None:
         """Close every connection; requests on them are aborted by their replicas."""
-        if self._following is not None:
-            self._following.cancel()
+        for task in (self._following, self._probing):
+            if task is not None:
+                task.cancel()
         for opening in self._opening.values():
             opening.cancel()
         for connection in self._connections.values():
@@ -180,6 +219,16 @@ class RemoteCluster:
         story: list[ModelEvent] = await self._ask("events", model, returns=list[ModelEvent])
         return story
 
+    def routing(self) -> GatewayRouting:
+        """See `Cluster`."""
+        router = self._router
+        return GatewayRouting(
+            num_ready_models=len(ready_models(self._table)),
+            num_retried=router.num_retried,
+            num_continued=router.num_continued,
+            num_ejected=sum(router.balancer.is_ejected(route.instance) for route in self._routes()),
+        )
+
     async def info(self) -> ClusterInfo:
         """See `Cluster`."""
         info: ClusterInfo = await self._ask("info", returns=ClusterInfo)
@@ -222,9 +271,11 @@ class RemoteCluster:
 
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
         """See `Cluster`."""
-        route = route_for(self._table, model)
-        connection = await self._connection(route)
-        return await connection.generate(request, timeout_seconds=ACCEPT_TIMEOUT_SECONDS)
+        return await self._router.start(model, request)
+
+    async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
+        """See `Cluster`."""
+        return await self._router.compute(model, request)
 
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float
@@ -252,13 +303,13 @@ class RemoteCluster:
     async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
         """See `Cluster`."""
         if time.monotonic() - self._stats_at > STATS_ARE_GOOD_FOR_SECONDS:
-            routes = [route for entry in self._table.models.values() for route in entry.routes]
+            routes = self._routes()
             counters = await asyncio.gather(*map(self._counters_of, routes))
-            self._stats = {
-                route.replica.model: found
-                for route, found in zip(routes, counters, strict=True)
-                if found is not None
-            }
+            stats: dict[ModelUid, dict[str, float]] = {}
+            for route, found in zip(routes, counters, strict=True):
+                if found is not None:
+                    _add_up(stats.setdefault(route.replica.model, {}), found)
+            self._stats = stats
             self._stats_at = time.monotonic()
         return self._stats
 
@@ -308,15 +359,55 @@ class RemoteCluster:
 
     def _drop_connections(self) -> None:
         """Close connections to instances that are gone, once nothing runs on them."""
-        current = {
-            route.instance for entry in self._table.models.values() for route in entry.routes
-        }
+        current = {route.instance for route in self._routes()}
+        self._router.forget(current)
+        for instance in self._num_silent.keys() - current:
+            del self._num_silent[instance]
         for instance, connection in list(self._connections.items()):
             if connection.is_closed or (instance not in current and not connection.num_streams):
-                del self._connections[instance]
-                closing = asyncio.create_task(connection.aclose(), name="close connection")
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+                self._drop(instance)
+
+    def _drop(self, instance: InstanceId) -> None:
+        """Close a connection; what still runs on it goes elsewhere."""
+        connection = self._connections.pop(instance, None)
+        if connection is not None:
+            closing = asyncio.create_task(connection.aclose(), name="close connection")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    # How replicas are.
+
+    async def _probe_forever(self) -> None:
+        """Ask those that work how far they are, and those that were ejected whether they live."""
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            due = self._router.balancer.to_probe(self._routes(), now=time.monotonic())
+            if due:
+                await asyncio.gather(*map(self._probe, due))
+                for entry in self._table.models.values():
+                    slow = self._router.balancer.eject_slow(entry.routes, now=time.monotonic())
+                    for route in slow:
+                        logger.warning("%s is far slower than the others; ejected", route.replica)
+
+    async def _probe(self, route: Route) -> None:
+        balancer, instance = self._router.balancer, route.instance
+        try:
+            connection = await self._connection(route)
+            load = await connection.ping(SILENT_SECONDS)
+        except XinferenceError as error:
+            balancer.silent(instance, now=time.monotonic())
+            self._num_silent[instance] = self._num_silent.get(instance, 0) + 1
+            logger.warning("%s does not answer: %s", route.replica, error)
+            if self._num_silent[instance] == MAX_SILENT:
+                # Its requests would wait for ever; on a connection that is closed they move on.
+                self._drop(instance)
+            return
+        self._num_silent.pop(instance, None)
+        if load.state is ReplicaState.READY:
+            balancer.observe(instance, load.counters, now=time.monotonic())
+
+    def _routes(self) -> list[Route]:
+        return [route for entry in self._table.models.values() for route in entry.routes]
 
     # The supervisor.
 
@@ -393,6 +484,15 @@ class RemoteCluster:
         launch = (ticket.model_uid, ticket.launch_id)
         if not await self._wait("wait_ended", launch, TERMINATE_TIMEOUT_SECONDS):
             raise _does_not_end(ticket)
+
+
+def _add_up(totals: dict[str, float], counters: dict[str, float]) -> None:
+    """Add a replica's counters to those of its model; of durations the longest counts."""
+    for name, value in counters.items():
+        if name.endswith("_seconds"):
+            totals[name] = max(totals.get(name, 0.0), value)
+        else:
+            totals[name] = totals.get(name, 0.0) + value
 
 
 def _does_not_end(ticket: LaunchTicket) -> PeerUnreachable:

@@ -29,17 +29,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import EngineConfig
-    from .engine import Engine, EngineRequest
+    from .engine import Engine, EnginePrompt, EngineRequest
+    from .grammar import Frame
     from .loading import load_engine
     from .loop import EngineLoop, EngineStats
     from .sampling_defaults import generation_defaults, resolve_sampling
+    from .thinking import ThinkingLimit
 
 _HOMES = {
     "Engine": ".engine",
     "EngineConfig": ".config",
     "EngineLoop": ".loop",
+    "EnginePrompt": ".engine",
     "EngineRequest": ".engine",
     "EngineStats": ".loop",
+    "Frame": ".grammar",
+    "ThinkingLimit": ".thinking",
     "generation_defaults": ".sampling_defaults",
     "load_engine": ".loading",
     "resolve_sampling": ".sampling_defaults",
@@ -49,8 +54,11 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineLoop",
+    "EnginePrompt",
     "EngineRequest",
     "EngineStats",
+    "Frame",
+    "ThinkingLimit",
     "generation_defaults",
     "load_engine",
     "resolve_sampling",

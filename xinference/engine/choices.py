@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request for several answers: one sequence each, and one stream of events of all of them.
 
+Several answers to one prompt, one answer to each of several prompts, or both.
+
 Inside the engine every answer is a request of its own, a *child*, with an id that no caller can
 have chosen. Here the events of children become those of their request: with the answer's index,
 and one `Finished` when the last of them has ended. If only the best are wanted, all is kept until
@@ -8,7 +10,7 @@ then. Pure: no scheduler, no tensors.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from xinference.identifiers import RequestId
@@ -18,6 +20,7 @@ from xinference.protocol.generation import (
     GenerationEvent,
     SamplingParams,
     TextDelta,
+    Usage,
 )
 
 Event = tuple[RequestId, GenerationEvent]
@@ -61,20 +64,28 @@ class _Answer:
 
 
 class Choices:
-    """The answers of one request that asks for several."""
+    """The answers of one request that has several: to its prompts, one group after another."""
 
-    def __init__(self, request_id: RequestId, sampling: SamplingParams) -> None:
+    def __init__(
+        self, request_id: RequestId, sampling: SamplingParams, *, prompt_lens: Sequence[int]
+    ) -> None:
+        """Note what is wanted of each prompt, and how many tokens these have."""
         self.request_id = request_id
-        self._n = sampling.n
+        self._n, self._num_made = sampling.n, sampling.num_made
         self._keeps = sampling.num_made > sampling.n
         self._tells_logprobs = sampling.logprobs is not None
-        self._answers = [_Answer() for _ in range(sampling.num_made)]
+        self._prompt_lens = prompt_lens
+        self._answers = [_Answer() for _ in range(len(prompt_lens) * sampling.num_made)]
         self._to_release: deque[TextDelta | Finished] = deque()
 
     @property
     def child_ids(self) -> list[RequestId]:
         """The ids of all answers, ended or not."""
         return [child_id(self.request_id, index) for index in range(len(self._answers))]
+
+    def child_ids_of(self, prompt: int) -> list[RequestId]:
+        """The ids of the answers to one of the prompts."""
+        return self.child_ids[prompt * self._num_made : (prompt + 1) * self._num_made]
 
     @property
     def is_over(self) -> bool:
@@ -88,7 +99,7 @@ class Choices:
 
     def take(self, child: RequestId, event: TextDelta | Finished) -> list[Event]:
         """Note an event of a child; return what the request is told."""
-        index = int(child.rpartition(_SEPARATOR)[2])
+        index = _index_of(child)
         answer = self._answers[index]
         if isinstance(event, TextDelta):
             # Why the tokens: an echoed prompt has logprobs, too, and no tokens of the answer.
@@ -102,7 +113,7 @@ class Choices:
             return []
         answer.end = event
         told: list[TextDelta | Finished] = []
-        if not self._keeps and self._n > 1:
+        if not self._keeps:
             told.append(TextDelta(text="", choice_index=index, reason=event.reason))
         if self.is_over:
             if self._keeps:
@@ -116,33 +127,39 @@ class Choices:
         count = min(MAX_RELEASED, len(self._to_release))
         return [(self.request_id, self._to_release.popleft()) for _ in range(count)]
 
-    def abort(self, ends: Iterable[Finished]) -> Event:
+    def abort(self, ends: Mapping[RequestId, Finished]) -> Event:
         """Return the one end of a request whose living children have just ended so."""
-        ended = [*ends, *(answer.end for answer in self._answers if answer.end is not None)]
-        return self.request_id, self._finished_of(ended, FinishReason.ABORT)
+        for child, end in ends.items():
+            self._answers[_index_of(child)].end = end
+        return self.request_id, self._finished(FinishReason.ABORT)
 
     def _best(self) -> Iterable[TextDelta | Finished]:
-        # Why sorted is enough: it is stable, so of equals the first are taken.
-        best = sorted(self._answers, key=lambda answer: -answer.mean_logprob)[: self._n]
-        for index, answer in enumerate(best):
-            yield from (replace(delta, choice_index=index) for delta in answer.deltas)
-            assert answer.end is not None, answer
-            if self._n > 1:
-                yield TextDelta(text="", choice_index=index, reason=answer.end.reason)
-        assert best[-1].end is not None, best
-        yield self._finished(best[-1].end.reason)
+        """Return the deltas of the best answers to each prompt, best first."""
+        is_only = self._n * len(self._prompt_lens) == 1
+        reason = FinishReason.STOP
+        for prompt in range(len(self._prompt_lens)):
+            made = self._answers[prompt * self._num_made : (prompt + 1) * self._num_made]
+            # Why sorted is enough: it is stable, so of equals the first are taken.
+            best = sorted(made, key=lambda answer: -answer.mean_logprob)[: self._n]
+            for index, answer in enumerate(best, prompt * self._n):
+                yield from (replace(delta, choice_index=index) for delta in answer.deltas)
+                assert answer.end is not None, answer
+                reason = answer.end.reason
+                if not is_only:
+                    yield TextDelta(text="", choice_index=index, reason=reason)
+        yield self._finished(reason)
 
     def _finished(self, reason: FinishReason) -> Finished:
-        ends = [answer.end for answer in self._answers if answer.end is not None]
-        return self._finished_of(ends, reason)
-
-    def _finished_of(self, ends: Iterable[Finished], reason: FinishReason) -> Finished:
-        usages = [end.usage for end in ends]
-        # Why the first answer's: the others find in the cache what it has computed.
-        first = self._answers[0].end
-        first_usage = usages[0] if first is None else first.usage
-        usage = replace(
-            first_usage,
-            num_completion_tokens=sum(usage.num_completion_tokens for usage in usages),
+        usages = [None if answer.end is None else answer.end.usage for answer in self._answers]
+        # Why the first of each prompt: the others find in the cache what it has computed.
+        firsts = usages[:: self._num_made]
+        usage = Usage(
+            num_prompt_tokens=sum(self._prompt_lens),
+            num_completion_tokens=sum(one.num_completion_tokens for one in usages if one),
+            num_cached_tokens=sum(one.num_cached_tokens for one in firsts if one),
         )
         return Finished(reason=reason, usage=usage)
+
+
+def _index_of(child: RequestId) -> int:
+    return int(child.rpartition(_SEPARATOR)[2])

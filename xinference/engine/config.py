@@ -6,6 +6,7 @@
 left. Both are pure and log each choice with its reason. `free_memory_bytes` asks the machine.
 """
 
+import importlib.util
 import logging
 import os
 from dataclasses import dataclass
@@ -251,9 +252,12 @@ def default_block_size(placement: Placement) -> int:
     return CPU_BLOCK_SIZE if placement.device.type == "cpu" else CUDA_BLOCK_SIZE
 
 
-def backend_name(placement: Placement) -> str:
-    """Return the name of the attention backend of a device."""
-    return "cpu" if placement.device.type == "cpu" else "reference"
+def backend_names(placement: Placement) -> tuple[str, ...]:
+    """Return the attention backends of a device, the preferred one first."""
+    if placement.device.type == "cpu":
+        return ("cpu",)
+    has_triton = importlib.util.find_spec("triton") is not None
+    return ("triton", "reference") if has_triton else ("reference",)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -137,8 +137,13 @@ class TextStream:
         self._held = ""
         self.num_chars = 0
         """Of the text that the tokens so far make, held back or not."""
-        self.is_stopped = False
-        """Whether a stop string came up; the text ends before it, or with it."""
+        self.stop_string: str | None = None
+        """The one that came up; the text ends before it, or with it."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string came up."""
+        return self.stop_string is not None
 
     def push(self, token_id: int, *, may_stop: bool = True) -> str:
         """Return the text that became certain with this token; often empty, or a few characters.
@@ -159,7 +164,7 @@ class TextStream:
         text = self._held + new
         found = find_stop(text, self._stop)
         if found is not None:
-            self.is_stopped = True
+            self.stop_string = text[found.start : found.stop]
             self._held = ""
             return text[: found.stop if self._includes_stop else found.start]
         num_held = 0 if is_last else num_stop_prefix(text, self._stop)

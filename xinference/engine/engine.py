@@ -43,6 +43,7 @@ from .config import EngineConfig
 from .detokenizer import TextStream
 from .grammar import (
     Constrained,
+    Frame,
     GrammarCompiler,
     MaskFiller,
     Matcher,
@@ -67,6 +68,7 @@ from .sampler import SamplingRows, sample
 from .sampling_defaults import resolve_sampling
 from .scheduler import Schedule, ScheduledRow, Scheduler, Sequence
 from .slots import SlotTable
+from .thinking import LimitedThinking, ThinkingLimit
 from .token_bytes import TokenBytes, word_tokens
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,15 @@ Event = tuple[RequestId, GenerationEvent]
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 _FATAL = (torch.AcceleratorError,)
 """After one of these the device computes nothing more in this process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePrompt:
+    """What an answer goes on from."""
+
+    token_ids: tuple[int, ...] | list[int]
+    text: str | None = None
+    """What `sampling.echo` repeats. None: what the tokenizer makes of the tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +104,16 @@ class EngineRequest:
     """Only prompts with the same one share blocks."""
     kept_token_ids: frozenset[int] = frozenset()
     """Special tokens that are part of the text; others are left out of it."""
+    frame: Frame | None = None
+    """What stands around `sampling.grammar`, or takes its place."""
+    thinking: ThinkingLimit | None = None
+    """None: thoughts may be as long as the answer."""
     prompt_text: str | None = None
-    """What `sampling.echo` repeats. None: what the tokenizer makes of the prompt."""
+    """Of an `EnginePrompt`."""
+    more_prompts: tuple[EnginePrompt, ...] = ()
+    """Each has answers of its own, which are counted behind those of the one before."""
+    resume_token_ids: tuple[int, ...] = ()
+    """The beginning of the answer, as another engine generated it: this one goes on after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +132,24 @@ class ValidRequest:
     """The names of the prompt's full blocks; none where prefixes are not kept."""
     kept_token_ids: frozenset[int] = frozenset()
     matcher: Matcher | None = None
-    """At the start of `sampling.grammar`; this request's own."""
+    """At the start of the answer; this request's own."""
     echo: str = ""
     """What the answer begins with."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """The token sequences of `sampling.bad_words`."""
+    resume_token_ids: tuple[int, ...] = ()
+    others: tuple["ValidRequest", ...] = ()
+    """The same request for its other prompts."""
+
+    @property
+    def prompt_lens(self) -> list[int]:
+        """In tokens, of every prompt."""
+        return [len(one.prompt) for one in (self, *self.others)]
+
+    @property
+    def num_answers(self) -> int:
+        """How many are made, one sequence each."""
+        return (1 + len(self.others)) * self.sampling.num_made
 
 
 @dataclass(slots=True, kw_only=True)
@@ -167,7 +199,8 @@ class _Live:
         num_prompt_tokens = self.sequence.num_prompt_tokens
         return Usage(
             num_prompt_tokens=num_prompt_tokens,
-            num_completion_tokens=self.sequence.num_tokens - num_prompt_tokens,
+            num_completion_tokens=min(self.sequence.num_tokens, self.sequence.max_num_tokens)
+            - num_prompt_tokens,
             num_cached_tokens=self.sequence.num_cached_tokens or 0,
         )
 
@@ -290,27 +323,44 @@ class Engine:
             ContextLengthExceeded: prompt and answer do not fit; they then would not fit the KV
                 cache either, which holds at least one whole context.
         """
-        num_prompt_tokens = len(request.prompt_token_ids)
+        first, *others = [
+            self._validate_prompt(request, prompt)
+            for prompt in (
+                EnginePrompt(token_ids=request.prompt_token_ids, text=request.prompt_text),
+                *request.more_prompts,
+            )
+        ]
+        return replace(first, others=tuple(others)) if others else first
+
+    def _validate_prompt(self, request: EngineRequest, asked: EnginePrompt) -> ValidRequest:
+        num_prompt_tokens = len(asked.token_ids)
         given = request.sampling
         max_model_len = self.config.max_model_len
         if num_prompt_tokens == 0:
             raise InvalidRequest(field="prompt", problem="must have at least one token")
         max_tokens = given.max_tokens
-        if num_prompt_tokens + (max_tokens or 1) > max_model_len:
+        if num_prompt_tokens + (1 if max_tokens is None else max_tokens) > max_model_len:
             raise ContextLengthExceeded(
                 num_prompt_tokens=num_prompt_tokens,
-                max_tokens=max_tokens or 1,
+                max_tokens=1 if max_tokens is None else max_tokens,
                 max_model_len=max_model_len,
             )
         if max_tokens is None:
             max_tokens = max_model_len - num_prompt_tokens
-        lowest, highest = min(request.prompt_token_ids), max(request.prompt_token_ids)
+        lowest, highest = min(asked.token_ids), max(asked.token_ids)
         if lowest < 0 or highest >= self._vocab_size:
             wrong = lowest if lowest < 0 else highest
             raise InvalidRequest(
                 field="prompt",
                 problem=f"{wrong} is not a token id; those are 0 to {self._vocab_size - 1}",
             )
+        resumed = request.resume_token_ids
+        if len(resumed) > max_tokens or not all(0 <= one < self._vocab_size for one in resumed):
+            problem = f"must be up to {max_tokens} token ids of this model"
+            raise InvalidRequest(field="resume_token_ids", problem=problem)
+        if resumed and (given.num_made > 1 or request.more_prompts):
+            problem = "cannot be the beginning of several answers"
+            raise InvalidRequest(field="resume_token_ids", problem=problem)
         for token_id in given.stop_token_ids:
             if not 0 <= token_id < self._vocab_size:
                 raise InvalidRequest(
@@ -335,7 +385,7 @@ class Engine:
             max_tokens=max_tokens,
             seed=secrets.randbits(64) if given.seed is None else given.seed,
         )
-        prompt = np.asarray(request.prompt_token_ids, np.int32)
+        prompt = np.asarray(asked.token_ids, np.int32)
         start = chain_start(request.cache_salt)
         # Why here: this runs in the caller's thread, and a long prompt has many blocks.
         hashes = (
@@ -352,33 +402,49 @@ class Engine:
             chain_start=start,
             block_hashes=tuple(hashes),
             kept_token_ids=request.kept_token_ids,
-            matcher=None if given.grammar is None else self._grammars.compile(given.grammar),
-            echo=self._echo_of(request),
+            matcher=self._matcher(request),
+            echo=self._echo_of(asked) if given.echo else "",
             bad_words=tuple(sorted(bad_words)),
+            resume_token_ids=resumed,
         )
 
-    def add(self, request: ValidRequest) -> None:
-        """Take a request into the waiting queue. Its id must not be live."""
-        assert request.request_id not in self._choices, request.request_id
-        if request.sampling.num_made == 1:
-            self._add_one(request)
-            return
-        choices = self._choices[request.request_id] = Choices(request.request_id, request.sampling)
-        first, *others = [
-            replace(
-                request,
-                request_id=child,
-                sampling=child_sampling(request.sampling, index),
-                matcher=None if request.matcher is None else request.matcher.fork(),
-            )
-            for index, child in enumerate(choices.child_ids)
-        ]
-        self._parents |= dict.fromkeys(choices.child_ids, choices)
-        # Why not all at once: the others find in the cache what the first has computed.
-        self._siblings[first.request_id] = others
-        self._add_one(first)
+    def _matcher(self, request: EngineRequest) -> Matcher | None:
+        """Return what says which tokens may come next; None if any may."""
+        grammar, frame, limit = request.sampling.grammar, request.frame, request.thinking
+        inner = None
+        if grammar is not None or frame is not None:
+            inner = self._grammars.compile(grammar, frame)
+        return inner if limit is None else LimitedThinking(limit, self._token_bytes.of, inner)
 
-    def _add_one(self, request: ValidRequest) -> None:
+    def add(self, request: ValidRequest) -> list[Event]:
+        """Take a request into the waiting queue. Its id must not be live.
+
+        Returns:
+            Of one that is resumed, what it had generated; and its end, if that was all of it.
+        """
+        assert request.request_id not in self._choices, request.request_id
+        if request.num_answers == 1:
+            return self._add_one(request)
+        choices = Choices(request.request_id, request.sampling, prompt_lens=request.prompt_lens)
+        self._choices[request.request_id] = choices
+        self._parents |= dict.fromkeys(choices.child_ids, choices)
+        for number, of_prompt in enumerate((request, *request.others)):
+            first, *siblings = [
+                replace(
+                    of_prompt,
+                    request_id=child,
+                    sampling=child_sampling(of_prompt.sampling, index),
+                    matcher=None if of_prompt.matcher is None else of_prompt.matcher.fork(),
+                    others=(),
+                )
+                for index, child in enumerate(choices.child_ids_of(number))
+            ]
+            # Why not all at once: the others find in the cache what the first has computed.
+            self._siblings[first.request_id] = siblings
+            self._add_one(first)
+        return []
+
+    def _add_one(self, request: ValidRequest) -> list[Event]:
         assert request.request_id not in self._live, request.request_id
         sampling = request.sampling
         assert sampling.max_tokens is not None, request
@@ -423,6 +489,19 @@ class Engine:
         )
         self._scheduler.add(live.sequence)
         self._live[request.request_id] = live
+        return self._resume(live, request.resume_token_ids) if request.resume_token_ids else []
+
+    def _resume(self, live: _Live, token_ids: tuple[int, ...]) -> list[Event]:
+        """Let an answer stand where it stood after these tokens, as if they were drawn here."""
+        assert live.saved_tokens is not None, live
+        live.saved_tokens = np.concatenate((live.saved_tokens, np.asarray(token_ids, np.int32)))
+        events: list[Event] = []
+        for token_id in token_ids:
+            live.sequence.num_tokens += 1
+            events += self._tell(live, token_id)
+            if isinstance(events[-1][1], Finished | Failed):
+                break
+        return events
 
     def abort(self, request_id: RequestId) -> list[Event]:
         """End a request, waiting or running; its slot and blocks are free when this returns.
@@ -693,6 +772,11 @@ class Engine:
         request_id = live.sequence.request_id
         if live.adjustment is not None:
             live.adjustment.note(token_id)
+        if live.sequence.num_tokens > live.sequence.max_num_tokens:
+            # Why only now: what a prompt of which nothing is to come draws is not told.
+            echo = [] if live.is_echoed else self._echo(live)
+            end = Finished(reason=FinishReason.LENGTH, usage=live.usage)
+            return [*echo, *self._end(live, end)]
         reason = None
         told: tuple[TokenLogprob, ...] = ()
         num_generated = live.sequence.num_tokens - live.sequence.num_prompt_tokens
@@ -719,7 +803,9 @@ class Engine:
         events: list[Event] = [] if live.is_echoed else self._echo(live)
         events.append((request_id, TextDelta(text=text, token_ids=(token_id,), logprobs=told)))
         if reason is not None:
-            events += self._end(live, Finished(reason=reason, usage=live.usage))
+            stop_string = live.text.stop_string
+            end = Finished(reason=reason, usage=live.usage, stop_string=stop_string)
+            events += self._end(live, end)
         return events
 
     def _echo(self, live: _Live) -> list[Event]:
@@ -728,12 +814,10 @@ class Engine:
         logprobs = () if live.prompt is None else (live.prompt.first(self._token_bytes),)
         return [(live.sequence.request_id, TextDelta(text=live.echo, logprobs=logprobs))]
 
-    def _echo_of(self, request: EngineRequest) -> str:
-        if not request.sampling.echo:
-            return ""
-        if request.prompt_text is not None:
-            return request.prompt_text
-        return str(self.tokenizer.decode(list(request.prompt_token_ids), skip_special_tokens=True))
+    def _echo_of(self, prompt: EnginePrompt) -> str:
+        if prompt.text is not None:
+            return prompt.text
+        return str(self.tokenizer.decode(list(prompt.token_ids), skip_special_tokens=True))
 
     def _prompt_rows(self, rows: Items[ScheduledRow]) -> list[PromptRows]:
         """Return which tokens of these rows tell how likely the prompt's next ones are."""
@@ -813,17 +897,17 @@ class Engine:
                         del self._choices[choices.request_id]
         return merged
 
-    def _forget_choices(self, choices: Choices) -> list[Finished]:
+    def _forget_choices(self, choices: Choices) -> dict[RequestId, Finished]:
         """End the children that live; return how those that ran or waited here ended."""
         del self._choices[choices.request_id]
-        ends = []
+        ends = {}
         for child in choices.child_ids:
             self._parents.pop(child, None)
             self._siblings.pop(child, None)
             live = self._live.get(child)
             if live is not None:
-                ends.append(Finished(reason=FinishReason.ABORT, usage=live.usage))
-                self._end(live, ends[-1])
+                ends[child] = Finished(reason=FinishReason.ABORT, usage=live.usage)
+                self._end(live, ends[child])
         return ends
 
     def _fail(self, live: _Live, error: XinferenceError) -> list[Event]:

@@ -7,6 +7,8 @@ model by running it once, before the KV cache is made; whether it then computes 
 is the self-test's question.
 """
 
+import logging
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,6 +18,19 @@ from .attention.interface import IMPLEMENTATION, AttentionBackend
 from .kv_cache import PagedCache, ProbeCache
 from .model_runner import ModelRunner, Runner, refusal_of, run_model
 from .padded import PaddedCache, PaddedRunner, probe_padded
+from .recorded import CudaGraphs, RecordableBackend, RecordedRunner
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSize:
+    """A KV cache, and what a step may have of it."""
+
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_model_len: int
 
 
 class Execution(Protocol):
@@ -27,8 +42,8 @@ class Execution(Protocol):
         """What the KV cache stores of a token, all layers together."""
         ...
 
-    def make_runner(self, *, num_blocks: int, block_size: int) -> Runner:
-        """Return the model with a KV cache of so many blocks. Sets the model's attention."""
+    def make_runner(self, size: CacheSize) -> Runner:
+        """Return the model with a KV cache of this size. Sets the model's attention."""
         ...
 
 
@@ -51,17 +66,32 @@ class RaggedExecution:
     def num_elements_per_token(self) -> int:
         return sum(shape.num_elements for shape in self._shapes)
 
-    def make_runner(self, *, num_blocks: int, block_size: int) -> ModelRunner:
+    def make_runner(self, size: CacheSize) -> Runner:
         self._model.set_attn_implementation(IMPLEMENTATION)
         cache = PagedCache(
             self._backend,
             self._shapes,
-            num_blocks=num_blocks,
-            block_size=block_size,
+            num_blocks=size.num_blocks,
+            block_size=size.block_size,
             dtype=self._model.dtype,
             device=self._model.device,
         )
-        return ModelRunner(self._model, cache)
+        runner = ModelRunner(self._model, cache)
+        if self._model.device.type != "cuda" or not isinstance(self._backend, RecordableBackend):
+            return runner
+        try:
+            return RecordedRunner(
+                runner,
+                self._backend,
+                CudaGraphs(),
+                max_num_rows=size.max_num_seqs,
+                max_blocks=-(-size.max_model_len // size.block_size),
+                block_size=size.block_size,
+            )
+        except RuntimeError as error:
+            # Some models look at a number on the way, a router at its counts, which no graph can.
+            logger.warning("steps are not recorded: %s", error)
+            return runner
 
 
 class PaddedExecution:
@@ -75,11 +105,11 @@ class PaddedExecution:
     def num_elements_per_token(self) -> int:
         return sum(shape.num_elements for shape in self._shapes)
 
-    def make_runner(self, *, num_blocks: int, block_size: int) -> PaddedRunner:
+    def make_runner(self, size: CacheSize) -> PaddedRunner:
         cache = PaddedCache(
             self._shapes,
-            num_blocks=num_blocks,
-            block_size=block_size,
+            num_blocks=size.num_blocks,
+            block_size=size.block_size,
             dtype=self._model.dtype,
             device=self._model.device,
         )

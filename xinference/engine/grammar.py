@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -53,6 +53,16 @@ _TOO_COMPLEX = ("ParserTooComplex", "LexerTooComplex")
 
 Bits = npt.NDArray[np.uint32]
 """One bit per token id, lowest first: whether the token may come next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """What stands around an answer's grammar, which is called `@answer` in it; or stands alone."""
+
+    text: str
+    """Rules in Lark. Trusted: they are not a caller's."""
+    field: str
+    """The field of the request that asks for it, if no grammar does; an error names it."""
 
 
 class Matcher(Protocol):
@@ -172,15 +182,15 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         # Guarded by the lock:
         self._ll_tokenizer: LLTokenizer | None = None
-        self._compiled: OrderedDict[tuple[GrammarKind, str], _LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[Grammar | None, str], _LLMatcher] = OrderedDict()
 
     @property
     def num_words(self) -> int:
         """Length of the `Bits` that matchers fill."""
         return self._num_words
 
-    def compile(self, grammar: Grammar) -> Matcher:
-        """Return a matcher at the start of the grammar.
+    def compile(self, grammar: Grammar | None, frame: Frame | None = None) -> Matcher:
+        """Return a matcher at the start of the grammar, or of the frame around it.
 
         Raises:
             InvalidRequest: the grammar is malformed, uses what is not supported, allows no text at
@@ -189,14 +199,14 @@ class GrammarCompiler:
                 not installed.
             ModelOverloaded: other grammars keep the compiler busy.
         """
-        key = (grammar.kind, grammar.text)
+        key, field = _key_and_field(grammar, frame)
         with self._lock:
             known = self._compiled.get(key)
             if known is not None:
                 self._compiled.move_to_end(key)
-                return known.fork(grammar.field)
+                return known.fork(field)
             ll_tokenizer = self._ll_tokenizer = self._ll_tokenizer or self._load()
-        compiling = self._workers.submit(self._compile, grammar, ll_tokenizer)
+        compiling = self._workers.submit(self._compile, grammar, frame, ll_tokenizer)
         try:
             fresh = compiling.result(self._compile_seconds)
         except TimeoutError as error:
@@ -207,14 +217,14 @@ class GrammarCompiler:
                     retry_after_seconds=RETRY_AFTER_SECONDS,
                 ) from error
             raise InvalidRequest(
-                field=grammar.field,
+                field=field,
                 problem=f"takes more than {self._compile_seconds:g} s to compile",
             ) from error
         with self._lock:
             self._compiled[key] = fresh
             while len(self._compiled) > NUM_CACHED:
                 self._compiled.popitem(last=False)
-            return fresh.fork(grammar.field)
+            return fresh.fork(field)
 
     def _load(self) -> "LLTokenizer":
         """Bring the tokenizer into llguidance's form; takes a second for a large vocabulary."""
@@ -233,22 +243,25 @@ class GrammarCompiler:
         except ValueError as error:
             raise self._unable(f"its tokenizer is not supported: {error}") from error
 
-    def _compile(self, grammar: Grammar, ll_tokenizer: "LLTokenizer") -> _LLMatcher:
+    def _compile(
+        self, grammar: Grammar | None, frame: Frame | None, ll_tokenizer: "LLTokenizer"
+    ) -> _LLMatcher:
         from llguidance import LLMatcher
 
+        _, field = _key_and_field(grammar, frame)
         try:
-            definition = _DEFINITIONS[grammar.kind](grammar.text)
+            definition = _definition(grammar, frame)
             raw = LLMatcher(ll_tokenizer, definition, log_level=0, limits=_limits())
         except (ValueError, TypeError) as error:
-            raise _refusal(grammar, str(error)) from error
+            raise _refusal(field, str(error)) from error
         if raw.is_error():
-            raise _refusal(grammar, raw.get_error())
+            raise _refusal(field, raw.get_error())
         # Why: a grammar that allows no text is found out only when it is asked.
         bits = np.zeros(self._num_words, np.uint32)
         raw.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         if raw.is_error() or not bits.any():
-            raise _refusal(grammar, "no text at all would follow it")
-        return _LLMatcher(raw, grammar.field)
+            raise _refusal(field, "no text at all would follow it")
+        return _LLMatcher(raw, field)
 
     def _unable(self, why: str) -> AbilityMissing:
         return AbilityMissing(model=self._model_name, ability=f"follow a grammar: {why}")
@@ -371,10 +384,35 @@ def _limits() -> "LLParserLimits":
     return limits
 
 
-def _refusal(grammar: Grammar, problem: str) -> InvalidRequest:
-    return InvalidRequest(
-        field=grammar.field, problem=f"cannot be compiled: {_first_line(problem)}"
-    )
+def _key_and_field(
+    grammar: Grammar | None, frame: Frame | None
+) -> tuple[tuple[Grammar | None, str], str]:
+    """Return what makes a matcher the same as another, and what errors name."""
+    text = "" if frame is None else frame.text
+    if grammar is not None:
+        # Why without its field: two fields may ask for the same.
+        return (replace(grammar, field=""), text), grammar.field
+    assert frame is not None, "a grammar, a frame or both"
+    return (None, text), frame.field
+
+
+def _definition(grammar: Grammar | None, frame: Frame | None) -> str:
+    """Return a grammar in its frame, as llguidance reads them."""
+    if grammar is None:
+        assert frame is not None, "a grammar, a frame or both"
+        return frame.text
+    definition = _DEFINITIONS[grammar.kind](grammar.text)
+    if frame is None:
+        return definition
+    try:
+        answer = json.loads(definition)["grammars"][0]
+    except ValueError:
+        answer = {"lark_grammar": definition}
+    return json.dumps({"grammars": [{"lark_grammar": frame.text}, {**answer, "name": "answer"}]})
+
+
+def _refusal(field: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(field=field, problem=f"cannot be compiled: {_first_line(problem)}")
 
 
 def _first_line(text: str) -> str:

@@ -51,6 +51,10 @@ class PagedCache(AttendingCache):
         """Say which tokens the next forward computes and where theirs and older ones lie."""
         self._plan = self._backend.plan(batch, dtype=self._dtype, device=self._device)
 
+    def begin_with(self, plan: Any) -> None:
+        """As `begin`, by a plan that the backend has made."""
+        self._plan = plan
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ Whatever is wrong with the files or the model's class becomes one `LoadFailed` h
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from .config import (
     PADDED,
     ModelFacts,
     Placement,
-    backend_name,
+    backend_names,
     default_block_size,
     free_memory_bytes,
     has_native_bfloat16,
@@ -39,16 +40,25 @@ from .config import (
     resolve_placement,
 )
 from .engine import Engine
-from .execution import Execution, PaddedExecution, RaggedExecution
+from .execution import CacheSize, Execution, PaddedExecution, RaggedExecution
 from .packing import can_pack, pack_linears
 from .sampling_defaults import generation_defaults
 from .self_test import StockAnswer, ask_stock, compare
 
 logger = logging.getLogger(__name__)
 
+
+def _triton_attention() -> AttentionBackend:
+    # Why here: Triton is there only where torch was built for a GPU.
+    from .attention.triton import TritonAttention
+
+    return TritonAttention()
+
+
 _BACKENDS: dict[str, Callable[[], AttentionBackend]] = {
     "cpu": CpuAttention,
     "reference": ReferenceAttention,
+    "triton": _triton_attention,
 }
 
 
@@ -165,11 +175,12 @@ def make_engine(
     if can_pack(placement.device, placement.dtype):
         logger.info("%d linear layers are packed for the CPU", pack_linears(model))
     report(0.9)
-    attention = backend_name(placement)
+    names = backend_names(placement)
+    backends = {names[0]: lambda: backend} if backend else {one: _BACKENDS[one] for one in names}
     ways: dict[str, Callable[[], Execution]] = {
-        attention: lambda: RaggedExecution(model, backend or _BACKENDS[attention]()),
-        PADDED: lambda: PaddedExecution(model),
+        one: partial(_ragged, model, make_backend) for one, make_backend in backends.items()
     }
+    ways[PADDED] = lambda: PaddedExecution(model)
     attention, execution = _first_that_is_right(
         ways, stock, name, type(model).__name__, placement, block_size
     )
@@ -190,7 +201,14 @@ def make_engine(
     engine = Engine(
         config=config,
         model_config=model.config,
-        runner=execution.make_runner(num_blocks=config.num_blocks, block_size=config.block_size),
+        runner=execution.make_runner(
+            CacheSize(
+                num_blocks=config.num_blocks,
+                block_size=config.block_size,
+                max_num_seqs=config.max_num_seqs,
+                max_model_len=config.max_model_len,
+            )
+        ),
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         generation_defaults=generation_defaults(model.generation_config),
@@ -198,6 +216,10 @@ def make_engine(
     )
     report(1.0)
     return engine
+
+
+def _ragged(model: PreTrainedModel, make_backend: Callable[[], AttentionBackend]) -> Execution:
+    return RaggedExecution(model, make_backend())
 
 
 def _first_that_is_right(

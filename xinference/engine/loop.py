@@ -109,7 +109,7 @@ class EngineLoop:
                 )
             if valid.request_id in self._live:
                 raise DuplicateRequest(request_id=valid.request_id)
-            num_after = sum(self._live.values()) + valid.sampling.num_made
+            num_after = sum(self._live.values()) + valid.num_answers
             # Why any into an empty one: its answers take turns.
             if self._live and num_after > config.max_num_seqs + config.max_queue_size:
                 raise ModelOverloaded(
@@ -119,10 +119,10 @@ class EngineLoop:
                         self._num_waiting(), now=time.monotonic()
                     ),
                 )
-            self._live[valid.request_id] = valid.sampling.num_made
+            self._live[valid.request_id] = valid.num_answers
             self._submitted.append(valid)
             self._wakened.notify()
-        return Accepted(num_prompt_tokens=len(valid.prompt))
+        return Accepted(num_prompt_tokens=sum(valid.prompt_lens))
 
     def abort(self, request_id: RequestId) -> bool:
         """Ask for the end of a request; it happens within one step.
@@ -187,9 +187,7 @@ class EngineLoop:
             is_stopping = self._is_stopping
             if is_stopping:
                 to_abort = [(request_id, None) for request_id in self._live]
-        for request in submitted:
-            self._engine.add(request)
-        events: list[Event] = []
+        events = [event for request in submitted for event in self._engine.add(request)]
         for request_id, index in to_abort:
             if index is None:
                 events += self._engine.abort(request_id)

@@ -14,7 +14,7 @@ The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
 SC 2011), keyed by the seed and counting by position.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,8 @@ _HALF = np.uint64(32)
 _CHUNK = 512
 _SMALL_CHUNK = 64
 # Why a ladder: how many candidates a row looks at depends on the row alone, never on its batch.
-_CANDIDATES = (128, 1024, 8192)
+_CANDIDATES = (128, 1024)
+_HIGHEST_KEY = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,130 +138,175 @@ def _take(logits: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
 
 
 def _draw(logits: Tensor, rows: SamplingRows, drawing: npt.NDArray[np.int64]) -> Tensor:
-    """Return the (drawing rows,) token ids of rows with a temperature."""
-    device, vocab_size = logits.device, logits.shape[1]
-    temperature = torch.from_numpy(rows.temperature[drawing]).to(device)
-    draws = torch.from_numpy(uniform(rows.seed[drawing], rows.position[drawing])).to(device)
-    top_k, top_p = rows.top_k[drawing], rows.top_p[drawing]
+    """Return the (drawing rows,) token ids of rows with a temperature.
+
+    Args:
+        logits: (drawing rows, V), model dtype; not changed.
+        rows: the parameters of all rows.
+        drawing: which of them draw.
+    """
+    vocab_size = logits.shape[1]
+    top_k = rows.top_k[drawing]
     top_k = np.where((top_k == 0) | (top_k > vocab_size), vocab_size, top_k)
-    scores = logits.float() / temperature.unsqueeze(1)
-    shares = _shares(rows, drawing, device)
-    is_cut = (top_k < vocab_size) | (top_p < 1)
-    tokens = torch.empty(len(drawing), dtype=torch.int64, device=device)
-    open_rows = np.flatnonzero(~is_cut)
-    if open_rows.size:
-        index = torch.from_numpy(open_rows).to(device)
-        tokens[index] = _invert(_take(scores, open_rows), draws[index], shares.of(index))
-    pending = np.flatnonzero(is_cut)
-    for num_candidates in (*_CANDIDATES, vocab_size):
-        if not pending.size:
-            break
-        num_candidates = min(num_candidates, vocab_size)
-        able = pending[(top_k[pending] < num_candidates) | (top_k[pending] == vocab_size)]
-        if num_candidates == vocab_size:
-            able = pending
-        if not able.size:
+    cuts = _Cuts.of(rows, drawing, top_k, logits.device)
+    tokens = torch.empty(len(drawing), dtype=torch.int64, device=logits.device)
+    has_top_k = top_k < vocab_size
+    pending = np.flatnonzero(has_top_k | (rows.top_p[drawing] < 1))
+    if not has_top_k[pending].all():
+        cuts = cuts.with_mass(logits, pending[~has_top_k[pending]])
+    for num_candidates in _CANDIDATES:
+        able = pending[(top_k[pending] < num_candidates) | ~has_top_k[pending]]
+        if num_candidates >= vocab_size or not able.size:
             continue
-        index = torch.from_numpy(able).to(device)
-        picked, is_done = _draw_cut(
-            scores[index],
-            draws[index],
-            torch.from_numpy(top_k[able]).to(device),
-            torch.from_numpy(top_p[able].astype(np.float64)).to(device),
-            num_candidates,
-            shares.of(index),
-        )
+        picked, is_done = _draw_among_best(_take(logits, able), num_candidates, cuts.at(able))
+        index = torch.from_numpy(able).to(logits.device)
         tokens[index[is_done]] = picked[is_done]
         pending = np.setdiff1d(pending, able[is_done.cpu().numpy()])
+    is_whole = ~has_top_k & (rows.top_p[drawing] >= 1)
+    is_whole[pending] = True
+    whole = np.flatnonzero(is_whole)
+    if whole.size:
+        own = cuts.at(whole)
+        weights = _weights(_take(logits, whole), own.temperature)
+        if pending.size:
+            index = torch.from_numpy(np.searchsorted(whole, pending)).to(logits.device)
+            weights[index] = _cut_whole(weights[index], cuts.at(pending))
+        tokens[torch.from_numpy(whole).to(logits.device)] = _invert(
+            _cut_shares(weights, own), own.draws
+        )
     return tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Shares:
-    """The last two cuts of some rows, (rows,) float64 each; None where no row is cut."""
+class _Cuts:
+    """What some rows draw, and how they cut their distributions. All (rows,), on the device."""
 
+    temperature: Tensor
+    """float32"""
+    draws: Tensor
+    """float64 in [0, 1)"""
+    top_k: Tensor
+    """V where nothing is cut."""
+    top_p: Tensor
+    """float64"""
+    mass: Tensor
+    """float64, what top-p is a share of where there is no top-k; NaN where nobody has asked."""
     min_p: Tensor | None
+    """float64; None: no row is cut."""
     typical_p: Tensor | None
+    """float64; None: no row is cut."""
 
-    def of(self, index: Tensor) -> "_Shares":
-        return _Shares(
+    @classmethod
+    def of(
+        cls,
+        rows: SamplingRows,
+        drawing: npt.NDArray[np.int64],
+        top_k: npt.NDArray[np.int64],
+        device: torch.device,
+    ) -> "_Cuts":
+        """Bring the parameters of the rows that draw to the device."""
+
+        def moved(values: npt.NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
+        min_p, typical_p = rows.min_p, rows.typical_p
+        return cls(
+            temperature=moved(rows.temperature[drawing]),
+            draws=moved(uniform(rows.seed[drawing], rows.position[drawing])),
+            top_k=moved(top_k),
+            top_p=moved(rows.top_p[drawing].astype(np.float64)),
+            mass=moved(np.full(len(drawing), np.nan)),
+            min_p=moved(min_p[drawing].astype(np.float64))
+            if min_p is not None and (min_p[drawing] > 0).any()
+            else None,
+            typical_p=moved(typical_p[drawing].astype(np.float64))
+            if typical_p is not None and (typical_p[drawing] < 1).any()
+            else None,
+        )
+
+    def at(self, rows: npt.NDArray[np.int64]) -> "_Cuts":
+        """Return those of some of the rows, which are in order."""
+        if len(rows) == len(self.draws):
+            return self
+        index = torch.from_numpy(rows).to(self.draws.device)
+        return _Cuts(
+            temperature=self.temperature[index],
+            draws=self.draws[index],
+            top_k=self.top_k[index],
+            top_p=self.top_p[index],
+            mass=self.mass[index],
             min_p=None if self.min_p is None else self.min_p[index],
             typical_p=None if self.typical_p is None else self.typical_p[index],
         )
 
-
-def _shares(rows: SamplingRows, drawing: npt.NDArray[np.int64], device: torch.device) -> _Shares:
-    min_p, typical_p = rows.min_p, rows.typical_p
-    has_min_p = min_p is not None and bool((min_p[drawing] > 0).any())
-    has_typical_p = typical_p is not None and bool((typical_p[drawing] < 1).any())
-    return _Shares(
-        min_p=torch.from_numpy(min_p[drawing].astype(np.float64)).to(device)
-        if min_p is not None and has_min_p
-        else None,
-        typical_p=torch.from_numpy(typical_p[drawing].astype(np.float64)).to(device)
-        if typical_p is not None and has_typical_p
-        else None,
-    )
+    def with_mass(self, logits: Tensor, rows: npt.NDArray[np.int64]) -> "_Cuts":
+        """Return the same with the mass of these rows, whose logits are among (all rows, V)."""
+        own = self.at(rows)
+        mass = self.mass.clone()
+        mass[torch.from_numpy(rows).to(mass.device)] = _chunk_sums(
+            _weights(_take(logits, rows), own.temperature)
+        ).sum(1)
+        return replace(self, mass=mass)
 
 
-def _draw_cut(
-    scores: Tensor,
-    draws: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    num_candidates: int,
-    shares: _Shares,
-) -> tuple[Tensor, Tensor]:
-    """Draw from rows cut by top-k, then by top-p of what top-k has left, then by `shares`.
+def _draw_among_best(logits: Tensor, num_candidates: int, cuts: _Cuts) -> tuple[Tensor, Tensor]:
+    """Draw from rows cut by top-k, then by top-p of what top-k has left, then by the others.
 
     Args:
-        scores: (rows, V) float32, divided by the temperature.
-        draws: (rows,) float64 in [0, 1).
-        top_k: (rows,) V where nothing is cut.
-        top_p: (rows,) float64.
-        num_candidates: how many of the highest scores to look at.
-        shares: of the same rows.
+        logits: (rows, V)
+        num_candidates: how many of the highest to look at; fewer than V.
+        cuts: of the same rows.
 
     Returns:
         (rows,) token ids, and (rows,) whether the candidates were enough to know.
     """
-    vocab_size = scores.shape[1]
-    best, ids = highest(scores, num_candidates)
-    last_kept = best.gather(1, (top_k.clamp(max=num_candidates) - 1).unsqueeze(1))
-    threshold = torch.where((top_k < vocab_size).unsqueeze(1), last_kept, -torch.inf)
-    weights = (best - best[:, :1]).double().exp()
-    in_top_k = best >= threshold
-    # What top-p is a share of: exact among the candidates if they hold all of top-k, else over V.
-    kept_mass = torch.where(in_top_k, weights, 0.0).sum(1)
-    whole_mass = (scores - best[:, :1]).exp().sum(1, dtype=torch.float64)
-    mass = torch.where(top_k < vocab_size, kept_mass, whole_mass)
+    best, ids = highest(logits, num_candidates)
+    scores = best.float()
+    weights = ((scores - scores[:, :1]) / cuts.temperature.unsqueeze(1)).double().exp()
+    has_top_k = (cuts.top_k < logits.shape[1]).unsqueeze(1)
+    last_in_top_k = weights.gather(1, (cuts.top_k.clamp(max=num_candidates) - 1).unsqueeze(1))
+    in_top_k = ~has_top_k | (weights >= last_in_top_k)
+    kept_mass = torch.where(in_top_k, weights, 0.0).sum(1, keepdim=True)
+    mass = torch.where(has_top_k, kept_mass, cuts.mass.unsqueeze(1))
     before = weights.cumsum(1) - weights
-    in_top_p = in_top_k & (before < (top_p * mass).unsqueeze(1))
-    # Why a threshold again: tokens that tie with the last one kept are kept as well.
-    lowest = torch.where(in_top_p, best, torch.inf).amin(1, keepdim=True)
-    is_kept = best >= lowest
-    # The candidates are enough if at least one of them falls below the threshold.
-    is_done = ~is_kept[:, -1] | (num_candidates == vocab_size)
+    in_top_p = in_top_k & (before < cuts.top_p.unsqueeze(1) * mass)
+    # Why a threshold: tokens that tie with the last one kept are kept as well.
+    lowest = torch.where(in_top_p, weights, torch.inf).amin(1, keepdim=True)
+    is_kept = weights >= lowest
     order = ids.argsort(dim=1)  # by token id, over the candidates only
-    weights = _cut_shares(torch.where(is_kept, weights, 0.0), shares)
-    cumulated = weights.gather(1, order).cumsum(1)
-    return ids.gather(1, order).gather(1, _search(cumulated, draws)).squeeze(1), is_done
+    kept = _cut_shares(torch.where(is_kept, weights, 0.0), cuts).gather(1, order)
+    cumulated = kept.cumsum(1)
+    place = _search(cumulated, cuts.draws.unsqueeze(1) * cumulated[:, -1:])
+    # The candidates are enough if at least one of them falls below the threshold.
+    return ids.gather(1, order).gather(1, place).squeeze(1), ~is_kept[:, -1]
 
 
-def _invert(scores: Tensor, draws: Tensor, shares: _Shares) -> Tensor:
-    """Draw from whole rows (rows, V) of float32 scores."""
-    weights = (scores - scores.amax(1, keepdim=True)).exp_()
-    return _search(_cut_shares(weights, shares).cumsum(1), draws).squeeze(1)
+def _weights(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Return (rows, V) float32, the highest of each row 1."""
+    highest_logit = logits.amax(1, keepdim=True).float()
+    weights = torch.sub(logits.float(), highest_logit)
+    return weights.div_(temperature.unsqueeze(1)).exp_()
 
 
-def _cut_shares(weights: Tensor, shares: _Shares) -> Tensor:
+def _cut_whole(weights: Tensor, cuts: _Cuts) -> Tensor:
+    """Return (rows, V) weights without what top-k, then top-p of what is left cut."""
+    if (cuts.top_k < weights.shape[1]).any():
+        keys = weights.view(torch.int32)
+        least = _threshold(keys, torch.ones_like(weights), cuts.top_k.double())
+        weights = torch.where(keys >= least, weights, 0.0)
+    keys = weights.view(torch.int32)
+    least = _threshold(keys, weights, cuts.top_p * _chunk_sums(weights).sum(1))
+    return torch.where(keys >= least, weights, 0.0)
+
+
+def _cut_shares(weights: Tensor, cuts: _Cuts) -> Tensor:
     """Return (rows, N) weights, the highest of each row 1, without what min-p and typical-p cut."""
-    if shares.min_p is not None:
-        weights = torch.where(weights < shares.min_p.unsqueeze(1), 0.0, weights)
-    if shares.typical_p is not None:
-        index = torch.nonzero(shares.typical_p < 1).squeeze(1)
-        typical = _cut_typical(weights[index], shares.typical_p[index])
-        weights = weights.index_copy(0, index, typical.to(weights.dtype))
+    if cuts.min_p is not None:
+        weights = torch.where(weights < cuts.min_p.unsqueeze(1), 0.0, weights)
+    if cuts.typical_p is not None:
+        index = torch.nonzero(cuts.typical_p < 1).squeeze(1)
+        typical = _cut_typical(weights[index], cuts.typical_p[index])
+        weights = weights.index_copy(0, index, typical)
     return weights
 
 
@@ -270,30 +316,70 @@ def _cut_typical(weights: Tensor, typical_p: Tensor) -> Tensor:
     As transformers has it: ordered by that distance, tokens are kept until their mass reaches
     `typical_p`, and so are those that tie with the last.
     """
-    shares = weights.double() / weights.sum(1, keepdim=True, dtype=torch.float64)
+    shares = weights.double() / _chunk_sums(weights).sum(1, keepdim=True)
     surprise = -shares.log()
     expected = torch.where(shares > 0, shares * surprise, 0.0).sum(1, keepdim=True)
     distance = torch.where(shares > 0, (surprise - expected).abs(), torch.inf)
-    farthest = torch.full_like(typical_p, torch.inf)
-    pending = torch.arange(len(weights), device=weights.device)
-    for num_candidates in (*_CANDIDATES, weights.shape[1]):
-        count = min(num_candidates, weights.shape[1])
-        if not len(pending):
-            break
-        nearest, places = highest(-distance[pending], count)
-        mass = shares[pending].gather(1, places).cumsum(1)
-        last = (mass < typical_p[pending].unsqueeze(1)).sum(1, keepdim=True)
-        is_done = (last < count).squeeze(1)
-        found = -nearest.gather(1, last.clamp(max=count - 1)).squeeze(1)
-        farthest[pending[is_done]] = found[is_done]
-        pending = pending[~is_done]
-    return torch.where(distance <= farthest.unsqueeze(1), weights, 0.0)
+    keys = _HIGHEST_KEY - distance.float().view(torch.int32)
+    least = _threshold(keys, shares, typical_p)
+    return torch.where(keys >= least, weights, 0.0)
 
 
-def _search(cumulated: Tensor, draws: Tensor) -> Tensor:
-    """Return (rows, 1): the first index whose cumulated weight exceeds the draw's share."""
+def _threshold(keys: Tensor, measures: Tensor, wanted: Tensor) -> Tensor:
+    """Return the highest key such that the tokens with none below it measure what is wanted.
+
+    Floats that are not negative order as their bits do, so these are found one after another, from
+    the highest, without a sort.
+
+    Args:
+        keys: (rows, N) int32, not negative.
+        measures: (rows, N) what each token counts.
+        wanted: (rows,) float64.
+
+    Returns:
+        (rows, 1); 0 if all together measure less.
+    """
+    found = torch.zeros_like(keys[:, :1])
+    for bit in reversed(range(_HIGHEST_KEY.bit_length())):
+        higher = found | (1 << bit)
+        measured = _chunk_sums(torch.where(keys >= higher, measures, 0.0)).sum(1)
+        found = torch.where((measured >= wanted).unsqueeze(1), higher, found)
+    return found
+
+
+def _chunk_sums(values: Tensor) -> Tensor:
+    """Return the sums of chunks of (rows, N), in float64.
+
+    Why not one sum: a row's must be the same in any batch, and a single long one is split among
+    threads. Those of chunks are short, so that float32 does.
+    """
+    num_whole = values.shape[1] // _CHUNK * _CHUNK
+    sums: Tensor = values[:, :num_whole].unflatten(1, (-1, _CHUNK)).sum(-1)
+    if num_whole < values.shape[1]:
+        sums = torch.cat((sums, values[:, num_whole:].sum(-1, keepdim=True)), dim=1)
+    return sums.double()
+
+
+def _invert(weights: Tensor, draws: Tensor) -> Tensor:
+    """Return the (rows,) tokens at which the cumulated (rows, V) weights exceed the draws' shares.
+
+    Why by chunks: few have to be cumulated, and all in float64.
+    """
+    sums = _chunk_sums(weights)
+    cumulated = sums.cumsum(1)
+    target = draws.unsqueeze(1) * cumulated[:, -1:]
+    chunk = _search(cumulated, target)
+    before = cumulated.gather(1, chunk) - sums.gather(1, chunk)
+    ids = chunk * _CHUNK + torch.arange(_CHUNK, device=weights.device)
+    last = weights.shape[1] - 1
+    inside = weights.gather(1, ids.clamp(max=last)).double().masked_fill_(ids > last, 0.0)
+    place = _search(inside.cumsum(1), target - before)
+    return ids.gather(1, place).clamp_(max=last).squeeze(1)
+
+
+def _search(cumulated: Tensor, target: Tensor) -> Tensor:
+    """Return (rows, 1): the first index whose cumulated weight exceeds the target."""
     total = cumulated[:, -1:]
-    target = (draws.unsqueeze(1) * total).to(cumulated.dtype)
-    # Hazard: rounding up to the total would point behind the last token that has any weight.
-    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
+    # Hazard: rounding to the total or below 0 would point at a token that has no weight.
+    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total))).clamp_(min=0.0)
     return torch.searchsorted(cumulated, target, right=True).clamp_(max=cumulated.shape[1] - 1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .batch import Batch, IntArray
-from .execution import Execution
+from .execution import CacheSize, Execution
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,14 @@ def compare(
     lens = np.array([len(text) for text in stock.texts])
     num_text_blocks = -(-lens // block_size)
     num_blocks = int(num_text_blocks.sum())
-    runner = execution.make_runner(num_blocks=num_blocks, block_size=block_size)
+    runner = execution.make_runner(
+        CacheSize(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_num_seqs=len(lens),
+            max_model_len=int(lens.max()),
+        )
+    )
     # Why shuffled: a path that takes a text's blocks for consecutive shows.
     shuffled = np.random.default_rng(1).permutation(num_blocks)
     tables = np.zeros((len(lens), int(num_text_blocks.max())), np.int64)
@@ -118,8 +125,8 @@ def _wanted(step: int, lens: IntArray) -> IntArray:
     """Return how many tokens each text takes in a step: chunks, single tokens, and both at once;
     the second text starts late."""
     chunks = np.maximum(lens // 3, 1)
-    patterns = ([1, 0], [1, 1], [0, 1])  # 1: a chunk; 0: a single token
-    wanted = np.where(patterns[step % 3], chunks, 1)
+    patterns = ([1, 0], [1, 1], [0, 0], [0, 1])  # 1: a chunk; 0: a single token
+    wanted = np.where(patterns[step % 4], chunks, 1)
     if step == 0:
         wanted[1] = 0
     return wanted

@@ -59,8 +59,11 @@ class AnswerReaders:
         for index, reader in enumerate(self._readers):
             if index not in self._ended:
                 told += [replace(delta, choice_index=index) for delta in reader.finish()]
-        if isinstance(event, Finished) and len(self._readers) == 1:
-            event = replace(event, reason=self._readers[0].reason(event.reason))
+        if isinstance(event, Finished):
+            num_thought = sum(reader.num_reasoning_tokens for reader in self._readers)
+            event = replace(event, usage=replace(event.usage, num_reasoning_tokens=num_thought))
+            if len(self._readers) == 1:
+                event = replace(event, reason=self._readers[0].reason(event.reason))
         return [*told, event]
 
 
@@ -72,6 +75,8 @@ class AnswerReader:
         self._parser = parser
         self._one_call = one_call
         self._is_over = False
+        self.num_reasoning_tokens = 0
+        """Tokens of the thoughts so far, and of the tags around them."""
 
     def read(self, event: Delta) -> list[Delta]:
         """Return what becomes of a piece of the engine's.
@@ -80,9 +85,12 @@ class AnswerReader:
         """
         if not isinstance(event, TextDelta):
             return [event]
-        if event.reason is None:
-            return self._with_tokens(self._parse(event.text), event)
+        was_thinking = self._parser.is_thinking
         deltas = self._with_tokens(self._parse(event.text), replace(event, reason=None))
+        if was_thinking or self._parser.is_thinking:
+            self.num_reasoning_tokens += len(event.token_ids)
+        if event.reason is None:
+            return deltas
         return [*deltas, *self.finish(), TextDelta(text="", reason=self.reason(event.reason))]
 
     def finish(self) -> list[Delta]:

@@ -55,6 +55,11 @@ class ChatTemplate:
         """Whether the template does anything with tools."""
         return "tools" in str(self._template or self._tokenizer.chat_template)
 
+    @property
+    def takes_reasoning_effort(self) -> bool:
+        """Whether the template tells the model how much to think."""
+        return "reasoning_effort" in str(self._template or self._tokenizer.chat_template)
+
     def render(self, prompt: ChatPrompt) -> str:
         """Return the text up to where the model is to answer.
 
@@ -79,8 +84,12 @@ class ChatTemplate:
         if "enable_thinking" in options:
             # Why: templates do not agree on its name.
             options.setdefault("thinking", options["enable_thinking"])
+        if prompt.reasoning_effort is not None and self.takes_reasoning_effort:
+            options["reasoning_effort"] = prompt.reasoning_effort
         # Why none of them: a model that does not see a tool does not call it.
-        tools: list[Any] = [] if prompt.tool_choice is ToolChoice.NONE else list(prompt.tools)
+        tools: list[Any] = []
+        if prompt.tool_choice is not ToolChoice.NONE:
+            tools = [*map(_tool, prompt.tools)]
         rendered: Any
         try:
             rendered = self._tokenizer.apply_chat_template(
@@ -121,3 +130,9 @@ class ChatTemplate:
             arguments = parsed if isinstance(parsed, dict) else arguments
         function = {"name": call.name, "arguments": arguments}
         return {"id": call.call_id, "type": "function", "function": function}
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool as models know them: how strictly its calls are held is not their business."""
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {**tool, "function": function}

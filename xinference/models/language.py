@@ -6,18 +6,30 @@ thoughts and calls (`answer.py`). It owns the chat template, what the family add
 (stop texts and tokens), and the engine's thread; it knows no sockets and no event loop.
 """
 
-import importlib.resources
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from xinference.engine import Engine, EngineLoop, EngineRequest, load_engine
-from xinference.errors import AbilityMissing, DuplicateRequest, InvalidRequest, LoadFailed
+from xinference.catalog.family import GUIDE_URI
+from xinference.engine import (
+    Engine,
+    EngineLoop,
+    EnginePrompt,
+    EngineRequest,
+    Frame,
+    ThinkingLimit,
+    load_engine,
+)
+from xinference.errors import (
+    AbilityMissing,
+    ContextLengthExceeded,
+    DuplicateRequest,
+    InvalidRequest,
+)
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 from xinference.protocol.generation import (
@@ -26,23 +38,27 @@ from xinference.protocol.generation import (
     ChatPrompt,
     Failed,
     Finished,
+    FinishReason,
     GenerationEvent,
     GenerationRequest,
     SamplingParams,
     TextPrompt,
     TokenPrompt,
     ToolChoice,
+    Usage,
 )
+from xinference.protocol.vectors import ModelRequest
 
 from .answer import AnswerReader, AnswerReaders
-from .base import OnProgress, Sink
+from .base import OnProgress, Sink, expect
 from .chat_template import ChatTemplate
+from .constraint import frame_of
+from .files import model_directory
 from .parsing.grammars import AnswerFormat
 from .parsing.reader import NUM_CALL_ID_CHARS
 
 logger = logging.getLogger(__name__)
 
-PACKAGED = "package:"
 IMPORTS_SHARE = 0.3
 """Of the time that loading takes, what the imports before it take."""
 
@@ -57,7 +73,7 @@ class Prepared:
 
 
 class LanguageModel:
-    """A loaded language model. Implements `Generates`; any thread may call any method."""
+    """A loaded language model. Implements `Model`; any thread may call any method."""
 
     def __init__(self, engine: Engine, spec: ReplicaSpec) -> None:
         self._engine = engine
@@ -78,12 +94,17 @@ class LanguageModel:
             model_name=self._name,
             arguments_are_text=grammar is not None and grammar.arguments_are_text,
         )
-        self._kept_token_ids = self._special_tokens(self._answers.special_tokens)
+        self._marker_ids = self._tokens_of(self._answers.special_tokens)
+        self._kept_token_ids = self._special(self._marker_ids.values())
         self._enable_thinking = spec.engine_options.enable_thinking
+        self._thinking_budget = spec.engine_options.thinking_budget
+        if self._thinking_budget is not None:
+            self._check_budget()
         self._readers: dict[RequestId, AnswerReaders | None] = {}
         """Of every live request, by the id that the engine knows it by."""
         self._max_prompt_chars = _max_chars(self._tokenizer, engine.config.max_model_len)
         self._loop: EngineLoop | None = None
+        self._sink: Sink | None = None
 
     @property
     def context_length(self) -> int:
@@ -113,6 +134,7 @@ class LanguageModel:
     def start(self, sink: Sink) -> None:
         """Start the engine's thread; events go to `sink`, in that thread."""
         assert self._loop is None, "start() was called before"
+        self._sink = sink
 
         def read(events: list[tuple[RequestId, GenerationEvent]]) -> None:
             sink(self._read(events))
@@ -120,16 +142,19 @@ class LanguageModel:
         self._loop = EngineLoop(self._engine, read)
         self._loop.start()
 
-    def submit(self, request: GenerationRequest) -> Accepted:
+    def submit(self, request: ModelRequest) -> Accepted:
         """Turn the prompt into tokens and enqueue it. Takes time that grows with the prompt.
 
         Raises:
-            AbilityMissing: the model cannot chat, or cannot complete.
+            AbilityMissing: the model cannot chat, or the request is not for text.
             InvalidRequest, ContextLengthExceeded, ModelOverloaded, DuplicateRequest
             In every case nothing was enqueued.
         """
         assert self._loop is not None, "start() comes first"
+        request = expect(request, GenerationRequest, model_name=self._name)
         prepared = self.prepare(request)
+        if request.count_only:
+            return self._count(request, prepared)
         # Why so: it must not be replaced for a request of this id that lives. Setting and looking
         # are one step under the interpreter's lock.
         if self._readers.setdefault(request.request_id, prepared.readers) is not prepared.readers:
@@ -141,6 +166,15 @@ class LanguageModel:
         except BaseException:
             self._readers.pop(request.request_id, None)
             raise
+
+    def _count(self, request: GenerationRequest, prepared: Prepared) -> Accepted:
+        """End a request whose prompt alone was of interest; the engine does not hear of it."""
+        usage = Usage(
+            num_prompt_tokens=len(prepared.request.prompt_token_ids), num_completion_tokens=0
+        )
+        assert self._sink is not None, "start() comes first"
+        self._sink([(request.request_id, Finished(reason=FinishReason.STOP, usage=usage))])
+        return Accepted(num_prompt_tokens=usage.num_prompt_tokens)
 
     def abort(self, request_id: RequestId) -> bool:
         """Ask for the end of a request, within one step; return whether it was live."""
@@ -159,10 +193,12 @@ class LanguageModel:
         """Return what the engine is to be asked, and who reads the answer. Changes nothing.
 
         Raises:
-            AbilityMissing, InvalidRequest
+            AbilityMissing, InvalidRequest, ContextLengthExceeded
         """
         prompt = request.prompt
         readers: AnswerReaders | None = None
+        frame: Frame | None = None
+        thinking: ThinkingLimit | None = None
         match prompt:
             case ChatPrompt():
                 if "chat" not in self._abilities:
@@ -170,35 +206,67 @@ class LanguageModel:
                 if request.sampling.echo:
                     raise InvalidRequest(field="echo", problem="a chat has no text to repeat")
                 self._check_tools(prompt)
-                if prompt.enable_thinking is None and "enable_thinking" not in (
-                    prompt.template_options
-                ):
-                    prompt = replace(prompt, enable_thinking=self._enable_thinking)
-                elif prompt.enable_thinking is not None:
-                    self._check_thinking(prompt.enable_thinking)
+                prompt = self._with_thinking(self._with_effort(prompt))
                 rendered = self._template.render(prompt)
                 # Why no special tokens: the template has written those that it wants.
                 token_ids = self._encode(rendered, field="messages", special_tokens=False)
                 readers = self._new_readers(prompt, rendered, request.sampling)
-            case TextPrompt(text=text):
-                if not text:
-                    raise InvalidRequest(field="prompt", problem="must not be empty")
-                token_ids = self._encode(text, field="prompt", special_tokens=True)
-            case TokenPrompt():
-                token_ids = list(prompt.token_ids)  # the engine checks them
+                asked = EnginePrompt(token_ids=token_ids)
+                thinking = self._thinking_limit(prompt, rendered)
+                frame = frame_of(
+                    prompt,
+                    has_grammar=request.sampling.grammar is not None,
+                    answers=self._answers,
+                    rendered=rendered,
+                    token_ids=self._marker_ids,
+                )
+            case TextPrompt() | TokenPrompt():
+                asked = self._engine_prompt(prompt)
         return Prepared(
             request=EngineRequest(
                 request_id=request.request_id,
-                prompt_token_ids=token_ids,
-                sampling=self._with_own_stops(request.sampling),
+                prompt_token_ids=asked.token_ids,
+                sampling=self._with_own_stops(self._within_total(request, len(asked.token_ids))),
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
                 kept_token_ids=self._kept_token_ids if readers is not None else frozenset(),
-                prompt_text=prompt.text if isinstance(prompt, TextPrompt) else None,
+                prompt_text=asked.text,
+                more_prompts=tuple(map(self._engine_prompt, request.more_prompts)),
+                frame=frame,
+                thinking=thinking,
+                resume_token_ids=request.resume_token_ids,
             ),
             readers=readers,
         )
+
+    def _engine_prompt(self, prompt: TextPrompt | TokenPrompt) -> EnginePrompt:
+        if isinstance(prompt, TokenPrompt):
+            return EnginePrompt(token_ids=prompt.token_ids)  # the engine checks them
+        if not prompt.text:
+            raise InvalidRequest(field="prompt", problem="must not be empty")
+        token_ids = self._encode(prompt.text, field="prompt", special_tokens=True)
+        return EnginePrompt(token_ids=token_ids, text=prompt.text)
+
+    def _within_total(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
+        """Return the parameters, with an answer that ends where the request's total does."""
+        total = request.max_total_tokens
+        if total is None:
+            return request.sampling
+        if total > self.context_length:
+            raise InvalidRequest(
+                field="max_total_tokens",
+                problem=f"must be at most the model's context, {self.context_length}, got {total}",
+            )
+        max_tokens = request.sampling.max_tokens
+        room = total - num_prompt_tokens
+        if room < 1:
+            raise ContextLengthExceeded(
+                num_prompt_tokens=num_prompt_tokens,
+                max_tokens=max_tokens or 1,
+                max_model_len=total,
+            )
+        return replace(request.sampling, max_tokens=min(max_tokens or room, room))
 
     def _read(
         self, events: list[tuple[RequestId, GenerationEvent]]
@@ -238,7 +306,7 @@ class LanguageModel:
         return AnswerReaders(readers)
 
     def _check_tools(self, prompt: ChatPrompt) -> None:
-        """Refuse tools of a model that has none, and a choice that cannot be kept."""
+        """Refuse tools of a model that has none."""
         has_history = any(one.tool_calls or one.role == "tool" for one in prompt.messages)
         if (prompt.tools or has_history) and (
             "tools" not in self._abilities
@@ -246,14 +314,71 @@ class LanguageModel:
             or not self._template.takes_tools
         ):
             raise AbilityMissing(model=self._name, ability="call tools")
-        constrain_to_calls(prompt)
 
-    def _check_thinking(self, enable: bool) -> None:
-        """Refuse what the model cannot do: to think, or not to."""
-        if enable and not self._abilities & {"reasoning", "hybrid"}:
+    def _with_effort(self, prompt: ChatPrompt) -> ChatPrompt:
+        """Refuse an effort that this model cannot be told; without one, it does not think.
+
+        A template that has the variable gets it. Of a hybrid model "none" switches thinking off.
+        """
+        effort = prompt.reasoning_effort
+        if effort is None or self._template.takes_reasoning_effort:
+            return prompt
+        if effort != "none":
+            raise InvalidRequest(
+                field="reasoning_effort", problem="this model cannot be told how much to think"
+            )
+        if not self._abilities & {"reasoning", "hybrid"}:
+            return prompt
+        if "hybrid" not in self._abilities:
+            raise InvalidRequest(field="reasoning_effort", problem="this model always thinks")
+        if prompt.enable_thinking:
+            raise InvalidRequest(
+                field="reasoning_effort", problem="none contradicts enable_thinking"
+            )
+        return replace(prompt, enable_thinking=False)
+
+    def _with_thinking(self, prompt: ChatPrompt) -> ChatPrompt:
+        """Complete what a request says about thinking; refuse what the model cannot do."""
+        if prompt.thinking_budget is not None:
+            self._check_budget()
+        enable = prompt.enable_thinking
+        if enable is None:
+            enable = prompt.template_options.get("enable_thinking", self._enable_thinking)
+            return replace(prompt, enable_thinking=enable)
+        if enable and not self._can_think:
             raise InvalidRequest(field="enable_thinking", problem="this model cannot think")
         if not enable and "reasoning" in self._abilities and "hybrid" not in self._abilities:
             raise InvalidRequest(field="enable_thinking", problem="this model always thinks")
+        return prompt
+
+    @property
+    def _can_think(self) -> bool:
+        return bool(self._abilities & {"reasoning", "hybrid"})
+
+    def _check_budget(self) -> None:
+        if not self._can_think or self._answers.thought_markers is None:
+            raise InvalidRequest(field="thinking_budget", problem="this model cannot think")
+
+    def _thinking_limit(self, prompt: ChatPrompt, rendered: str) -> ThinkingLimit | None:
+        """Return how long an answer may think; None if that is its own affair."""
+        budget = prompt.thinking_budget
+        if budget is None:
+            budget = self._thinking_budget
+        markers = self._answers.thought_markers
+        if budget is None or markers is None:
+            return None
+        start, end = markers
+        closing = self._answers.closing(may_call=bool(prompt.tools))
+        return ThinkingLimit(
+            num_tokens=budget,
+            start=start,
+            end=end,
+            closing_token_ids=tuple(
+                self._tokenizer(closing, add_special_tokens=False)["input_ids"]
+            ),
+            is_open=rendered.rstrip().endswith(start),
+            is_first=self._answers.reasoning_tags == markers,
+        )
 
     def _encode(self, text: str, *, field: str, special_tokens: bool) -> list[int]:
         if self._max_prompt_chars is not None and len(text) > self._max_prompt_chars:
@@ -274,13 +399,17 @@ class LanguageModel:
         token_ids: list[int] = encoded["input_ids"][0]
         return token_ids
 
-    def _special_tokens(self, texts: tuple[str, ...]) -> frozenset[int]:
-        """Return the ids of those texts that are special tokens, so not part of a text."""
+    def _tokens_of(self, texts: tuple[str, ...]) -> dict[str, int]:
+        """Return the ids of those texts that are single tokens."""
+        vocabulary = self._tokenizer.get_vocab()
+        return {text: vocabulary[text] for text in texts if text in vocabulary}
+
+    def _special(self, token_ids: Iterable[int]) -> frozenset[int]:
+        """Return those that are special tokens, so not part of a text."""
         added = self._tokenizer.added_tokens_decoder.items()
         special = {one for one, token in added if token.special}
         special |= {*self._tokenizer.all_special_ids}
-        vocabulary = self._tokenizer.get_vocab()
-        return frozenset(vocabulary[text] for text in texts if vocabulary.get(text) in special)
+        return frozenset(special.intersection(token_ids))
 
     def _known_tokens(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
         """Leave out what is not a token of the files.
@@ -310,22 +439,6 @@ class LanguageModel:
                 f"than {MAX_STOP_STRINGS}",
             )
         return replace(sampling, stop=stop, stop_token_ids=stop_token_ids)
-
-
-def constrain_to_calls(prompt: ChatPrompt) -> None:
-    """Refuse `tool_choice` required and named: nothing here can hold a model to them yet.
-
-    Structured output belongs here: with it, this returns the constraint that makes the answer a
-    call in the grammar of the model, of `prompt.tool_name` or of any of `prompt.tools`.
-
-    Raises:
-        InvalidRequest: the answer would have to be a call.
-    """
-    if prompt.tool_choice is ToolChoice.REQUIRED:
-        raise InvalidRequest(
-            field="tool_choice",
-            problem="only none and auto are supported by this version: it cannot force a call",
-        )
 
 
 def _schemas(tools: tuple[dict[str, Any], ...]) -> dict[str, Mapping[str, Any]]:
@@ -366,26 +479,10 @@ def load_language_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> Langua
     return LanguageModel(engine, spec)
 
 
-def model_directory(path: str, *, model_name: str) -> Path:
-    """Return the directory that a source names; "package:guide" is one inside this package.
-
-    Raises:
-        LoadFailed: it is not there.
-    """
-    if path.startswith(PACKAGED):
-        found = importlib.resources.files("xinference.catalog") / path.removeprefix(PACKAGED)
-        directory = Path(str(found))
-    else:
-        directory = Path(path).expanduser()
-    if not directory.is_dir():
-        raise LoadFailed(model=model_name, problem=f"{directory} is not a directory on this node")
-    return directory
-
-
 def engine_options(spec: ReplicaSpec) -> EngineOptions:
     """Return the launch's options, with what the packaged model wants where they are silent."""
     options = spec.engine_options
-    if spec.source.path.startswith(PACKAGED) and options.dtype == "auto":
+    if spec.source.path == GUIDE_URI and options.dtype == "auto":
         # Why: it is small enough for the caches, where float32 is the faster type on CPU, and its
         # answers are then the same on every machine.
         return replace(options, dtype="float32")

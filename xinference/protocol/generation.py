@@ -18,6 +18,9 @@ MAX_SEED = 2**64
 MAX_PRIORITY = 2**31 - 1
 MAX_GRAMMAR_CHARS = 256 * 1024
 MAX_CHOICES = 128
+MAX_PROMPTS = 128
+MAX_ANSWERS = 1024
+"""Made for one request: prompts, times the answers of each."""
 MAX_LOGPROBS = 20
 MAX_BAD_WORDS = 1024
 MAX_LOGIT_BIAS = 4096
@@ -71,7 +74,7 @@ class SamplingParams:
     """How to choose tokens, and when to end. None leaves the choice to the model's defaults."""
 
     max_tokens: int | None = None
-    """None: as many as the context holds."""
+    """None: as many as the context holds. 0: only the prompt is computed, and maybe echoed."""
     temperature: float | None = None
     """0 is greedy and draws nothing."""
     top_p: float | None = None
@@ -121,9 +124,9 @@ class SamplingParams:
         return self.n if self.best_of is None else self.best_of
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
+        if self.max_tokens is not None and self.max_tokens < 0:
             raise InvalidRequest(
-                field="max_tokens", problem=f"must be at least 1, got {self.max_tokens}"
+                field="max_tokens", problem=f"must not be negative, got {self.max_tokens}"
             )
         if self.temperature is not None and not 0.0 <= self.temperature <= 2.0:
             raise InvalidRequest(
@@ -244,6 +247,18 @@ class ChatPrompt:
     """False: the answer ends with its first call."""
     enable_thinking: bool | None = None
     """None: as the model was launched."""
+    allowed_tools: tuple[str, ...] | None = None
+    """The names of those that may be called; the model knows all. None: any."""
+    thinking_budget: int | None = None
+    """Tokens that the model may think before it has to answer. None: as it was launched."""
+    reasoning_effort: str | None = None
+    """How much to think, in the words of the model's template; "none" is not at all."""
+
+    def __post_init__(self) -> None:
+        if self.thinking_budget is not None and self.thinking_budget < 0:
+            raise InvalidRequest(
+                field="thinking_budget", problem=f"must be at least 0, got {self.thinking_budget}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,8 +291,39 @@ class GenerationRequest:
     """Requests of one priority take turns by it: a caller with many does not hold up the others."""
     cache_salt: str = ""
     """Only requests with the same one share what is cached of their prompts."""
+    resume_token_ids: tuple[int, ...] = ()
+    """The tokens that a replica which is gone had generated of the only answer. It goes on after
+    them; with the same seed, by the same draws."""
+    count_only: bool = False
+    """Accept it, which tells how long the prompt is, and end: nothing is computed."""
+    max_total_tokens: int | None = None
+    """Where prompt and answer together end. None: where the model's context does."""
+    more_prompts: tuple[TextPrompt | TokenPrompt, ...] = ()
+    """Of a completion: prompts that are answered as well, each by itself and with the same seed.
+    `choice_index` counts the answers of all, prompt after prompt."""
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers are told."""
+        return (1 + len(self.more_prompts)) * self.sampling.n
+
+    @property
+    def num_made(self) -> int:
+        """How many answers are generated."""
+        return (1 + len(self.more_prompts)) * self.sampling.num_made
 
     def __post_init__(self) -> None:
+        num_prompts = 1 + len(self.more_prompts)
+        if num_prompts > 1 and isinstance(self.prompt, ChatPrompt):
+            raise InvalidRequest(field="prompt", problem="a chat has one")
+        if num_prompts > 1 and self.max_total_tokens is not None:
+            raise InvalidRequest(field="max_total_tokens", problem="is for a single prompt")
+        if num_prompts > MAX_PROMPTS or self.num_made > MAX_ANSWERS:
+            raise InvalidRequest(
+                field="prompt",
+                problem=f"may be {MAX_PROMPTS} at most, with {MAX_ANSWERS} answers in all, "
+                f"got {num_prompts} with {self.sampling.num_made} each",
+            )
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
             raise InvalidRequest(
                 field="priority",
@@ -295,7 +341,7 @@ class Usage:
     num_cached_tokens: int = 0
     """Of the prompt: tokens that were in the KV cache already."""
     num_reasoning_tokens: int = 0
-    """Of the completion: tokens of what the model thought before it answered."""
+    """Of the completion: the tokens of its thoughts, and of the tags around them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,6 +434,8 @@ class Finished:
     """Of the only answer; of several the last one's, if they were not aborted."""
     usage: Usage
     """Of all: the prompt once, and every token that was generated."""
+    stop_string: str | None = None
+    """The one that ended the only answer: of the request, or of the model itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

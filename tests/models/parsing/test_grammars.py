@@ -262,6 +262,15 @@ def test_what_is_no_call_is_content_as_it_was_written(name: str, text: str) -> N
         assert (answer.content, answer.calls, answer.num_complete) == (sort, [], 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [*MALFORMED, *((name, text) for name, text, _ in WRITTEN)]
+)
+def test_character_by_character_it_is_the_same(name: str, text: str) -> None:
+    for sort in (text, f"So: {text}", f"{text} End.", text + text, text[: len(text) // 2] + text):
+        assert read(parser_of(name), list(sort)) == whole(name, sort)
+        assert read(parser_of(name, thinks=True), list(sort)) == whole(name, sort, thinks=True)
+
+
 def test_arguments_that_break_off_stay_told_and_the_rest_is_content() -> None:
     answer = whole(
         "qwen", '<tool_call>\n{"name": "get_time", "arguments": {"a": [1, oops]}}\n</tool_call>'

@@ -4,27 +4,30 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
-from xinference.api.gateway import gateway_of
+from xinference.api.gateway import Gateway, gateway_of
 from xinference.api.generation import Generation, GenerationAnswer
 from xinference.api.openapi import body_of, refusals
-from xinference.identifiers import ModelUid
+from xinference.api.store.answers import AnswerKind
+from xinference.identifiers import ModelUid, RequestId
 from xinference.protocol.generation import (
     Delta,
     ReasoningDelta,
-    TokenCandidate,
     TokenLogprob,
     ToolCallArguments,
     ToolCallStart,
 )
 
-from .convert import chat_request, wants_usage
-from .form import AnswerParts, Form, token_text
+from .convert import chat_request, wants_obfuscation, wants_usage
+from .form import AnswerParts, Form, with_top
 from .schema import ChatAnswer, ChatRequest
+from .stored_chats import stored_messages
+from .tier import served_as
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -77,11 +80,7 @@ class ChatForm(Form):
 
     def logprobs(self, told: Sequence[TokenLogprob]) -> dict[str, Any]:
         """Return the tokens, each with what might have stood there."""
-        content = [
-            {**_candidate(one), "top_logprobs": [_candidate(each) for each in one.top]}
-            for one in told
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": [with_top(one) for one in told], "refusal": None}
 
 
 def _call(start: ToolCallStart, arguments: str) -> dict[str, Any]:
@@ -89,12 +88,37 @@ def _call(start: ToolCallStart, arguments: str) -> dict[str, Any]:
     return {"id": start.call_id, "type": "function", "function": function}
 
 
-def _candidate(one: TokenLogprob | TokenCandidate) -> dict[str, Any]:
-    return {
-        "token": token_text(one.token),
-        "logprob": one.logprob,
-        "bytes": list(one.token),
-    }
+async def chat_generation(gateway: Gateway, body: ChatRequest, request_id: RequestId) -> Generation:
+    """Return what is to be done for a body.
+
+    Raises:
+        InvalidRequest
+    """
+    asked = chat_request(body, request_id)
+    tier = served_as(body.service_tier) if body.service_tier is not None else None
+    form = ChatForm(
+        asked,
+        body.model,
+        with_usage=wants_usage(body),
+        is_padded=wants_obfuscation(body),
+        service_tier=tier,
+    )
+
+    async def keep(whole: bytes) -> None:
+        labels = {"metadata": body.metadata, "prompt_cache_key": body.prompt_cache_key}
+        answer = orjson.loads(whole) | labels
+        await gateway.store.answers.save(
+            gateway.owner,
+            AnswerKind.CHAT,
+            form.answer_id,
+            model=body.model,
+            given=stored_messages(form.answer_id, body.messages),
+            body=orjson.dumps(answer),
+        )
+
+    return Generation(
+        model=ModelUid(body.model), asked=asked, form=form, keep=keep if body.store else None
+    )
 
 
 @router.post(
@@ -103,13 +127,12 @@ def _candidate(one: TokenLogprob | TokenCandidate) -> dict[str, Any]:
     openapi_extra=body_of(ChatRequest),
     responses={
         200: {"model": ChatAnswer, "content": {"text/event-stream": {}}},
-        **refusals(400, 404, 409, 413, 429, 503),
+        **refusals(400, 404, 409, 413, 422, 429, 503),
     },
 )
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, in one piece or as a stream of server-sent events."""
+    gateway = gateway_of(request)
     body = await read_body(request, ChatRequest)
-    asked = chat_request(body, name_request(request, body.request_id))
-    form = ChatForm(asked, body.model, with_usage=wants_usage(body))
-    generation = Generation(model=ModelUid(body.model), asked=asked, form=form)
-    return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))
+    generation = await chat_generation(gateway, body, name_request(request, body.request_id))
+    return GenerationAnswer(gateway, generation, stream=bool(body.stream))

@@ -9,13 +9,13 @@ from starlette.responses import Response
 
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
-from xinference.api.gateway import gateway_of
+from xinference.api.gateway import Gateway, gateway_of
 from xinference.api.generation import Generation, GenerationAnswer
 from xinference.api.openapi import body_of, refusals
-from xinference.identifiers import ModelUid
+from xinference.identifiers import ModelUid, RequestId
 from xinference.protocol.generation import TokenLogprob
 
-from .convert import completion_request, wants_usage
+from .convert import completion_request, wants_obfuscation, wants_usage
 from .form import AnswerParts, Form, token_text
 from .schema import CompletionAnswer, CompletionRequest
 
@@ -66,19 +66,33 @@ def _top(one: TokenLogprob) -> dict[str, float] | None:
     return found
 
 
+async def completion_generation(
+    gateway: Gateway, body: CompletionRequest, request_id: RequestId
+) -> Generation:
+    """Return what is to be done for a body.
+
+    Raises:
+        InvalidRequest
+    """
+    asked = completion_request(body, request_id)
+    form = CompletionForm(
+        asked, body.model, with_usage=wants_usage(body), is_padded=wants_obfuscation(body)
+    )
+    return Generation(model=ModelUid(body.model), asked=asked, form=form)
+
+
 @router.post(
     "/v1/completions",
     response_model=None,
     openapi_extra=body_of(CompletionRequest),
     responses={
         200: {"model": CompletionAnswer, "content": {"text/event-stream": {}}},
-        **refusals(400, 404, 409, 413, 429, 503),
+        **refusals(400, 404, 409, 413, 422, 429, 503),
     },
 )
 async def create_completion(request: Request) -> Response:
     """Go on from a text or from token ids, in one piece or as a stream of server-sent events."""
+    gateway = gateway_of(request)
     body = await read_body(request, CompletionRequest)
-    asked = completion_request(body, name_request(request, body.request_id))
-    form = CompletionForm(asked, body.model, with_usage=wants_usage(body))
-    generation = Generation(model=ModelUid(body.model), asked=asked, form=form)
-    return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))
+    generation = await completion_generation(gateway, body, name_request(request, body.request_id))
+    return GenerationAnswer(gateway, generation, stream=bool(body.stream))

@@ -21,6 +21,7 @@ from xinference.protocol.generation import (
 )
 
 from .schema import (
+    AllowedToolChoice,
     ChatExtras,
     ChatMessage,
     ChatRequest,
@@ -29,6 +30,7 @@ from .schema import (
     SharedParameters,
 )
 from .structure import grammar_of
+from .tier import priority_of
 
 ROLES = {"developer": "system"}
 """Roles that templates do not know, and what they are to them."""
@@ -40,18 +42,23 @@ MAX_TEMPLATE_BYTES = 16 * 2**10
 def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
     """Return what a chat body asks for."""
     extras = body.extra_body
-    choice = body.tool_choice
-    named = choice.function.name if isinstance(choice, NamedToolChoice) else None
+    template_options = _template_options(
+        _given_once("chat_template_kwargs", body.chat_template_kwargs, extras)
+    )
+    tools = _tools(body)
+    choice, allowed = _tool_choice(body.tool_choice)
+    named = body.tool_choice if isinstance(body.tool_choice, NamedToolChoice) else None
     prompt = ChatPrompt(
         messages=_messages(body.messages),
-        template_options=_template_options(
-            _given_once("chat_template_kwargs", body.chat_template_kwargs, extras)
-        ),
-        tools=_tools(body),
-        tool_choice=_tool_choice(choice),
-        tool_name=named,
+        template_options=template_options,
+        tools=tools,
+        tool_choice=choice,
+        tool_name=None if named is None else named.function.name,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         enable_thinking=_given_once("enable_thinking", body.enable_thinking, extras),
+        allowed_tools=allowed,
+        thinking_budget=_thinking_budget(body, template_options),
+        reasoning_effort=body.reasoning_effort,
     )
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest(field="top_logprobs", problem="is only for requests with logprobs")
@@ -61,24 +68,35 @@ def chat_request(body: ChatRequest, request_id: RequestId) -> GenerationRequest:
         request_id,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        priority=priority_of(body.service_tier, body.priority),
+        fairness_key=body.user or body.safety_identifier or "",
     )
 
 
 def completion_request(body: CompletionRequest, request_id: RequestId) -> GenerationRequest:
     """Return what a completion body asks for."""
+    first, *others = _prompts(body.prompt)
     return _request(
         body,
-        _prompt(body.prompt),
+        first,
         request_id,
         max_tokens=body.max_tokens,
         logprobs=body.logprobs,
+        priority=body.priority or 0,
+        fairness_key=body.user or "",
         echo=bool(body.echo),
+        more_prompts=tuple(others),
     )
 
 
 def wants_usage(body: SharedParameters) -> bool:
     """Return whether a stream ends with a chunk that has the usage."""
     return bool(body.stream_options and body.stream_options.include_usage)
+
+
+def wants_obfuscation(body: SharedParameters) -> bool:
+    """Return whether the sizes of a stream's chunks are to tell nothing."""
+    return bool(body.stream_options and body.stream_options.include_obfuscation)
 
 
 def _request(
@@ -88,9 +106,12 @@ def _request(
     *,
     max_tokens: int | None,
     logprobs: int | None,
+    priority: int,
+    fairness_key: str,
     echo: bool = False,
+    more_prompts: tuple[TextPrompt | TokenPrompt, ...] = (),
 ) -> GenerationRequest:
-    if wants_usage(body) and not body.stream:
+    if (wants_usage(body) or wants_obfuscation(body)) and not body.stream:
         raise InvalidRequest(field="stream_options", problem="is only for requests with stream")
     n = body.n or 1
     if body.stream and (body.best_of or n) > n:
@@ -126,9 +147,10 @@ def _request(
         request_id=request_id,
         prompt=prompt,
         sampling=sampling,
-        priority=body.priority or 0,
-        fairness_key=body.user or "",
+        priority=priority,
+        fairness_key=fairness_key,
         cache_salt=body.cache_salt or "",
+        more_prompts=more_prompts,
     )
 
 
@@ -183,25 +205,52 @@ def _content(message: ChatMessage, where: str) -> str | None:
 
 
 def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
+    choice = body.tool_choice
     tools = tuple(
         tool.model_dump(exclude_unset=True, exclude_none=True) for tool in body.tools or ()
     )
-    check_tools(tools)
-    names = {tool["function"]["name"] for tool in tools}
-    choice = body.tool_choice
-    if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
-        raise InvalidRequest(
-            field="tool_choice", problem=f"{choice.function.name!r} is none of the tools"
-        )
-    if choice == "required" and not tools:
-        raise InvalidRequest(field="tool_choice", problem="there are no tools to call")
+    chosen: tuple[str, ...] = ()
+    if isinstance(choice, NamedToolChoice):
+        chosen = (choice.function.name,)
+    elif isinstance(choice, AllowedToolChoice):
+        chosen = tuple(tool.function.name for tool in choice.allowed_tools.tools)
+    check_tools(tools, is_required=choice == "required", chosen=chosen)
     return tools
 
 
-def _tool_choice(choice: str | NamedToolChoice | None) -> ToolChoice:
-    if isinstance(choice, NamedToolChoice):
-        return ToolChoice.REQUIRED
-    return ToolChoice(choice or ToolChoice.AUTO)
+def _tool_choice(
+    choice: str | NamedToolChoice | AllowedToolChoice | None,
+) -> tuple[ToolChoice, tuple[str, ...] | None]:
+    """Return whether to call, and which tools a list of allowed ones has."""
+    match choice:
+        case NamedToolChoice():
+            return ToolChoice.REQUIRED, None
+        case AllowedToolChoice(allowed_tools=allowed):
+            names = dict.fromkeys(tool.function.name for tool in allowed.tools)
+            return ToolChoice(allowed.mode), tuple(names)
+    return ToolChoice(choice or ToolChoice.AUTO), None
+
+
+def _thinking_budget(body: ChatRequest, template_options: dict[str, Any]) -> int | None:
+    """Return the one budget, of all the places where clients put it."""
+    field = "thinking_budget"
+    budget: int | None = None
+    for name, given in (
+        (field, _given_once(field, body.thinking_budget, body.extra_body)),
+        (
+            "thinking_token_budget",
+            _given_once("thinking_token_budget", body.thinking_token_budget, body.extra_body),
+        ),
+        (f"chat_template_kwargs.{field}", template_options.get(field)),
+    ):
+        if given is None:
+            continue
+        if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+            raise InvalidRequest(field=name, problem="must be a whole number of at least 0")
+        if budget is not None and given != budget:
+            raise InvalidRequest(field=name, problem=f"differs from {field}; give one of them")
+        budget = given
+    return budget
 
 
 def _given_once(field: str, given: Any, extras: ChatExtras | None) -> Any:
@@ -212,17 +261,20 @@ def _given_once(field: str, given: Any, extras: ChatExtras | None) -> Any:
     return extra if given is None else given
 
 
-def _prompt(given: str | list[int] | list[str] | list[list[int]]) -> Prompt:
-    """Return the one prompt; `[x]` is `x` unless x is a token id."""
-    match given:
-        case str():
-            return TextPrompt(text=given)
-        case [str(text)]:
-            return TextPrompt(text=text)
-        case [list(token_ids)]:
-            return TokenPrompt(token_ids=tuple(token_ids))
-        case _:
-            return TokenPrompt(token_ids=tuple(given))  # type: ignore[arg-type]  # the schema left nothing else
+def _prompts(
+    given: str | list[int] | list[str] | list[list[int]],
+) -> list[TextPrompt | TokenPrompt]:
+    """Return the prompts; a list of numbers is one."""
+    if isinstance(given, str):
+        return [TextPrompt(text=given)]
+    token_ids = tuple(one for one in given if isinstance(one, int))
+    if token_ids:
+        return [TokenPrompt(token_ids=token_ids)]
+    return [
+        TextPrompt(text=one) if isinstance(one, str) else TokenPrompt(token_ids=tuple(one))
+        for one in given
+        if not isinstance(one, int)
+    ]
 
 
 def _template_options(given: dict[str, Any] | str | None) -> dict[str, Any]:

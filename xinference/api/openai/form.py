@@ -7,6 +7,7 @@ What differs between chats and completions is how one choice looks; they say it 
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import orjson
@@ -22,11 +23,14 @@ from xinference.protocol.generation import (
     GenerationRequest,
     ReasoningDelta,
     TextDelta,
+    TokenCandidate,
     TokenLogprob,
     ToolCallArguments,
     ToolCallStart,
     Usage,
 )
+
+from .obfuscation import padded
 
 DONE = b"data: [DONE]\n\n"
 
@@ -80,22 +84,50 @@ class Form(AnswerForm):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, asked: GenerationRequest, model: str, *, with_usage: bool) -> None:
+    def __init__(
+        self,
+        asked: GenerationRequest,
+        model: str,
+        *,
+        with_usage: bool,
+        is_padded: bool = False,
+        service_tier: str | None = None,
+    ) -> None:
+        """Take what is asked.
+
+        Args:
+            with_usage: a stream ends with the usage.
+            is_padded: the sizes of a stream's chunks tell nothing of their text.
+            service_tier: said with every answer and chunk; None: not a word.
+        """
         self._with_usage = with_usage
-        self._num_choices = asked.sampling.n
+        self._is_padded = is_padded
+        self._num_choices = asked.num_choices
         self._with_logprobs = asked.sampling.logprobs is not None
-        self._about = {
+        self._about: dict[str, Any] = {
             "id": f"{self.id_prefix}-{asked.request_id}",
             "created": int(time.time()),
             "model": model,
+            **({} if service_tier is None else {"service_tier": service_tier}),
         }
-        # Why: one chunk is written per token, and all of it but the text is always the same.
+
+    @cached_property
+    def _around(self) -> list[tuple[bytes, bytes]]:
+        """What is before and behind the text in the chunks of each choice.
+
+        Why: one chunk is written per token, and all of it but the text is always the same.
+        """
         # The text is the last NUL in it; a caller may have put one into the model's name.
         samples = [self._chunk(self.piece("\0"), index) for index in range(self._num_choices)]
-        self._around = [
+        return [
             (before, after)
             for before, _, after in (one.rpartition(b'"\\u0000"') for one in samples)
         ]
+
+    @property
+    def answer_id(self) -> str:
+        """The id of the answer."""
+        return str(self._about["id"])
 
     def opening(self, accepted: Accepted) -> bytes:
         """Return what comes before the first text; may be empty."""
@@ -133,6 +165,12 @@ class Form(AnswerForm):
 
         Nothing if it says nothing.
         """
+        chunks = self._chunks_of(delta)
+        if not self._is_padded or not chunks:
+            return chunks
+        return padded(chunks, delta.name if isinstance(delta, ToolCallStart) else delta.text)
+
+    def _chunks_of(self, delta: Delta) -> bytes:
         index = delta.choice_index
         if not isinstance(delta, TextDelta):
             piece = self.other_piece(delta)
@@ -207,6 +245,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.num_completion_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.num_reasoning_tokens},
     }
 
 
@@ -216,3 +255,17 @@ def token_text(token: bytes) -> str:
         return token.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def candidate(one: TokenLogprob | TokenCandidate) -> dict[str, Any]:
+    """Return a token that stood somewhere, or might have, and how likely that was."""
+    return {
+        "token": token_text(one.token),
+        "logprob": one.logprob,
+        "bytes": list(one.token),
+    }
+
+
+def with_top(one: TokenLogprob) -> dict[str, Any]:
+    """Return a token with the likeliest ones in its place."""
+    return {**candidate(one), "top_logprobs": [candidate(each) for each in one.top]}

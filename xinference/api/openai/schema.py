@@ -17,6 +17,7 @@ from xinference.protocol.generation import (
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_PRIORITY,
+    MAX_PROMPTS,
     MAX_STOP_STRINGS,
 )
 
@@ -33,13 +34,22 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(f
 StopString = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+"""Labels: up to 16 names of up to 64 characters, with texts of up to 512."""
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ServiceTier = Literal["auto", "default", "flex", "priority", "fast"]
+
 
 class StreamOptions(Body):
     """How to stream."""
 
     include_usage: bool | None = None
     """One more chunk before the end, without choices, with the usage."""
-    include_obfuscation: Annotated[object, Only(False)] = None
+    include_obfuscation: bool | None = None
+    """Random characters beside each piece, so that its size tells nothing. Null: none."""
 
 
 class JsonSchemaFormat(Body):
@@ -239,7 +249,8 @@ class FunctionDescription(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     """A JSON schema of an object. Null: it takes none."""
-    strict: Annotated[object, Only(False)] = None
+    strict: bool | None = None
+    """The arguments of its calls keep to the schema to the letter, also where a call is free."""
 
 
 class ToolDescription(Body):
@@ -262,10 +273,33 @@ class NamedToolChoice(Body):
     function: NamedFunction
 
 
+class AllowedTool(Body):
+    """A function that may be called, by its name."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedTools(Body):
+    """Those of the tools that may be called, and whether one must be."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedToolChoice(Body):
+    """Some of the tools; the model knows them all, so that the prompt stays as it is."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class ChatExtras(ExtraBody):
     """What clients of OpenAI's kind send beside its parameters, should they not unpack it."""
 
     enable_thinking: bool | None = None
+    thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    thinking_token_budget: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
     chat_template_kwargs: Annotated[
         dict[str, Any] | str | None, Shaped("an object, or an object as JSON text")
     ] = None
@@ -283,23 +317,38 @@ class ChatRequest(SharedParameters):
     """Variables for the model's chat template."""
     enable_thinking: bool | None = None
     """Whether to think before the answer. Null: as the model was launched."""
+    thinking_budget: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    """Tokens that the model may think before it has to answer. Null: as the model was launched."""
+    thinking_token_budget: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    """Another name of `thinking_budget`."""
+    reasoning_effort: ReasoningEffort | None = None
+    """How much to think, of models whose template has it; of hybrid ones only "none"."""
     tools: Annotated[list[ToolDescription], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = (
         None
     )
     """What the model may call."""
     tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedToolChoice | None,
-        Shaped('"none", "auto", "required" or {"type": "function", "function": {"name": …}}'),
+        Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolChoice | None,
+        Shaped(
+            '"none", "auto", "required", {"type": "function", "function": {"name": …}} or '
+            '{"type": "allowed_tools", "allowed_tools": {"mode": …, "tools": […]}}'
+        ),
     ] = None
-    """Null: auto. Models refuse "required" and one by name: they cannot be held to it yet."""
+    """Null: auto. Required, or one by its name: the answer is calls alone."""
     parallel_tool_calls: bool | None = None
     """False: the answer ends with its first call."""
     extra_body: ChatExtras | None = None
     """The same fields once more, one level down."""
-    metadata: dict[str, Any] | None = None
-    """Labels; like the next two they change nothing."""
+    store: bool | None = None
+    """Whether to keep the answer, for a time."""
+    metadata: Metadata | None = None
+    """Labels that are kept with it."""
+    service_tier: ServiceTier | None = None
+    """Who is served first: priority (or fast), then auto and default, then flex."""
     safety_identifier: str | None = None
+    """Stands for `user` where that is missing."""
     prompt_cache_key: str | None = None
+    """A label that is kept with it: prompts that begin alike share what is cached anyway."""
 
     logprobs: bool | None = None
     """Tell how likely each token was."""
@@ -309,8 +358,6 @@ class ChatRequest(SharedParameters):
     echo: Annotated[object, Only(False)] = None
     functions: Annotated[object, Only([])] = None
     function_call: Annotated[object, Only("none", "auto")] = None
-    reasoning_effort: Annotated[object, Only()] = None
-    thinking_budget: Annotated[object, Only()] = None
     verbosity: Annotated[object, Only("medium")] = None
     modalities: Annotated[object, Only(["text"])] = None
     audio: Annotated[object, Only()] = None
@@ -319,13 +366,18 @@ class ChatRequest(SharedParameters):
     moderation: Annotated[object, Only()] = None
     prompt_cache_options: Annotated[object, Only()] = None
     prompt_cache_retention: Annotated[object, Only()] = None
-    service_tier: Annotated[object, Only("auto", "default")] = None
-    store: Annotated[object, Only(False)] = None
     documents: Annotated[object, Only([])] = None
     chat_template: Annotated[object, Only()] = None
     add_generation_prompt: Annotated[object, Only(True)] = None
     continue_final_message: Annotated[object, Only(False)] = None
     mm_processor_kwargs: Annotated[object, Only({})] = None
+
+
+class RelabelRequest(Body):
+    """`POST /v1/chat/completions/{completion_id}`."""
+
+    metadata: Metadata | None
+    """In place of what it had."""
 
 
 class CompletionRequest(SharedParameters):
@@ -334,14 +386,16 @@ class CompletionRequest(SharedParameters):
     prompt: Annotated[
         str
         | Annotated[TokenIds, Field(min_length=1)]
-        | Annotated[Texts, Field(min_length=1, max_length=1)]
+        | Annotated[Texts, Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[
             list[Annotated[TokenIds, Field(min_length=1)]],
-            Field(fail_fast=True, min_length=1, max_length=1),
+            Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS),
         ],
-        Shaped("one text or one list of token ids; several prompts are not supported yet"),
+        Shaped(f"a text, a list of token ids, or a list of up to {MAX_PROMPTS} of either"),
     ]
-    """One text or one list of token ids, which may be the single item of a list."""
+    """Each has `n` answers, in the order of the prompts."""
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKEN_COUNT)
+    """Null: as many as the context holds. 0: the prompt alone, for `echo`."""
 
     echo: bool | None = None
     """Begin the answer with the prompt; with `logprobs`, tell of its tokens, too."""
@@ -358,6 +412,13 @@ class PromptTokensDetails(Answer):
     """Those that were not computed again, since another request had begun alike."""
 
 
+class CompletionTokensDetails(Answer):
+    """Of the answer's tokens."""
+
+    reasoning_tokens: int
+    """Those that the model has thought, with the tags around them."""
+
+
 class UsageAnswer(Answer):
     """In tokens."""
 
@@ -365,6 +426,7 @@ class UsageAnswer(Answer):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class AnswerFunction(Answer):

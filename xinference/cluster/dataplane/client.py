@@ -14,7 +14,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from xinference.errors import (
     PeerUnreachable,
@@ -32,8 +32,19 @@ from xinference.protocol.generation import (
     Finished,
     FinishReason,
     GenerationRequest,
+    ReasoningDelta,
+    TextDelta,
     ToolCallStart,
     Usage,
+)
+from xinference.protocol.vectors import (
+    DenseVectors,
+    ModelRequest,
+    Scores,
+    SparseVector,
+    TokenVectors,
+    VectorPiece,
+    VectorRequest,
 )
 
 from . import frames
@@ -54,21 +65,27 @@ MAX_BUFFERED_CHARS = 4 * 1024 * 1024
 """What one stream may hold that its consumer has not taken."""
 
 Answer = TypeVar("Answer")
+Piece = TypeVar("Piece", bound=Delta | VectorPiece)
 
 
-class ReplicaStream:
-    """An accepted request: zero or more deltas, then one `Finished`, or it raises.
+class ReplicaStream(Generic[Piece]):
+    """An accepted request: zero or more pieces, then one `Finished`, or it raises.
 
-    Implements `GenerationStream`. It belongs to one task, which iterates it to its end or calls
-    `aclose`; cancelling a wait for the next event loses none.
+    Implements `GenerationStream` and `VectorStream`. It belongs to one task, which iterates it to
+    its end or calls `aclose`; cancelling a wait for the next event loses none. Of a resumed request
+    it gives what comes after the tokens that the request has brought.
     """
 
-    def __init__(self, connection: "ReplicaConnection", stream: int, request_id: RequestId) -> None:
+    def __init__(self, connection: "ReplicaConnection", stream: int, request: ModelRequest) -> None:
         self._connection = connection
         self._stream = stream
-        self._request_id = request_id
+        self._request_id = request.request_id
+        resumed = request.resume_token_ids if isinstance(request, GenerationRequest) else ()
+        self._num_repeated = len(resumed)
+        """Tokens that are still to come for the second time."""
+        self._is_repeating = False
         self._accepted: Accepted | None = None
-        self._events: deque[Delta | Finished | Failed] = deque()
+        self._events: deque[Piece | Finished | Failed] = deque()
         self._num_chars = 0
         self._arrived = asyncio.Event()
         self._is_over = False
@@ -84,7 +101,7 @@ class ReplicaStream:
         """Iterate once."""
         return self
 
-    async def __anext__(self) -> Delta | Finished:
+    async def __anext__(self) -> Piece | Finished:
         """Return the next event.
 
         Raises:
@@ -132,14 +149,29 @@ class ReplicaStream:
         if self._accepted is None:
             raise ProtocolError(problem=f"{frame} before ACCEPT on stream {self._stream}")
 
-    def _push(self, delta: Delta) -> None:
-        self._num_chars += _num_chars(delta)
+    def _is_repeated(self, piece: Piece) -> bool:
+        """Return whether a piece of a resumed answer is what was generated before.
+
+        Of the pieces of one token the first has it, and those behind it have none.
+        """
+        if not self._is_repeating and not self._num_repeated:
+            return False
+        num_tokens = len(piece.token_ids) if isinstance(piece, TextDelta | ReasoningDelta) else 0
+        if num_tokens or self._num_repeated:
+            self._is_repeating = self._num_repeated > 0
+            self._num_repeated = max(0, self._num_repeated - num_tokens)
+        return self._is_repeating
+
+    def _push(self, piece: Piece) -> None:
+        if self._is_repeated(piece):
+            return
+        self._num_chars += _num_chars(piece)
         if len(self._events) >= MAX_BUFFERED_EVENTS or self._num_chars > MAX_BUFFERED_CHARS:
             logger.warning("request %s: its consumer is too slow; aborted", self._request_id)
             self._connection._forget(self._stream)
             self._finish(Failed(error=RequestAborted(request_id=self._request_id)))
         else:
-            self._events.append(delta)
+            self._events.append(piece)
             self._arrived.set()
 
     def _finish(self, last: Finished | Failed) -> None:
@@ -167,17 +199,21 @@ class ReplicaConnection:
     ) -> None:
         self.model = model
         self.closed = asyncio.Event()
+        self.has_said_goodbye = False
+        """Whether the replica said that it ends; without it, it crashed or cannot be reached."""
         self._reader = reader
         self._writer = writer
         self._decoder = decoder
         self._silence_seconds = silence_seconds
-        self._streams: dict[int, ReplicaStream] = {}
+        self._streams: dict[int, ReplicaStream[Any]] = {}
         self._stream_numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[object]] = {}
         self._seqs = itertools.count()
         self._loading: asyncio.Future[object] | None = None
         self._on_progress: OnProgress | None = None
         self._lost: ReplicaLost | None = None
+        self._unsent: list[bytes] = []
+        self._heard_at = asyncio.get_running_loop().time()
         self._reading = asyncio.create_task(self._read(), name="data plane read")
         self._pinging = asyncio.create_task(self._ping_now_and_then(ping_seconds))
 
@@ -245,7 +281,17 @@ class ReplicaConnection:
 
     async def generate(
         self, request: GenerationRequest, *, timeout_seconds: float
-    ) -> ReplicaStream:
+    ) -> ReplicaStream[Delta]:
+        """Send a request for text. See `request`."""
+        return await self.request(request, timeout_seconds=timeout_seconds)
+
+    async def compute(
+        self, request: VectorRequest, *, timeout_seconds: float
+    ) -> ReplicaStream[VectorPiece]:
+        """Send a request for vectors or scores. See `request`."""
+        return await self.request(request, timeout_seconds=timeout_seconds)
+
+    async def request(self, request: ModelRequest, *, timeout_seconds: float) -> ReplicaStream[Any]:
         """Send a request; return when the replica has accepted it.
 
         A caller that is cancelled meanwhile, or that runs out of time, leaves nothing behind.
@@ -257,7 +303,8 @@ class ReplicaConnection:
         self._check_open()
         number = next(self._stream_numbers)
         encoded = frames.encode_request(number, request)
-        stream = self._streams[number] = ReplicaStream(self, number, request.request_id)
+        stream: ReplicaStream[Any] = ReplicaStream(self, number, request)
+        self._streams[number] = stream
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._send(encoded)
@@ -325,14 +372,16 @@ class ReplicaConnection:
         self._check_open()
         await self._send(frames.encode(frames.Drain()))
 
-    async def stop(self) -> None:
-        """Tell the replica to fail what runs and to exit; `closed` is set when it has. Actors only.
+    async def stop(self, *, grace_seconds: float = 0.0) -> None:
+        """Tell the replica to exit; `closed` is set when it has. Actors only.
+
+        It takes no new requests, and ends those it has, for so long; what is left then fails.
 
         Raises:
             ReplicaLost
         """
         self._check_open()
-        await self._send(frames.encode(frames.Stop()))
+        await self._send(frames.encode(frames.Stop(grace_seconds)))
 
     async def aclose(self) -> None:
         """Close the connection; the replica aborts what still runs on it."""
@@ -352,12 +401,27 @@ class ReplicaConnection:
 
     async def _send(self, encoded: bytes) -> None:
         self._check_open()
-        self._writer.write(encoded)
+        self._write(encoded)
         try:
             await self._writer.drain()
         except OSError as error:
             self._lose(str(error))
             self._check_open()
+
+    def _write(self, encoded: bytes) -> None:
+        """Send a frame when the event loop turns, with what else there is by then.
+
+        Why not at once: requests come in bunches, and a system call for each costs as much as all
+        of its parsing.
+        """
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(encoded)
+
+    def _flush(self) -> None:
+        if self._unsent and not self._writer.is_closing():
+            self._writer.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     async def _ask(
         self,
@@ -381,7 +445,7 @@ class ReplicaConnection:
     def _forget(self, stream: int) -> None:
         """Drop a stream and tell the replica, unless it has ended."""
         if self._streams.pop(stream, None) is not None and not self.is_closed:
-            self._writer.write(frames.encode(frames.Abort(stream)))
+            self._write(frames.encode(frames.Abort(stream)))
 
     def _no_answer(self, timeout_seconds: float) -> ReplicaLost:
         return ReplicaLost(model=self.model, problem=f"no answer within {timeout_seconds:g} s")
@@ -392,29 +456,39 @@ class ReplicaConnection:
         return ReplicaLost(model=error.model, problem=error.problem)
 
     async def _ping_now_and_then(self, ping_seconds: float) -> None:
+        """Send pings, and lose the connection when nothing at all is heard."""
+        loop = asyncio.get_running_loop()
+        ping_at = loop.time() + ping_seconds
         while True:
-            await asyncio.sleep(ping_seconds)
-            # Why no waiting for the PONG: any frame is a sign of life, and `_read` looks for it.
-            self._writer.write(frames.encode(frames.Ping(next(self._seqs))))
+            # Why no timeout around each read: that would cost every token.
+            silent_at = self._heard_at + self._silence_seconds
+            await asyncio.sleep(max(0.0, min(ping_at, silent_at) - loop.time()))
+            if loop.time() >= self._heard_at + self._silence_seconds:
+                self._lose(f"nothing heard of it for {self._silence_seconds:g} s")
+                return
+            if loop.time() >= ping_at:
+                # Why no waiting for the PONG: any frame is a sign of life.
+                self._write(frames.encode(frames.Ping(next(self._seqs))))
+                ping_at += ping_seconds
 
     # --- in
 
     async def _read(self) -> None:
         problem = "the connection was closed"
+        loop = asyncio.get_running_loop()
         try:
             while True:
-                async with asyncio.timeout(self._silence_seconds):
-                    received = await self._reader.read(READ_BYTES)
+                received = await self._reader.read(READ_BYTES)
                 if not received:
                     break
+                self._heard_at = loop.time()
                 for frame in self._decoder.feed(received):
                     self._on_frame(frame)
             problem = "its connection ended"
-        except TimeoutError:
-            problem = f"nothing heard of it for {self._silence_seconds:g} s"
         except OSError as error:
             problem = f"its connection broke: {error}"
         except ReplicaLost as error:
+            self.has_said_goodbye = True
             problem = error.problem
         except XinferenceError as error:
             problem = str(error)
@@ -431,20 +505,17 @@ class ReplicaConnection:
                     if (stream := self._streams.get(delta.stream)) is not None:
                         stream._check_accepted("CHUNK")
                         stream._push(delta.event())
+            case frames.Vectors(number):
+                if (stream := self._streams.get(number)) is not None:
+                    stream._check_accepted("VECTORS")
+                    stream._push(frame.event())
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)
-            case frames.End(
-                number, reason, num_prompt_tokens, num_completion_tokens, num_cached_tokens
-            ):
-                usage = Usage(
-                    num_prompt_tokens=num_prompt_tokens,
-                    num_completion_tokens=num_completion_tokens,
-                    num_cached_tokens=num_cached_tokens,
-                )
+            case frames.End(stream=number):
                 if (stream := self._streams.get(number)) is not None:
                     stream._check_accepted("END")
-                self._end(number, Finished(reason=_known(FinishReason, reason), usage=usage))
+                self._end(number, _finished(frame))
             case frames.Error(number, error) | frames.Reject(number, error):
                 self._end(number, Failed(error=frames.error_of(error)))
             case frames.Pong(seq, state, counters):
@@ -482,6 +553,7 @@ class ReplicaConnection:
             _answer(waiting, self._again(lost))
         self._reading.cancel()
         self._pinging.cancel()
+        self._flush()
         self._writer.close()
         self.closed.set()
 
@@ -562,8 +634,28 @@ def _expect(answer_type: type[Answer], answer: object) -> Answer:
     return answer
 
 
-def _num_chars(delta: Delta) -> int:
-    return len(delta.name) if isinstance(delta, ToolCallStart) else len(delta.text)
+def _finished(frame: frames.End) -> Finished:
+    usage = Usage(
+        num_prompt_tokens=frame.num_prompt_tokens,
+        num_completion_tokens=frame.num_completion_tokens,
+        num_cached_tokens=frame.num_cached_tokens,
+        num_reasoning_tokens=frame.num_reasoning_tokens,
+    )
+    reason = _known(FinishReason, frame.reason)
+    return Finished(reason=reason, usage=usage, stop_string=frame.stop_string)
+
+
+def _num_chars(piece: Delta | VectorPiece) -> int:
+    """Return how large a piece is, in characters or, of numbers, in bytes."""
+    match piece:
+        case ToolCallStart(name=name):
+            return len(name)
+        case DenseVectors(data=data) | TokenVectors(data=data) | SparseVector(weights=data):
+            return len(data)
+        case Scores(scores=scores):
+            return 8 * len(scores)
+        case _:
+            return len(piece.text)
 
 
 Choice = TypeVar("Choice", FinishReason, ReplicaState, AbortOutcome)

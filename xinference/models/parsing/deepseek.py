@@ -9,6 +9,9 @@
 <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}…
 """
 
+from collections.abc import Sequence
+
+from .lark import Function, Lark, literal
 from .reader import Reading, ToolGrammar
 
 CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -56,3 +59,35 @@ class DeepSeek(ToolGrammar):
         yield from self._at(FENCE)
         yield from self._space()
         return (yield from self._at(CALL_END))
+
+    @classmethod
+    def calls(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of an answer that is calls alone."""
+        return f"{lark.marker(CALLS_BEGIN)} {cls._after_begin(lark, functions, several=several)}"
+
+    @classmethod
+    def mixed(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of a text in which these are the calls, after it."""
+        after = cls._after_begin(lark, functions, several=several)
+        return lark.amid_text(f"{lark.until(CALLS_BEGIN)} {after}", several=False)
+
+    @classmethod
+    def _after_begin(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        bodies = lark.one_of(cls._body(lark, one) for one in functions)
+        call = lark.rule(f"{lark.marker(CALL_BEGIN)} {bodies} {lark.marker(CALL_END)}")
+        calls = lark.list_of(call, r'"\n"?', several=several)
+        return lark.rule(f"{calls} {lark.marker(CALLS_END)}")
+
+    @classmethod
+    def _body(cls, lark: Lark, function: Function) -> str:
+        name, end = literal(f"{function.name}\n{FENCE}json\n"), literal(f"\n{FENCE}")
+        separator, arguments = lark.marker(SEPARATOR), lark.arguments(function)
+        return f'"function" {separator} {name} {arguments} {end}'
+
+
+class DeepSeek31(DeepSeek):
+    """The newer form."""
+
+    @classmethod
+    def _body(cls, lark: Lark, function: Function) -> str:
+        return f"{literal(function.name)} {lark.marker(SEPARATOR)} {lark.arguments(function)}"

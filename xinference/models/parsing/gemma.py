@@ -8,9 +8,12 @@ Earlier models of the family were not taught a form.
 """
 
 import json
+from collections.abc import Sequence
 
 from .json_text import MAX_DEPTH
+from .lark import Function, Lark, literal
 from .reader import Reading, ToolGrammar, is_json
+from .unquoted import Notation
 
 FORMS = {
     "<|tool_call>": ("<tool_call|>", '<|"|>'),
@@ -103,3 +106,31 @@ class Gemma(ToolGrammar):
 
     def _text_of(self, index: int, piece: str) -> None:
         self._argue(index, json.dumps(piece, ensure_ascii=False)[1:-1])
+
+    @classmethod
+    def calls(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of an answer that is calls alone."""
+        begin = cls._begin(lark)
+        call = lark.rule(f"{lark.marker(begin)} {cls._after_begin(lark, functions, begin)}")
+        return f"{call}+" if several else call
+
+    @classmethod
+    def mixed(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of a text in which these are the calls."""
+        begin = cls._begin(lark)
+        call = f"{lark.until(begin)} {cls._after_begin(lark, functions, begin)}"
+        return lark.amid_text(call, several=several)
+
+    @classmethod
+    def _begin(cls, lark: Lark) -> str:
+        """Return what begins a call of this model: what it has a token for."""
+        return next((begin for begin in FORMS if lark.has_token(begin)), next(iter(FORMS)))
+
+    @classmethod
+    def _after_begin(cls, lark: Lark, functions: Sequence[Function], begin: str) -> str:
+        end, quote = FORMS[begin]
+        bodies = lark.one_of(
+            f"{literal(f'call:{one.name}')} {Notation(lark, one, quote).arguments()}"
+            for one in functions
+        )
+        return lark.rule(f"{bodies} {lark.marker(end)}")

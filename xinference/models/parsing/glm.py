@@ -11,14 +11,19 @@ get_weather
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
+from .lark import Function, Lark, literal
 from .reader import Reading, ToolGrammar, is_json
+from .unquoted import Unquoted
 
 NEXT_TURN = "<|assistant|>"
 BEGIN, END = "<tool_call>", "</tool_call>"
 KEY, KEY_END = "<arg_key>", "</arg_key>"
 VALUE, VALUE_END = "<arg_value>", "</arg_value>"
+
+_NEWLINE = r'"\n"'
 
 
 class Glm4(ToolGrammar):
@@ -51,6 +56,23 @@ class Glm4(ToolGrammar):
             if self._is_last or not any(f"{name}\n".startswith(self._text) for name in self._tools):
                 return None
             yield
+
+    @classmethod
+    def calls(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of an answer that is calls alone."""
+        call = lark.one_of(
+            f"{literal(one.name)} {_NEWLINE} {lark.arguments(one)}" for one in functions
+        )
+        return lark.list_of(call, lark.marker(NEXT_TURN), several=several)
+
+    @classmethod
+    def mixed(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of a text in which these are the calls: what begins as one is one."""
+        names = "|".join(re.escape(one.name) for one in functions)
+        marker = re.escape(NEXT_TURN)
+        text = lark.terminal(rf"/(?s:.*)/ & ~/\s*({names})\n(?s:.*)/ & ~/(?s:.*){marker}(?s:.*)/")
+        calls = lark.rule(cls.calls(lark, functions, several=several))
+        return f"{calls} | {text} ({lark.marker(NEXT_TURN)} {calls})?"
 
 
 class Glm45(ToolGrammar):
@@ -129,3 +151,46 @@ class Glm45(ToolGrammar):
         properties = self._tools.get(name, {}).get("properties")
         schema = properties.get(key) if isinstance(properties, Mapping) else None
         return isinstance(schema, Mapping) and schema.get("type") == "string"
+
+    @classmethod
+    def calls(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of an answer that is calls alone."""
+        call = lark.rule(f"{lark.marker(BEGIN)} {cls._after_begin(lark, functions)}")
+        return lark.list_of(call, _NEWLINE, several=several)
+
+    @classmethod
+    def mixed(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of a text in which these are the calls."""
+        call = f"{lark.until(BEGIN)} {cls._after_begin(lark, functions)}"
+        return lark.amid_text(call, several=several)
+
+    @classmethod
+    def _after_begin(cls, lark: Lark, functions: Sequence[Function]) -> str:
+        bodies = lark.one_of(
+            f"{literal(one.name)} {_NEWLINE} {cls._pairs(lark, one)}" for one in functions
+        )
+        return lark.rule(f"{bodies} {lark.marker(END)}")
+
+    @classmethod
+    def _pairs(cls, lark: Lark, function: Function) -> str:
+        schema = Unquoted(lark, function)
+        arguments = schema.arguments()
+        if schema.is_open(arguments):
+            pair = cls._pair(lark, lark.until(KEY_END), f"{lark.json({})} {lark.marker(VALUE_END)}")
+            return f"{pair}*"
+        pairs = []
+        for name, (inner, is_required) in schema.properties(arguments).items():
+            is_text = inner.get("type") == "string"
+            value = (
+                schema.text_until(VALUE_END, inner)
+                if is_text
+                else f"{schema.json(inner)} {lark.marker(VALUE_END)}"
+            )
+            key = f"{literal(name)} {lark.marker(KEY_END)}"
+            pairs.append(cls._pair(lark, key, value) + ("" if is_required else "?"))
+        return " ".join(pairs)
+
+    @classmethod
+    def _pair(cls, lark: Lark, key: str, value: str) -> str:
+        body = f"{lark.marker(KEY)} {key} {_NEWLINE} {lark.marker(VALUE)} {value} {_NEWLINE}"
+        return lark.rule(body)

@@ -8,9 +8,14 @@ An answer that is JSON for other reasons is content: without the tag, only a nam
 offers makes a call, and only at the beginning.
 """
 
+from collections.abc import Sequence
+
+from .lark import Function, Lark
 from .reader import Reading, ToolGrammar
 
 TAG = "<|python_tag|>"
+
+_NO_OBJECT = r"/(\s*[^{\s](?s:.*))?/"
 
 
 class Llama3(ToolGrammar):
@@ -36,3 +41,16 @@ class Llama3(ToolGrammar):
             yield from self._space()
             if not (yield from self._peek()):
                 self._mark()
+
+    @classmethod
+    def calls(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of an answer that is calls alone."""
+        call = lark.call_objects(functions, key="parameters")
+        return lark.list_of(call, '"; "', several=several)
+
+    @classmethod
+    def mixed(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of a text in which these are the calls: what begins as one is one."""
+        calls = lark.rule(cls.calls(lark, functions, several=several))
+        text = lark.terminal(_NO_OBJECT)
+        return f"{calls} | {text} | {lark.until(TAG, text)} {calls}"

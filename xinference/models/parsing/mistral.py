@@ -5,6 +5,9 @@
 [TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}[TOOL_CALLS]get_time[ARGS]{}
 """
 
+from collections.abc import Sequence
+
+from .lark import Function, Lark, literal
 from .reader import Reading, ToolGrammar
 
 CALLS, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
@@ -56,3 +59,26 @@ class Mistral(ToolGrammar):
         yield from self._at(ARGUMENTS)
         yield from self._space()
         yield from self._call(name)
+
+    @classmethod
+    def calls(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of an answer that is calls alone."""
+        return f"{lark.marker(CALLS)} {cls._after_marker(lark, functions, several=several)}"
+
+    @classmethod
+    def mixed(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of a text in which these are the calls, after it."""
+        after = cls._after_marker(lark, functions, several=several)
+        return lark.amid_text(f"{lark.until(CALLS)} {after}", several=False)
+
+    @classmethod
+    def _after_marker(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        # Why by the token: tokenizers that have it belong to the models of the newer form.
+        if lark.has_token(ARGUMENTS):
+            call = lark.one_of(
+                f"{literal(one.name)} {lark.marker(ARGUMENTS)} {lark.arguments(one)}"
+                for one in functions
+            )
+            return lark.rule(lark.list_of(call, lark.marker(CALLS), several=several))
+        calls = lark.list_of(lark.call_objects(functions), '", "', several=several)
+        return lark.rule(f'" "? "[" {calls} "]"')

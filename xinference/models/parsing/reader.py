@@ -13,7 +13,7 @@ Invariants:
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -26,6 +26,7 @@ from xinference.protocol.generation import (
 )
 
 from .json_text import JsonScanner
+from .lark import Function, Lark
 
 Result = TypeVar("Result")
 Reading = Generator[None, None, Result]
@@ -43,6 +44,11 @@ class AnswerParser(Protocol):
     @property
     def num_complete_calls(self) -> int:
         """Calls whose arguments are whole."""
+        ...
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next is a thought, for all that is known."""
         ...
 
     def push(self, text: str) -> list[Delta]:
@@ -222,12 +228,34 @@ class ToolGrammar(Reader):
         """
         super().__init__()
         self.num_complete_calls = 0
+        self.is_thinking = False
         self._tools = tools
         self._new_call_id = new_call_id
         self._num_calls = 0
         self._waiting_space = ""
         self._has_content = False
         self._is_after_call = False
+
+    @classmethod
+    @abstractmethod
+    def calls(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of an answer that is calls alone, at least one.
+
+        Args:
+            lark: the grammar that it becomes a part of.
+            functions: what may be called, at least one.
+            several: whether there may be more than one call.
+        """
+
+    @classmethod
+    @abstractmethod
+    def mixed(cls, lark: Lark, functions: Sequence[Function], *, several: bool) -> str:
+        """Return the rule of a text in which no calls but these stand; the arguments are these."""
+
+    @classmethod
+    def content(cls, lark: Lark, answer: str) -> str:
+        """Return the rule of an answer whose content is `answer` and nothing else."""
+        return answer
 
     def finish(self) -> list[Delta]:
         """Return the rest, when no text will come any more."""
