@@ -17,7 +17,7 @@ from xinference.protocol.deployment import EngineOptions
 from xinference.protocol.generation import Failed, Finished, GenerationEvent, SamplingParams
 
 from . import http_load
-from .serving_loop import numbering_tokenizer, random_model
+from .serving_loop import make_random_model, make_random_tokenizer
 from .startup import platform, wait_until_ready
 
 REQUESTS, PROMPT_LEN, NEW_TOKENS = 32, 16, 24
@@ -29,8 +29,8 @@ NUM_LAYERS = 24
 def model_directory(parent: Path) -> Path:
     """Write a model of Qwen2-0.5B's shape with random weights, and its tokenizer."""
     directory = parent / "model"
-    random_model(NUM_LAYERS, torch.bfloat16).save_pretrained(directory)
-    numbering_tokenizer().save_pretrained(directory)
+    make_random_model(NUM_LAYERS, torch.bfloat16).save_pretrained(directory)
+    make_random_tokenizer().save_pretrained(directory)
     return directory
 
 
