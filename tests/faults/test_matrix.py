@@ -205,8 +205,9 @@ Written by `pytest tests/faults --long`: real processes on one host, two replica
 counts (2 ms a token, loads at once), 25 requests a second of 40 tokens, half of them streamed.
 *First good* is from the fault to the first answer to a request that was sent after it, *whole*
 until both replicas are ready again, looked at from 0.5 s on; both in seconds. *Failed* is the
-errors that users got, by code: a 503 with `Retry-After` while nothing was there to serve them. *Retried* and *continued* are
-requests that were sent again, and streams that went on at the other replica; nobody noticed.
+errors that users got, by code: a 503 with `Retry-After` while nothing was there to serve them.
+*Retried* and *continued* are requests that were sent again, and streams that went on at the other
+replica; nobody noticed.
 
 | {" | ".join(COLUMNS)} |
 |{"---|" * len(COLUMNS)}
