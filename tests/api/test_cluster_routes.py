@@ -96,7 +96,7 @@ async def test_an_unexpected_error_is_a_500_in_the_same_shape_and_in_the_log(
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/nope", 404, "not_found"),
-        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("POST", "/v1/moderations", 404, "not_found"),
         ("PUT", "/v1/chat/completions", 405, "method_not_allowed"),
         ("PUT", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/v1/cluster/info?detailed=perhaps", 400, "invalid_request"),

@@ -41,6 +41,7 @@ from .gateway import Gateway, gateway_of, install_gateway
 from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
+from .ollama import embed as ollama_embeddings
 from .ollama import generate as ollama_answers
 from .ollama import models as ollama_models
 from .openai import chat, completions, files, stored_chats
@@ -50,6 +51,7 @@ from .openai.batches.runner import BatchRunner
 from .openai.responses import routes as responses
 from .openapi import document_of, page_of
 from .store.store import Store
+from .vectors import embeddings, rerank
 
 ROUTES = (
     chat,
@@ -60,7 +62,10 @@ ROUTES = (
     batches,
     messages,
     ollama_answers,
+    ollama_embeddings,
     ollama_models,
+    embeddings,
+    rerank,
     model_routes,
     registrations,
     cluster_routes,

@@ -12,6 +12,7 @@ from .connection import CONTEXT_SETTINGS
 
 COMMANDS = {
     "chat": "chat",
+    "embed": "vectors",
     "engine": "registrations",
     "generate": "chat",
     "keys": "keys",
@@ -21,6 +22,7 @@ COMMANDS = {
     "quickstart": "quickstart",
     "register": "registrations",
     "registrations": "registrations",
+    "rerank": "vectors",
     "scale": "models",
     "status": "status",
     "stop-cluster": "serve",

@@ -32,11 +32,12 @@ from xinference.protocol.deployment import (
 )
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
+from xinference.protocol.vectors import VectorRequest
 
 from .control_bus import ControlBus, Endpoint
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
-from .interface import GenerationStream
+from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
 from .routing import ready_models, routes_of
@@ -271,6 +272,10 @@ class RemoteCluster:
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
         """See `Cluster`."""
         return await self._router.start(model, request)
+
+    async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
+        """See `Cluster`."""
+        return await self._router.compute(model, request)
 
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float

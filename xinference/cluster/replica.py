@@ -22,9 +22,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 import uvloop
@@ -43,17 +43,23 @@ from xinference.protocol.generation import (
     ChatPrompt,
     Failed,
     Finished,
-    GenerationEvent,
     GenerationRequest,
     TextPrompt,
 )
+from xinference.protocol.vectors import (
+    AnswerEvent,
+    EmbeddingRequest,
+    ModelRequest,
+    RerankRequest,
+)
+from xinference.settings import Settings
 
 from .dataplane.address import UnixAddress, listening_socket, parse_address
 from .dataplane.server import DataPlaneServer
 from .dataplane.service import Deliver, OnProgress, ReplicaReport, ReplicaService, ServiceEvent
 
 if TYPE_CHECKING:
-    from xinference.models.base import Generates
+    from xinference.models.base import Model
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +164,7 @@ class Replica:
         self._model_uid = model
         self._loop = loop
         self._state = ReplicaState.STARTING
-        self._model: Generates | None = None
+        self._model: Model | None = None
         self._deliver: Deliver = _nobody_listens
         self._request_limits: int | None = None
         self._records: dict[RequestId, _Record] = {}
@@ -202,13 +208,14 @@ class Replica:
         def tell(progress: float, stage: str, info: str) -> None:
             self._post(on_progress, progress, stage, info)
 
-        def load_in_thread() -> "Generates":
+        def load_in_thread() -> "Model":
             tell(0.02, "loading", "importing torch and transformers")
-            with _quick_imports():
+            completed = with_process_defaults(spec, os.environ)
+            with _quick_imports(without_scipy=spec.model_type == "LLM"):
                 # Why here: the socket must answer while these imports take their seconds.
                 from xinference.models.loading import load_model
 
-                return load_model(spec, on_progress=tell)
+                return load_model(completed, on_progress=tell)
 
         # Why a thread that ends: its OpenMP team ends with it. Two teams are more threads than
         # cores; then the runtime no longer spins at barriers, and a step takes half as long again.
@@ -231,7 +238,7 @@ class Replica:
             config=dict(model.description()),
         )
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: ModelRequest) -> None:
         """Turn the prompt into tokens in another thread, and enqueue it from there.
 
         Raises:
@@ -260,7 +267,7 @@ class Replica:
         self._num_preparing += 1
         self._num_preparing_chars += num_chars
         worker = self._worker if num_chars < LONG_PROMPT_CHARS else self._long_worker
-        if request.sampling.grammar is not None:
+        if isinstance(request, GenerationRequest) and request.sampling.grammar is not None:
             worker = self._grammar_worker
         record.future = worker.submit(model.submit, request)
         record.future.add_done_callback(
@@ -315,12 +322,10 @@ class Replica:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _on_step_in_engine_thread(
-        self, events: Sequence[tuple[RequestId, GenerationEvent]]
-    ) -> None:
+    def _on_step_in_engine_thread(self, events: Sequence[tuple[RequestId, AnswerEvent]]) -> None:
         self._post(self._on_step, events)
 
-    def _on_step(self, events: Sequence[tuple[RequestId, GenerationEvent]]) -> None:
+    def _on_step(self, events: Sequence[tuple[RequestId, AnswerEvent]]) -> None:
         """Pass on the events of one step, but those of requests that are not yet told of."""
         told: list[tuple[RequestId, ServiceEvent]] = []
         for request_id, event in events:
@@ -354,7 +359,7 @@ class Replica:
 
     # --- the end
 
-    async def _watch(self, model: "Generates") -> None:
+    async def _watch(self, model: "Model") -> None:
         """End the process when the engine has died. Its requests were failed by then."""
         while model.is_alive:  # noqa: ASYNC110  # a thread that dies sets no event
             await asyncio.sleep(WATCH_SECONDS)
@@ -367,22 +372,38 @@ class Replica:
             self._ended.set_result(exit_code)
 
 
+def with_process_defaults(spec: ReplicaSpec, environ: Mapping[str, str]) -> ReplicaSpec:
+    """Return the specification with the settings of this process where its launch is silent.
+
+    Raises:
+        InvalidSetting: a variable has a malformed value.
+    """
+    settings, _ = Settings.from_environ(environ)
+    options = spec.encoder_options.completed(
+        batch_size=settings.batch_size, batch_interval=settings.batch_interval_seconds
+    )
+    return replace(spec, encoder_options=options)
+
+
 @contextlib.contextmanager
-def _quick_imports() -> Iterator[None]:
+def _quick_imports(*, without_scipy: bool) -> Iterator[None]:
     """Spare the imports and the load of a model what it will not need.
+
+    Args:
+        without_scipy: as if it were not installed; `sentence_transformers` needs it.
 
     Measured on the imports, of 3.5 s and 369 MB: without collections, which find nothing there,
     0.65 s less; without scipy, of which `transformers` wants losses for object detection, 0.2 s
     and 36 MB. What is there in the end stays: collections need not look at it ever again.
     """
     gc.disable()
-    has_scipy = "scipy" in sys.modules
-    if not has_scipy:
+    hides_scipy = without_scipy and "scipy" not in sys.modules
+    if hides_scipy:
         sys.modules["scipy"] = None  # type: ignore[assignment]  # "not installed", to importers
     try:
         yield
     finally:
-        if not has_scipy:
+        if hides_scipy:
             del sys.modules["scipy"]
         gc.freeze()
         gc.enable()
@@ -399,7 +420,12 @@ def _refusal(error: BaseException) -> XinferenceError:
     return InternalError(where="the replica", problem=f"{type(error).__name__}: {error}")
 
 
-def _num_chars(request: GenerationRequest) -> int:
+def _num_chars(request: ModelRequest) -> int:
+    match request:
+        case EmbeddingRequest(inputs=inputs):
+            return sum(map(len, inputs))
+        case RerankRequest(query=query, documents=documents):
+            return len(query) + sum(map(len, documents))
     prompt, grammar = request.prompt, request.sampling.grammar
     of_grammar = 0 if grammar is None else len(grammar.text)
     if isinstance(prompt, ChatPrompt):

@@ -1066,6 +1066,8 @@ def _spec(
         envs=model.desired.spec.envs,
         request_limits=model.desired.spec.request_limits,
         gpu_idx=assigned.gpu_idx,
+        model_type=model.desired.spec.model_type,
+        encoder_options=model.desired.spec.encoder_options,
     )
 
 

@@ -39,6 +39,7 @@ from xinference.protocol.generation import (
     ToolCallArguments,
     ToolCallStart,
 )
+from xinference.protocol.vectors import DenseVectors, Scores, SparseVector, TokenVectors
 
 from . import frames
 from .handshake import HANDSHAKE_SECONDS, ROLES, Transcript, is_same, new_nonce
@@ -324,7 +325,7 @@ class DataPlaneServer:
             peer.send(frames.encode(frames.Reject(stream, error.to_wire())))
 
     def _admit(self, peer: _Peer, frame: frames.Req) -> None:
-        request = frames.decode_request(frame.request)
+        request = frames.decode_request(frame.request, frame.kind)
         if self._service.state is not ReplicaState.READY:
             raise ModelNotReady(
                 model=self._service.model,
@@ -465,6 +466,8 @@ class _Outbox:
                     self._cut()
                 self._deltas.append(delta)
                 self._num_bytes += delta.num_bytes
+            case DenseVectors() | SparseVector() | TokenVectors() | Scores():
+                self._chunks.append(frames.Vectors.of(stream, event))
             case Finished(reason=reason, usage=usage, stop_string=stop_string):
                 self._ends.append(
                     frames.End(
