@@ -8,11 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xinference.models.batching import (
+    BATCH_SECONDS,
     CROWD_SECONDS,
+    FIRST_BATCH_TOKENS,
     FREE_PADDING_TOKENS,
     MAX_ANSWER_BYTES,
     MAX_PADDING_SHARE,
+    MIN_BATCH_TOKENS,
     BatchLimits,
+    BatchPace,
     BatchQueue,
 )
 
@@ -132,6 +136,26 @@ def test_answers_that_are_large_are_not_sent_all_at_once() -> None:
     queue.add("a", [10, 10, 10], answer_bytes=[half, half, half], now=0.0, is_crowd=False)
 
     assert [len(queue.take(now=0.0)) for _ in range(2)] == [2, 1]
+
+
+def test_a_batch_may_be_held_to_fewer_tokens_than_the_limits() -> None:
+    queue = queue_of([100] * 8)
+
+    assert len(queue.take(now=0.0, max_tokens=300)) == 3
+    assert len(queue.take(now=0.0, max_tokens=50)) == 1
+    assert len(queue.take(now=0.0, max_tokens=10**9)) == 4
+
+
+def test_the_pace_is_that_of_the_last_batches() -> None:
+    pace = BatchPace()
+    assert pace.max_tokens() == FIRST_BATCH_TOKENS
+
+    pace.observe(num_tokens=1000, seconds=0.5)
+    assert pace.max_tokens() == pytest.approx(BATCH_SECONDS * 2000)
+
+    for _ in range(30):
+        pace.observe(num_tokens=1000, seconds=100.0)
+    assert pace.max_tokens() == MIN_BATCH_TOKENS
 
 
 def test_one_caller_alone_never_waits() -> None:

@@ -33,6 +33,7 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/address": PUBLIC,
     "GET /v1/cluster/auth": PUBLIC,
     "GET /v1/cluster/version": PUBLIC,
+    "GET /web/{path:path}": PUBLIC,
     "POST /token": PUBLIC,
     # Asking models.
     "POST /v1/chat/completions": INVOKE,

@@ -52,6 +52,7 @@ from .openai.responses import routes as responses
 from .openapi import document_of, page_of
 from .store.store import Store
 from .vectors import embeddings, rerank
+from .web import INDEX, wants_page, web_answer, web_file
 
 ROUTES = (
     chat,
@@ -166,8 +167,12 @@ class _Application(FastAPI):
 
 
 async def _root(request: Request) -> Response:
+    if wants_page(request):
+        return web_answer(request, INDEX)
     links = {"docs": "/docs", "openapi": "/openapi.json", "models": "/v1/models"}
-    return json_answer({"name": "xinference", "version": __version__, **links})
+    answer = json_answer({"name": "xinference", "version": __version__, **links})
+    answer.headers["vary"] = "accept"
+    return answer
 
 
 async def _docs(request: Request) -> Response:
@@ -184,4 +189,9 @@ async def _metrics(request: Request) -> Response:
     return Response(page, media_type=TEXT_OF_PROMETHEUS)
 
 
-PAGES = {"/": _root, "/docs": _docs, "/openapi.json": _document}
+PAGES = {
+    "/": _root,
+    "/docs": _docs,
+    "/openapi.json": _document,
+    "/web/{path:path}": web_file,
+}

@@ -10,7 +10,7 @@ round, short texts do not pay for long ones, and nobody's texts are computed one
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 FREE_PADDING_TOKENS = 256
@@ -23,6 +23,13 @@ CROWD_SECONDS = 0.5
 """How long two callers at once are remembered."""
 MAX_INTERVALS = 4
 """The first text of a batch waits at most so many intervals, however many follow it."""
+
+BATCH_SECONDS = 2.0
+"""About so long a batch may take: others wait for it, and an abort takes effect after it."""
+FIRST_BATCH_TOKENS = 2048
+MIN_BATCH_TOKENS = 256
+MEMORY = 0.8
+"""What a batch leaves of the weight of those before it."""
 
 Caller = TypeVar("Caller", bound=Hashable)
 
@@ -63,6 +70,10 @@ class BatchLimits:
                 too_many = middle
         return fits
 
+    def paced(self, max_tokens: int) -> "BatchLimits":
+        """Return these limits with no more tokens than that."""
+        return replace(self, max_tokens=min(self.max_tokens, max_tokens))
+
     def allow(self, num_rows: int, longest: int, num_tokens: int) -> bool:
         """Return whether a batch of this shape is within every limit.
 
@@ -77,6 +88,25 @@ class BatchLimits:
             and self.num_bytes(num_rows, longest) <= self.max_bytes
             and (padding <= FREE_PADDING_TOKENS or padding <= MAX_PADDING_SHARE * padded)
         )
+
+
+class BatchPace:
+    """How many tokens take about `BATCH_SECONDS`, by how long batches have lately taken."""
+
+    def __init__(self) -> None:
+        self._num_tokens = 0.0
+        self._seconds = 0.0
+
+    def max_tokens(self) -> int:
+        """Return how many tokens the next batch may have, its padding included."""
+        if self._seconds <= 0:
+            return FIRST_BATCH_TOKENS
+        return max(MIN_BATCH_TOKENS, int(BATCH_SECONDS * self._num_tokens / self._seconds))
+
+    def observe(self, *, num_tokens: int, seconds: float) -> None:
+        """Learn from a batch, its padding included."""
+        self._num_tokens = MEMORY * self._num_tokens + num_tokens
+        self._seconds = MEMORY * self._seconds + seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -175,13 +205,18 @@ class BatchQueue(Generic[Caller]):
         )
         return max(0.0, until - now)
 
-    def take(self, *, now: float) -> list[tuple[Caller, int]]:
-        """Return the next batch: callers and the indices of their texts. At least one waits."""
+    def take(self, *, now: float, max_tokens: int | None = None) -> list[tuple[Caller, int]]:
+        """Return the next batch: callers and the indices of their texts. At least one waits.
+
+        Args:
+            max_tokens: of this batch, where that is less than the limit of all.
+        """
+        limits = self._limits if max_tokens is None else self._limits.paced(max_tokens)
         caller, own = next(iter(self._turns.items()))
         while own[-1].is_taken:
             own.pop()
         anchor = own[-1]
-        first, end = self._around(bisect_left(self._sorted, anchor.key, key=_key))
+        first, end = self._around(bisect_left(self._sorted, anchor.key, key=_key), limits)
         batch = self._sorted[first:end]
         del self._sorted[first:end]
         for text in batch:
@@ -194,7 +229,7 @@ class BatchQueue(Generic[Caller]):
         self._oldest_at = now
         return [(text.caller, text.index) for text in batch]
 
-    def _around(self, place: int) -> tuple[int, int]:
+    def _around(self, place: int, limits: BatchLimits) -> tuple[int, int]:
         """Return the slice of the sorted texts to compute with the one at `place`."""
         texts = self._sorted
         first, end = place, place + 1
@@ -211,7 +246,7 @@ class BatchQueue(Generic[Caller]):
                 candidates.append((waste, end, longer.num_tokens))
             for _, candidate, new_longest in sorted(candidates):
                 text = texts[candidate]
-                if answer + text.num_answer_bytes <= MAX_ANSWER_BYTES and self._limits.allow(
+                if answer + text.num_answer_bytes <= MAX_ANSWER_BYTES and limits.allow(
                     end - first + 1, new_longest, num_tokens + text.num_tokens
                 ):
                     break

@@ -29,7 +29,7 @@ from xinference.protocol.generation import Accepted, Failed, Finished, FinishRea
 from xinference.protocol.vectors import AnswerEvent, VectorPiece
 
 from .base import Sink
-from .batching import BatchLimits, BatchQueue
+from .batching import BatchLimits, BatchPace, BatchQueue
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ class EncoderLoop:
         self._death: str | None = None
         self._counts = _Counts()
         self._end_rate = EndRate()
+        self._pace = BatchPace()
 
     @property
     def alive(self) -> bool:
@@ -254,7 +255,7 @@ class EncoderLoop:
                 now = time.monotonic()
                 seconds = self._queue.seconds_to_wait(now)
                 if not events and seconds == 0.0:
-                    batch = self._queue.take(now=now)
+                    batch = self._queue.take(now=now, max_tokens=self._pace.max_tokens())
                     texts = [(self._live[one].job, index) for one, index in batch]
                     self._counts.running = texts
                     return texts
@@ -320,7 +321,9 @@ class EncoderLoop:
         counts.num_batches += 1
         counts.num_texts += len(texts)
         counts.num_tokens += sum(lengths)
-        counts.num_padding_tokens += max(lengths) * len(lengths) - sum(lengths)
+        num_padded = max(lengths) * len(lengths)
+        self._pace.observe(num_tokens=num_padded, seconds=seconds)
+        counts.num_padding_tokens += num_padded - sum(lengths)
         counts.last_batch_seconds = seconds
 
 
