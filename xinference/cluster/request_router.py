@@ -54,6 +54,7 @@ ACCEPT_TIMEOUT_SECONDS = 120.0
 PARK_SECONDS = 10.0
 """A request whose replica was lost waits so long for another."""
 PARK_LOOK_SECONDS = 0.5
+PING_TIMEOUT_SECONDS = 3.0
 MAX_CRASHES = 2
 SEED_BITS = 63
 
@@ -426,7 +427,11 @@ class RequestRouter:
             await self._begin_trial(flight, route)
         try:
             flight.connection = None
-            flight.connection = await self._connect(route)
+            connection = await self._connect(route)
+            if flight.num_crashes:
+                # Why: a replica that died at the same time is none that this request has crashed.
+                await connection.ping(PING_TIMEOUT_SECONDS)
+            flight.connection = connection
             flight.route, flight.is_answering = route, False
             flight.lease = self.balancer.begin(route, flight.cost)
             left = max(0.0, flight.deadline - time.monotonic())
