@@ -250,8 +250,12 @@ def report(figures: dict[str, dict[str, list[float]]], *, as_json: bool) -> None
 
 def report_engine(num_rounds: int, *, as_json: bool) -> None:
     """Print what the gateway leaves of the engine's rate."""
+    from xinference.cluster.replica_environment import DEFAULTS, num_usable_cores
+
     from .gateway_engine import measure_in_platform, model_directory
 
+    # As a replica has it.
+    environment = {**DEFAULTS, "OMP_NUM_THREADS": str(num_usable_cores()), **os.environ}
     with tempfile.TemporaryDirectory() as home:
         directory = model_directory(Path(home))
         direct: list[float] = []
@@ -259,9 +263,11 @@ def report_engine(num_rounds: int, *, as_json: bool) -> None:
         streamed: list[float] = []
         for _ in range(num_rounds):
             command = [sys.executable, "-m", "benchmarks.gateway", "--direct", str(directory)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, check=True, text=True
+            )
             direct.append(float(json.loads(done.stdout.splitlines()[-1])))
-            rates = measure_in_platform(directory, free_port())
+            rates = measure_in_platform(directory)
             whole.append(rates["whole"])
             streamed.append(rates["streamed"])
     figures = {"directly": direct, "whole answers": whole, "streams": streamed}

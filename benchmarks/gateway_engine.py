@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `benchmarks/gateway.py --engine` measures: an engine alone, and behind a gateway."""
 
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import torch
-from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from xinference.engine import EngineLoop, EngineRequest
 from xinference.engine.loading import load_engine
@@ -22,36 +17,20 @@ from xinference.protocol.deployment import EngineOptions
 from xinference.protocol.generation import Failed, Finished, GenerationEvent, SamplingParams
 
 from . import http_load
+from .serving_loop import numbering_tokenizer, random_model
+from .startup import platform, wait_until_ready
 
 REQUESTS, PROMPT_LEN, NEW_TOKENS = 32, 16, 24
 MODEL = "random"
 MAX_MODEL_LEN = 256
-VOCABULARY = 151_646
+NUM_LAYERS = 24
 
 
 def model_directory(parent: Path) -> Path:
-    """Write Qwen2-0.5B's shape with random weights and a tokenizer of as many tokens."""
-    config = Qwen2Config(
-        vocab_size=151_936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    torch.manual_seed(0)
+    """Write a model of Qwen2-0.5B's shape with random weights, and its tokenizer."""
     directory = parent / "model"
-    Qwen2ForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
-    vocabulary = {f"t{token_id}": token_id for token_id in range(VOCABULARY)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
+    random_model(NUM_LAYERS, torch.bfloat16).save_pretrained(directory)
+    numbering_tokenizer().save_pretrained(directory)
     return directory
 
 
@@ -62,12 +41,15 @@ def prompt() -> list[int]:
 
 def measure_directly(directory: str) -> float:
     """Return the tokens per second of the engine in this process."""
-    engine = load_engine(
-        Path(directory),
-        EngineOptions(max_num_seqs=REQUESTS, max_model_len=MAX_MODEL_LEN),
-        on_progress=lambda _: None,
-        model_name=MODEL,
-    )
+    # Why in a thread: as in a replica, the OpenMP team that loads ends before another computes.
+    with ThreadPoolExecutor(max_workers=1) as loader:
+        engine = loader.submit(
+            load_engine,
+            Path(directory),
+            EngineOptions(max_num_seqs=REQUESTS, max_model_len=MAX_MODEL_LEN),
+            on_progress=lambda _: None,
+            model_name=MODEL,
+        ).result()
     is_done = threading.Event()
     num_open = 0
 
@@ -104,32 +86,17 @@ def measure_directly(directory: str) -> float:
     return REQUESTS * NEW_TOKENS / seconds
 
 
-def measure_in_platform(directory: Path, port: int) -> dict[str, float]:
+def measure_in_platform(directory: Path) -> dict[str, float]:
     """Return the tokens per second over HTTP, of whole answers and of streams."""
-    with tempfile.TemporaryDirectory() as home:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("xinference-local"), "-p", str(port)],
-            env=os.environ | {"XINFERENCE_HOME": home},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            _launch(f"http://127.0.0.1:{port}", directory)
-            _rate(port, stream=False)  # warms up
-            return {"whole": _rate(port, stream=False), "streamed": _rate(port, stream=True)}
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
+    with tempfile.TemporaryDirectory() as home, platform(home) as (endpoint, _):
+        wait_until_ready(endpoint)
+        _launch(endpoint, directory)
+        port = int(endpoint.rpartition(":")[2])
+        _rate(port, stream=False)  # warms up
+        return {"whole": _rate(port, stream=False), "streamed": _rate(port, stream=True)}
 
 
 def _launch(endpoint: str, directory: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{endpoint}/status", timeout=5).json()["workers"]:
-                break
-        except httpx.TransportError:
-            time.sleep(0.05)
     launch = {
         "model_name": "qwen2.5",
         "model_engine": "transformers",

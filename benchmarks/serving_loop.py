@@ -4,7 +4,6 @@
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from tokenizers import Tokenizer, decoders, models
@@ -57,28 +56,46 @@ def make_random_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def make_random_engine(
-    num_layers: int, dtype: torch.dtype, options: EngineOptions, *, num_threads: int
-) -> Engine:
-    """Return an engine over `make_random_model`, made in a thread that ends.
+def random_model(num_layers: int, dtype: torch.dtype) -> Qwen2ForCausalLM:
+    """Return Qwen2-0.5B's shape, with so many layers and random weights."""
+    config = Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=num_layers,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM._from_config(config, dtype=dtype, attn_implementation="eager")
+    model.eval().requires_grad_(False)
+    return model
 
-    Why: as in a replica, the OpenMP team that loads is gone before another one computes. With more
-    threads in all than cores, the runtime stops spinning at barriers, and each step takes longer.
-    """
 
-    def make() -> Engine:
-        torch.set_num_threads(num_threads)
-        return make_engine(
-            make_random_model(num_layers, dtype),
-            make_random_tokenizer(),
-            options,
-            placement=Placement(device=torch.device("cpu"), dtype=dtype),
-            name="qwen2-0.5b-shape",
-            report=lambda _: None,
-        )
+def numbering_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of as many tokens as Qwen2's, each with its number for a text."""
+    vocabulary = {f"t{token_id}": token_id for token_id in range(151_646)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
-    with ThreadPoolExecutor(max_workers=1) as loader:
-        return loader.submit(make).result()
+
+def make_random_engine(num_layers: int, dtype: torch.dtype, options: EngineOptions) -> Engine:
+    """Return an engine over such a model."""
+    return make_engine(
+        random_model(num_layers, dtype),
+        numbering_tokenizer(),
+        options,
+        placement=Placement(device=torch.device("cpu"), dtype=dtype),
+        name="qwen2-0.5b-shape",
+        report=lambda _: None,
+    )
 
 
 class TimedLoop:

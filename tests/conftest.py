@@ -8,6 +8,9 @@ import pytest
 
 from tests.long_runs import LongRuns, RecordLongRun, recorder
 
+LONG_TIMEOUT_SECONDS = 1800
+"""Of one test in the long run."""
+
 # Why here: when Triton is first imported, it decides for good whether kernels are compiled, or run
 # by its interpreter, over CPU tensors.
 if not Path("/dev/nvidiactl").exists():
@@ -25,6 +28,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--long") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(LongRuns())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(LONG_TIMEOUT_SECONDS))
 
 
 @pytest.fixture

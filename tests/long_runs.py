@@ -126,5 +126,6 @@ def _commit() -> str:
         )
         return ended.stdout.strip()
 
-    others = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{PAGE}")
+    page = f":(exclude){PAGE.relative_to(ROOT)}"
+    others = git("status", "--porcelain", "--untracked-files=no", "--", ".", page)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if others else "")

@@ -28,8 +28,11 @@ def test_every_variable_fills_its_setting() -> None:
         "XINFERENCE_LAUNCH_STRATEGY": "Least-Models-Launch-Strategy",
         "XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU": "0",
         "XINFERENCE_REPLICA_PORTS": "4000-4010",
+        "XINFERENCE_DRAIN_SECONDS": "5",
         "XINFERENCE_CONTINUE_STREAMS": "no",
         "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": "2.5",
+        "XINFERENCE_BATCH_SIZE": "64",
+        "XINFERENCE_BATCH_INTERVAL": "0",
     }
     assert environ.keys() == VARIABLES.keys()
 
@@ -46,8 +49,11 @@ def test_every_variable_fills_its_setting() -> None:
         launch_strategy="least_models",
         allow_multi_replica_per_gpu=False,
         replica_ports=PortRange(4000, 4010),
+        drain_seconds=5.0,
         continue_streams=False,
         http_keep_alive_seconds=2.5,
+        batch_size=64,
+        batch_interval_seconds=0.0,
     )
     assert warnings == []
 
@@ -58,6 +64,9 @@ def test_every_variable_fills_its_setting() -> None:
         ("XINFERENCE_DISABLE_METRICS", "perhaps"),
         ("XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT", "-1"),
         ("XINFERENCE_LAUNCH_STRATEGY", "busiest"),
+        ("XINFERENCE_BATCH_SIZE", "0"),
+        ("XINFERENCE_BATCH_INTERVAL", "soon"),
+        ("XINFERENCE_BATCH_INTERVAL", "nan"),
         ("XINFERENCE_REPLICA_PORTS", "10-5"),
         ("XINFERENCE_REPLICA_PORTS", "1-99999"),
         ("XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE", "nan"),

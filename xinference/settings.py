@@ -52,9 +52,15 @@ class Settings:
     allow_multi_replica_per_gpu: bool = True
     replica_ports: PortRange | None = None
     """None: any free port."""
+    drain_seconds: float = 30.0
+    """After SIGTERM, and when a replica is stopped, so long may running requests go on."""
     continue_streams: bool = True
     """Whether an answer that was begun goes on at another replica when its own dies."""
     http_keep_alive_seconds: float = 5.0
+    batch_size: int = 32
+    """The most texts that a model embeds or reranks at once, where its launch does not say."""
+    batch_interval_seconds: float = 0.003
+    """How long such a batch waits for the next text while several callers ask at once."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> tuple[Self, list[str]]:
@@ -101,6 +107,22 @@ def _count(name: str, value: str) -> int:
     if not value.strip().isdecimal():
         raise InvalidSetting(name=name, value=value, expected="a whole number, 0 or more")
     return int(value)
+
+
+def _positive(name: str, value: str) -> int:
+    if not value.strip().isdecimal() or int(value) < 1:
+        raise InvalidSetting(name=name, value=value, expected="a whole number above 0")
+    return int(value)
+
+
+def _pause(name: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds <= 1.0:
+        raise InvalidSetting(name=name, value=value, expected="seconds, from 0 to 1")
+    return seconds
 
 
 def _seconds(name: str, value: str) -> float:
@@ -163,10 +185,19 @@ VARIABLES: Mapping[str, Variable] = {
     "XINFERENCE_REPLICA_PORTS": Variable(
         "replica_ports", _ports, "ports of the data plane between hosts"
     ),
+    "XINFERENCE_DRAIN_SECONDS": Variable(
+        "drain_seconds", _seconds, "how long running requests may go on when something is stopped"
+    ),
     "XINFERENCE_CONTINUE_STREAMS": Variable(
         "continue_streams", _flag, "0: a stream whose replica dies ends with an error"
     ),
     "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": Variable(
         "http_keep_alive_seconds", _seconds, "how long an idle HTTP connection is kept"
+    ),
+    "XINFERENCE_BATCH_SIZE": Variable(
+        "batch_size", _positive, "texts that a model embeds or reranks at once, at most"
+    ),
+    "XINFERENCE_BATCH_INTERVAL": Variable(
+        "batch_interval_seconds", _pause, "how long such a batch waits for the next text"
     ),
 }

@@ -60,13 +60,13 @@ RESPONSE_TESTS: dict[str, Test] = {
     "model": test_responses.test_a_text_is_answered_in_openais_form,
     "previous_response_id": test_responses.test_a_response_goes_on_from_a_stored_one,
     "include": test_responses.test_an_answer_may_be_sent_back_as_it_came,
-    "stream_options": test_responses.test_a_bad_value_is_refused_by_name,
+    "stream_options": test_responses.test_with_obfuscation_sizes_tell_nothing,
 }
 """The same of responses."""
 
 STREAM_OPTION_TESTS: dict[str, Test] = {
     "include_usage": test_chat.test_include_usage_adds_one_chunk_without_choices,
-    "include_obfuscation": test_parameters.test_a_bad_value_is_refused_by_name,
+    "include_obfuscation": test_chat.test_with_obfuscation_sizes_tell_nothing,
 }
 
 
@@ -94,7 +94,7 @@ def _rows(route: str) -> Iterator[str]:
         assert name in our_options.model_fields, f"stream_options do not know {name}"
         test = STREAM_OPTION_TESTS[name]
         if ours is ResponseRequest:
-            test = test_responses.test_a_bad_value_is_refused_by_name
+            test = test_responses.test_with_obfuscation_sizes_tell_nothing
         yield _row(f"stream_options.{name}", our_options, name, test)
 
 

@@ -141,11 +141,17 @@ async def test_a_key_for_some_models_sees_and_asks_only_those(cluster: FakeClust
         refused = await http.post("/v1/chat/completions", json=chat(model="theirs"), headers=key)
         aborted = await http.post("/v1/models/theirs/requests/r/abort", headers=key)
         described = await http.get("/v1/models/theirs", headers=key)
+        embedded = [
+            await http.post("/v1/embeddings", json={"model": uid, "input": "a b"}, headers=key)
+            for uid in ("mine", "theirs")
+        ]
 
     assert [model["id"] for model in listed] == ["mine"]
     assert asked.status_code == 200
     assert [refused.status_code, aborted.status_code, described.status_code] == [403] * 3
     assert "theirs" in refused.json()["detail"]
+    assert [answer.status_code for answer in embedded] == [200, 403]
+    assert [asked.request_id.count(".") for asked in cluster.computed] == [1]
 
 
 async def test_requests_take_turns_by_key_whatever_user_they_name(

@@ -21,6 +21,7 @@ from xinference.api.keys.key import KeySpec, Scope
 from xinference.api.keys.store import KeyStore
 from xinference.api.openai.batches import runner
 from xinference.api.store import batches as leases
+from xinference.api.store.limits import StoreLimits
 from xinference.api.store.store import Store
 from xinference.errors import ModelOverloaded, ReplicaLost
 
@@ -274,6 +275,25 @@ async def test_a_cancelled_batch_stops_at_once_and_gives_what_it_has(tmp_path: P
     assert (again.status_code, again.json()["error"]["param"]) == (400, "batch_id")
 
 
+@pytest.mark.parametrize(("lines", "num_failed"), [(b"{", 0), ([line("one")], 1)])
+async def test_a_batch_may_be_cancelled_before_anybody_looked_at_it(
+    tmp_path: Path, lines: Any, num_failed: int
+) -> None:
+    cluster = await FakeCluster.running()
+    store = Store(tmp_path / "store.db")
+    idle = httpx.ASGITransport(app=create_app(cluster, store=store))
+    async with httpx.AsyncClient(transport=idle, base_url="http://gateway") as http:
+        batch = await ordered(http, lines)
+        await http.post(f"/v1/batches/{batch['id']}/cancel")
+    await store.aclose()
+    async with gateway(cluster, tmp_path) as http:
+        done = await ended(http, batch)
+
+    assert done["status"] == "cancelled"
+    assert done["request_counts"] == {"total": num_failed, "completed": 0, "failed": num_failed}
+    assert cluster.requests == []
+
+
 async def test_a_batch_that_takes_too_long_expires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,7 +350,8 @@ async def test_a_batch_is_taken_over_from_a_gateway_that_died(tmp_path: Path) ->
 async def test_who_lost_the_lease_cannot_write(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.db")
     await store.batches.create(
-        "", {"id": "batch_a", "status": "validating", "request_counts": {}, "created_at": 0}
+        "",
+        {"id": "batch_a", "status": "validating", "request_counts": {"total": 1}, "created_at": 0},
     )
     first = await store.batches.claim()
     assert first is not None
@@ -362,6 +383,23 @@ async def test_two_gateways_share_the_batches_and_answer_each_line_once(tmp_path
             assert (await ended(first, batch))["request_counts"]["completed"] == 20
 
     assert len(cluster.requests) == 20 * len(made)
+
+
+async def test_results_are_kept_though_files_are_too_much_already(tmp_path: Path) -> None:
+    cluster = await FakeCluster.running()
+    app = create_app(cluster, store=Store(tmp_path / "store.db", StoreLimits(max_files_bytes=1000)))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url="http://gateway"
+        ) as http,
+    ):
+        done = await ended(http, await ordered(http, [line("one", "x" * 500)]))
+        outcomes = await results(http, done["output_file_id"])
+        upload = await http.post("/v1/files", files={"file": b"x"}, data={"purpose": "batch"})
+
+    assert list(outcomes) == ["one"]
+    assert upload.status_code == 400
 
 
 async def test_a_deleted_input_fails_the_batch(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ HOSTILE = {
     "a huge exponent": b'{"model":"guide","prompt":"x","temperature":1e999999}',
     "a form": b"model=guide&prompt=x",
     "many unknown fields": json.dumps({f"f{n}": 0 for n in range(100_000)}).encode(),
+    "a field with a long name": json.dumps({"x" * 1_000_000: 1}).encode(),
     "many bad items": b'{"model":"guide","messages":[' + b"0," * 1_000_000 + b"0]}",
     "a name of NUL": b'{"model":"\\u0000","prompt":"x"}',
 }

@@ -78,6 +78,23 @@ async def test_include_usage_adds_one_chunk_without_choices(http: httpx.AsyncCli
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
+async def test_with_obfuscation_sizes_tell_nothing(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    chunks = await streamed(http, stream_options={"include_obfuscation": True})
+    plain = await streamed(http)
+
+    pieces = [chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks]
+    sizes = {
+        len(piece + chunk["obfuscation"])
+        for piece, chunk in zip(pieces, chunks, strict=True)
+        if piece
+    }
+    assert sizes == {32}
+    assert "".join(pieces) == ANSWER
+    assert all("obfuscation" not in chunk for chunk in plain)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -12,6 +12,7 @@ from tests.fakes.cluster import NODE, SUPERVISOR, FakeCluster
 from xinference import __version__
 from xinference.api.app import create_app
 from xinference.errors import PeerUnreachable
+from xinference.identifiers import ModelUid
 
 from .conftest import chat, serving
 
@@ -95,7 +96,7 @@ async def test_an_unexpected_error_is_a_500_in_the_same_shape_and_in_the_log(
     ("method", "path", "status", "code"),
     [
         ("GET", "/v1/nope", 404, "not_found"),
-        ("POST", "/v1/embeddings", 404, "not_found"),
+        ("POST", "/v1/moderations", 404, "not_found"),
         ("PUT", "/v1/chat/completions", 405, "method_not_allowed"),
         ("PUT", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/v1/cluster/info?detailed=perhaps", 400, "invalid_request"),
@@ -183,3 +184,33 @@ async def test_a_refused_request_is_no_noise_in_the_log(
         await http.post("/v1/chat/completions", json={})
 
     assert caplog.text == ""
+
+
+async def test_health_asks_nobody(http: httpx.AsyncClient, cluster: FakeCluster) -> None:
+    cluster.failure = PeerUnreachable(peer="supervisor", problem="gone")
+
+    answer = await http.get("/health")
+
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_a_gateway_is_ready_while_something_answers(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    good = await http.get("/ready")
+    cluster.failure = PeerUnreachable(peer="supervisor", problem="gone")
+    away = await http.get("/ready")
+    cluster.failure = None
+    await cluster.terminate(ModelUid("guide"))
+    cluster.failure = PeerUnreachable(peer="supervisor", problem="gone")
+    lost = await http.get("/ready")
+
+    assert good.json() == {"ready": True, "problem": "", "num_ready_models": 1}
+    assert away.status_code == 200
+    assert (lost.status_code, lost.json()["problem"]) == (503, "the supervisor does not answer")
+
+
+async def test_the_status_tells_how_each_worker_is(http: httpx.AsyncClient) -> None:
+    (worker,) = (await http.get("/status")).json()["workers"].values()
+
+    assert (worker["state"], worker["num_replicas"]) == ("ready", 1)

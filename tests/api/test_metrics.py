@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`GET /metrics`."""
 
+import os
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -101,3 +103,13 @@ async def test_there_is_no_page_when_it_is_switched_off(cluster: FakeCluster) ->
         answer = await http.get("/metrics")
 
     assert answer.status_code == 404
+
+
+async def test_routing_and_workers_are_on_the_page(http: httpx.AsyncClient) -> None:
+    page = (await http.get("/metrics")).text
+
+    mine = f'{{gateway_pid="{os.getpid()}"}}'
+    assert f"xinference:requests_retried_total{mine} 3.0" in page
+    assert f"xinference:streams_continued_total{mine} 2.0" in page
+    assert f"xinference:replicas_ejected{mine} 1.0" in page
+    assert 'xinference:worker_status{status="ready",worker_address="127.0.0.1:5001"} 1.0' in page

@@ -10,12 +10,13 @@ import openai
 import pytest
 from hypothesis import given, settings
 from openai.types.responses import ResponseStreamEvent
+from openai.types.responses.input_token_count_params import InputTokenCountParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 from pydantic import TypeAdapter
 
 from tests.fakes.cluster import FakeCluster, endless
 from xinference.api.app import create_app
-from xinference.api.openai.responses.schema import ResponseRequest
+from xinference.api.openai.responses.schema import InputTokensRequest, ResponseRequest
 from xinference.errors import ReplicaLost
 from xinference.protocol.generation import (
     ChatPrompt,
@@ -214,6 +215,40 @@ def test_a_stream_and_a_whole_answer_say_the_same_whatever_it_is(
         assert last["type"] == f"response.{one['status']}"
 
     asyncio.run(ask())
+
+
+async def test_with_obfuscation_sizes_tell_nothing(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    cluster.words = lambda _: CALLS
+
+    events = await streamed(http, stream_options={"include_obfuscation": True})
+    plain = await streamed(http)
+
+    deltas = [event for event in events if "delta" in event]
+    assert {len(event["delta"] + event["obfuscation"]) % 32 for event in deltas} == {0}
+    assert all("obfuscation" not in event for event in plain)
+    assert [event["delta"] for event in deltas] == [
+        event["delta"] for event in plain if "delta" in event
+    ]
+
+
+async def test_a_prompt_is_counted_without_an_answer(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    first = await whole(http)
+    body = {"model": "guide", "input": "And?", "previous_response_id": first["id"]}
+
+    counted = await http.post(f"{RESPONSES}/input_tokens", json=body)
+    answered = await whole(http, **body)
+    wrong = await http.post(f"{RESPONSES}/input_tokens", json=body | {"personality": "friendly"})
+
+    assert counted.json() == {
+        "object": "response.input_tokens",
+        "input_tokens": answered["usage"]["input_tokens"],
+    }
+    assert cluster.requests[1].count_only
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "personality")
 
 
 async def test_an_answer_that_is_cut_short_is_incomplete(
@@ -548,12 +583,13 @@ SHOWN_ELSEWHERE = {
     "model",
     "previous_response_id",  # test_a_response_goes_on_from_a_stored_one
     "include",  # test_an_answer_may_be_sent_back_as_it_came
-    "stream_options",  # its only field is refused
+    "stream_options",  # test_with_obfuscation_sizes_tell_nothing
 }
 
 
 def test_every_parameter_of_openais_api_is_known() -> None:
     assert ResponseCreateParamsBase.__annotations__.keys() <= ResponseRequest.model_fields.keys()
+    assert InputTokenCountParams.__annotations__.keys() <= InputTokensRequest.model_fields.keys()
 
 
 def test_every_parameter_is_tested() -> None:
@@ -689,10 +725,6 @@ OUTPUT = {"type": "function_call_output", "call_id": "call_a", "output": "x"}
         ({"metadata": {"k": "v" * 513}}, "metadata.k"),
         ({"metadata": {str(number): "v" for number in range(17)}}, "metadata"),
         ({"stream_options": {}}, "stream_options"),
-        (
-            {"stream": True, "stream_options": {"include_obfuscation": True}},
-            "stream_options.include_obfuscation",
-        ),
         ({"service_tier": "ultrafast"}, "service_tier"),
         ({"service_tier": "flex", "priority": 3}, "priority"),
         ({"previous_response_id": "resp_0"}, "previous_response_id"),

@@ -272,6 +272,58 @@ def test_an_empty_list_says_so_but_prints_nothing(script: Script, run: Run) -> N
     assert "No model is running" in done.stderr
 
 
+STATUS = {
+    "uptime": 3725,
+    "workers": {
+        "10.0.0.1:9": {
+            "update_time": 1,
+            "state": "suspect",
+            "num_replicas": 2,
+            "status": {
+                "cpu": {"usage": 0.5, "memory_used": 2**30, "memory_total": 2**32},
+                "0": {"mem_used": 2**31, "mem_total": 2**33},
+            },
+        }
+    },
+}
+INSTANCE = {
+    "model_uid": "m",
+    "status": "READY",
+    "replica_statuses": [
+        {
+            "replica_id": 1,
+            "state": "backing off",
+            "worker_address": "10.0.0.1:9",
+            "gpu_idx": [0],
+            "num_restarts": 7,
+            "error_message": "signal SIGKILL",
+        }
+    ],
+}
+EVENT = {"event_type": "WARNING", "event_ts": 5, "event_content": "It died."}
+
+
+def test_the_status_shows_nodes_replicas_and_events(script: Script, run: Run) -> None:
+    script.replies |= {
+        "GET /status": Reply(json=STATUS),
+        "GET /v1/models/instances": Reply(json=[INSTANCE]),
+        "GET /v1/models/m/events": Reply(json=[EVENT]),
+    }
+
+    tables = run("status")
+    as_json = run("status", "--json")
+
+    assert tables.exit_code == 0, tables.stderr
+    assert "1:02:05" in tables.stderr
+    for shown in ("suspect", "50%", "1.0 of 4.0 GiB", "0: 2.0 of 8.0 GiB", "backing off", "7",
+                  "signal SIGKILL", "It died."):  # fmt: skip
+        assert shown in tables.stdout
+    said = json.loads(as_json.stdout)
+    assert said["nodes"][0]["address"] == "10.0.0.1:9"
+    assert said["models"] == [INSTANCE]
+    assert said["events"] == [{"model_uid": "m", **EVENT}]
+
+
 def replicas(*ids: int) -> Reply:
     return Reply(json=[{"replica_id": one, "status": "READY"} for one in ids])
 

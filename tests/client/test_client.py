@@ -17,7 +17,9 @@ from tests.fakes.http import DEADLINE_SECONDS, Reply, Script, events, serving
 from xinference.client import (
     AsyncChatModelHandle,
     AsyncClient,
+    AsyncEmbeddingModelHandle,
     AsyncGenerateModelHandle,
+    AsyncRerankModelHandle,
     BadRequest,
     ChatModelHandle,
     Client,
@@ -25,10 +27,12 @@ from xinference.client import (
     Conflict,
     ConnectionFailed,
     ConnectionLost,
+    EmbeddingModelHandle,
     GenerateModelHandle,
     LaunchCancelled,
     NotFound,
     ReplyTimeout,
+    RerankModelHandle,
     ServerFault,
     StreamFailed,
     Unauthorized,
@@ -114,6 +118,8 @@ def refused_endpoint() -> str:
         (Client, AsyncClient),
         (GenerateModelHandle, AsyncGenerateModelHandle),
         (ChatModelHandle, AsyncChatModelHandle),
+        (EmbeddingModelHandle, AsyncEmbeddingModelHandle),
+        (RerankModelHandle, AsyncRerankModelHandle),
     ],
 )
 def test_plain_and_awaited_have_the_same_methods_and_signatures(plain: type, awaited: type) -> None:
@@ -138,7 +144,8 @@ def test_every_operation_is_a_method() -> None:
         and not name.startswith("_")
     }
 
-    methods = dir(Client) + dir(ChatModelHandle)
+    handles = (ChatModelHandle, EmbeddingModelHandle, RerankModelHandle)
+    methods = [name for kind in (Client, *handles) for name in dir(kind)]
 
     assert described <= set(methods)
 
@@ -243,6 +250,8 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
         "POST /v1/models/m/cancel": Reply(json=None),
         "GET /v1/models/m/progress": Reply(json={"progress": 0.5, "stage": "loading"}),
         "GET /v1/models/instances": Reply(json=[]),
+        "GET /status": Reply(json={"uptime": 1, "workers": {}}),
+        "GET /v1/models/m/events": Reply(json=[]),
         "GET /v1/models/m/replicas": Reply(json=[{"replica_id": 0}]),
         "POST /v1/models/m/replicas": Reply(json={"replica_id": 1}),
         "DELETE /v1/models/m/replicas/1": Reply(json={"remaining_replicas": 2}),
@@ -260,6 +269,8 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
     assert client.get_launch_model_progress("m")["stage"] == "loading"
     assert client.get_instance_info(model_uid="m") == []
     assert script.asked[-1].query == "model_uid=m"
+    assert client.get_status()["uptime"] == 1
+    assert client.get_model_events("m") == []
     assert client.get_model_replicas("m") == [{"replica_id": 0}]
     assert client.add_model_replica("m", n_gpu=None) == {"replica_id": 1}
     assert script.asked[-1].body == {"model_engine": None, "n_gpu": None, "replica": 1}
@@ -422,6 +433,36 @@ def test_a_model_that_only_generates_cannot_be_asked_to_chat(client: Any, script
     assert model.generate("Once", generate_config={"stop": ["."]}) == {"choices": []}
     assert script.asked[-1].body == {"model": "m", "prompt": "Once", "stop": ["."]}
     assert type(getattr(model, "handle", model)) in {GenerateModelHandle, AsyncGenerateModelHandle}
+
+
+def test_a_model_that_embeds_gets_a_handle_that_embeds(client: Any, script: Script) -> None:
+    script.replies |= {
+        "GET /v1/models/m": Reply(json={"model_type": "embedding", "model_ability": ["embed"]}),
+        "POST /v1/embeddings": Reply(json={"data": []}),
+    }
+
+    answer = client.get_model("m").create_embedding(["a", "b"], dimensions=3)
+
+    assert answer == {"data": []}
+    assert script.asked[-1].body == {"model": "m", "input": ["a", "b"], "dimensions": 3}
+
+
+def test_a_model_that_reranks_gets_a_handle_that_reranks(client: Any, script: Script) -> None:
+    script.replies |= {
+        "GET /v1/models/m": Reply(json={"model_type": "rerank", "model_ability": ["rerank"]}),
+        "POST /v1/rerank": Reply(json={"results": []}),
+    }
+
+    answer = client.get_model("m").rerank(["a", "b"], "q", top_n=1, instruction="be strict")
+
+    assert answer == {"results": []}
+    assert script.asked[-1].body == {
+        "model": "m",
+        "documents": ["a", "b"],
+        "query": "q",
+        "top_n": 1,
+        "instruction": "be strict",
+    }
 
 
 @pytest.mark.parametrize(

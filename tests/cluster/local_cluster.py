@@ -45,8 +45,10 @@ class ScriptedReplica:
         *,
         sweep: Callable[[InstanceId], int],
         on_change: Callable[[], None],
+        adopted: Any = None,
     ) -> None:
         self.ended = asyncio.Event()
+        self.settled = asyncio.Event()
         self.pid = None
         self.source = start.spec.source.path
         self._on_change = on_change

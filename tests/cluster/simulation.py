@@ -119,6 +119,7 @@ class SimulatedWorker:
     supervisor_epoch: int = 0
     sequence: int = 0
     devices: tuple[Device, ...] = ()
+    is_leaving: bool = False
 
     def report(self) -> WorkerReport:
         return WorkerReport(
@@ -127,6 +128,7 @@ class SimulatedWorker:
             sequence=self.sequence,
             resources=resources(devices=self.devices),
             instances=tuple(self.instances.values()),
+            is_leaving=self.is_leaving,
         )
 
     def beat(self) -> Heartbeat:
@@ -146,7 +148,7 @@ class SimulatedWorker:
         self.sequence += 1
         for start in command.start:
             known = start.spec.instance in self.instances or start.spec.instance in self.forgotten
-            if not known:
+            if not known and not self.is_leaving:
                 self.instances[start.spec.instance] = InstanceReport(
                     replica=start.spec.replica,
                     instance=start.spec.instance,

@@ -17,7 +17,7 @@ from tests.fakes.catalog import FAMILY
 from tests.fakes.replica import DIES, FAILS, HANGS
 from xinference.cluster.configuration import WorkerConfig
 from xinference.cluster.remote import RemoteCluster
-from xinference.cluster.supervision import PLATFORM, descendants_of
+from xinference.cluster.supervision import INSTANCE_VARIABLE, PLATFORM, descendants_of
 from xinference.errors import LaunchCancelled, LoadFailed, ModelNotFound, XinferenceError
 from xinference.identifiers import ModelUid, RequestId, new_request_id
 from xinference.protocol.deployment import LaunchSpec, ModelState
@@ -108,9 +108,17 @@ class GuardedCluster:
         ]
         return pid
 
+    def find(self, name: str) -> int | None:
+        """Return the pid of a role's process; None while there is none."""
+        try:
+            return self.role(name)
+        except (ValueError, IndexError, OSError):
+            return None
+
     def replicas(self) -> list[int]:
-        """Return the pids of the replicas' processes."""
-        return PLATFORM.children_of(self.role("worker"))
+        """Return the pids of the replicas' processes, whoever is their parent."""
+        tagged = PLATFORM.tagged(INSTANCE_VARIABLE)
+        return [pid for pid in descendants_of(self.guardian) if pid in tagged and not is_gone(pid)]
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
         assert self._guardian is not None
@@ -127,6 +135,21 @@ class GuardedCluster:
         self._guardian = None
         return status
 
+    async def kill_all_but(self, spared: int) -> None:
+        """Kill every process but one, the guardian last: it could do nothing about it."""
+        os.kill(self.guardian, signal.SIGSTOP)
+        below = [pid for pid in descendants_of(self.guardian) if pid != spared]
+        for pid in below:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: all(map(is_gone, below)), "they are gone")
+        assert self.cluster is not None
+        await self.cluster.aclose()
+        self.cluster = None
+        assert self._guardian is not None
+        self._guardian.kill()
+        self._guardian.communicate()
+        self._guardian = None
+
     async def clean_up(self) -> None:
         if self._guardian is not None:
             await self.stop()
@@ -139,7 +162,8 @@ async def guarded(tmp_path: Path) -> AsyncIterator[GuardedCluster]:
         yield guarded
     finally:
         await guarded.clean_up()
-        log = (tmp_path / "guardian.log").read_text()
+        path = tmp_path / "guardian.log"
+        log = path.read_text() if path.exists() else ""  # it may not have been started
         print(log)  # noqa: T201  # shown when a test fails
         assert "Traceback" not in log
 
@@ -201,18 +225,118 @@ async def test_a_killed_replica_worker_and_supervisor_come_back(guarded: Guarded
     await until_answered(cluster)
 
     (replica,) = guarded.replicas()
-    worker = guarded.role("worker")
-    os.kill(worker, signal.SIGKILL)
-    await until(lambda: is_gone(replica), "the replica went with its worker")
-    await until_answered(cluster)
-
-    (replica,) = guarded.replicas()
     os.kill(guarded.role("supervisor"), signal.SIGKILL)
     for _ in range(20):
         assert await ask(cluster) == " 1 2 3"  # the data plane does not notice
     await until_model_known(cluster)
     assert guarded.replicas() == [replica]  # adopted, not loaded again
     assert (await cluster.model(MODEL)).state is ModelState.READY
+
+
+async def test_a_killed_workers_replicas_serve_on_and_are_adopted(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    (replica,) = guarded.replicas()
+    instance = (await cluster.model(MODEL)).replicas[0].instance
+    worker = guarded.role("worker")
+
+    os.kill(worker, signal.SIGKILL)
+
+    while guarded.find("worker") in {None, worker}:
+        assert await ask(cluster) == " 1 2 3"
+    await until_adopted(cluster)
+    (status,) = (await cluster.model(MODEL)).replicas
+    assert (status.instance, status.num_restarts) == (instance, 0)
+    assert not is_gone(replica)
+
+    # The new worker owns it: it notices its end, and ends it when it is told to.
+    os.kill(replica, signal.SIGKILL)
+    await until(lambda: guarded.replicas() not in ([], [replica]), "the replica is back")
+    await until_answered(cluster)
+    (second,) = guarded.replicas()
+    os.kill(guarded.role("worker"), signal.SIGKILL)
+    await until_adopted(cluster, times=2)
+    await cluster.terminate(MODEL)
+    assert is_gone(second)
+    assert is_gone(replica)
+
+
+async def until_adopted(cluster: RemoteCluster, *, times: int = 1) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        story = [event.event_content for event in await cluster.events(MODEL)]
+        if sum("adopted" in line for line in story) >= times:
+            return
+        assert time.monotonic() < deadline, story
+        assert await ask(cluster) == " 1 2 3"
+
+
+async def test_orphans_of_everything_that_was_killed_end_too(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    (replica,) = guarded.replicas()
+    os.kill(guarded.role("worker"), signal.SIGKILL)
+    await until_adopted(cluster)
+
+    await guarded.stop(signal.SIGKILL)
+
+    await until(lambda: is_gone(replica), "the adopted replica ended with its guardian")
+
+
+async def test_what_hung_when_everything_was_killed_is_swept_at_the_next_start(
+    guarded: GuardedCluster,
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    (replica,) = guarded.replicas()
+    os.kill(replica, signal.SIGSTOP)  # so that it cannot see how its guardian ends
+
+    await guarded.kill_all_but(replica)
+    assert not is_gone(replica)
+
+    cluster = await guarded.start()
+
+    assert is_gone(replica)
+    await until_answered(cluster)
+
+
+async def test_a_worker_that_is_told_to_end_lets_requests_finish(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    request = GenerationRequest(
+        request_id=new_request_id(),
+        prompt=TextPrompt(text="count"),
+        sampling=SamplingParams(max_tokens=300),
+    )
+    stream = await cluster.generate(MODEL, request)
+    await stream.__anext__()
+
+    os.kill(guarded.role("worker"), signal.SIGTERM)
+    events = [event async for event in stream]
+
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason.value == "length"
+    await until_answered(cluster)
+
+
+async def test_a_terminated_model_finishes_what_it_has(guarded: GuardedCluster) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    request = GenerationRequest(
+        request_id=new_request_id(),
+        prompt=TextPrompt(text="count"),
+        sampling=SamplingParams(max_tokens=300),
+    )
+    stream = await cluster.generate(MODEL, request)
+    await stream.__anext__()
+
+    terminating = asyncio.create_task(cluster.terminate(MODEL))
+    events = [event async for event in stream]
+    await terminating
+
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason.value == "length"
+    assert guarded.replicas() == []
 
 
 async def until_model_known(cluster: RemoteCluster) -> None:

@@ -26,6 +26,7 @@ from xinference.errors import (
     InvalidRequest,
     InvalidSetting,
     LoadFailed,
+    ModelNotReady,
     ReplicaLost,
     RequestAborted,
 )
@@ -34,7 +35,6 @@ from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSp
 from xinference.protocol.generation import (
     ChatPrompt,
     Finished,
-    FinishReason,
     GenerationRequest,
     Message,
     SamplingParams,
@@ -414,11 +414,11 @@ async def test_it_ends_its_streams_and_itself(
 
         end(counting)  # type: ignore[operator]
 
-        last = await last_event(stream)
+        with pytest.raises(ReplicaLost):
+            await last_event(stream)
         async with asyncio.timeout(SECONDS):
             await connection.closed.wait()
-    assert isinstance(last, Finished)
-    assert last.reason is FinishReason.ABORT
+        assert connection.has_said_goodbye
     assert await asyncio.to_thread(counting.wait) == 0
     assert not (folder / "run" / "s.sock").exists()
     if counting.popen.stdin is not None and counting.popen.stdin.closed:
@@ -443,6 +443,37 @@ async def test_it_can_be_stopped_while_it_loads(counting: ReplicaProcess) -> Non
         with pytest.raises(ReplicaLost):
             await loading
 
+    assert await asyncio.to_thread(counting.wait) == 0
+
+
+async def test_told_to_stop_it_finishes_what_it_has_and_takes_nothing_new(
+    counting: ReplicaProcess,
+) -> None:
+    async with contextlib.aclosing(await opened(counting)) as connection:
+        await connection.load(
+            a_spec("counting"), on_progress=lambda *_: None, timeout_seconds=SECONDS
+        )
+        request = a_request("a", max_tokens=200)
+        stream = await connection.generate(request, timeout_seconds=SECONDS)
+        await connection.stop(grace_seconds=SECONDS)
+        await connection.ping(SECONDS)
+
+        with pytest.raises(ModelNotReady):
+            await connection.generate(a_request("b", max_tokens=1), timeout_seconds=SECONDS)
+        last = await last_event(stream)
+
+        assert isinstance(last, Finished)
+        assert last.usage.num_completion_tokens == 200
+    assert await asyncio.to_thread(counting.wait) == 0
+
+
+async def test_what_does_not_end_in_time_can_go_on_elsewhere(counting: ReplicaProcess) -> None:
+    async with contextlib.aclosing(await opened(counting)) as connection:
+        stream = await a_running_stream(connection)
+        await connection.stop(grace_seconds=0.1)
+
+        with pytest.raises(ReplicaLost):
+            await last_event(stream)
     assert await asyncio.to_thread(counting.wait) == 0
 
 

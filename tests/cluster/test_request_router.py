@@ -14,7 +14,7 @@ from tests.fakes.replica import COUNTING, POISON, FakeReplica, serve_fake_replic
 from xinference.cluster import request_router
 from xinference.cluster.dataplane.client import ReplicaConnection
 from xinference.cluster.messages import ModelRoutes, Route, RoutesVersion, RoutingTable
-from xinference.cluster.request_router import RequestRouter, RoutedStream
+from xinference.cluster.request_router import RequestRouter, RoutedStream, RoutedVectors
 from xinference.errors import (
     DuplicateRequest,
     ModelNotReady,
@@ -32,6 +32,7 @@ from xinference.protocol.generation import (
     TextDelta,
     TextPrompt,
 )
+from xinference.protocol.vectors import DenseVectors, EmbeddingRequest
 
 KEY = b"k" * 32
 DEADLINE_SECONDS = 10.0
@@ -345,3 +346,38 @@ async def until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.005)
+
+
+# --- vectors and scores
+
+
+async def embed(replicas: Replicas, *texts: str) -> RoutedVectors:
+    request = EmbeddingRequest(request_id=new_request_id(), inputs=texts)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await replicas.router.compute(COUNTING, request)
+
+
+async def test_vectors_come_when_all_of_them_are_there(replicas: Replicas) -> None:
+    await replicas.add()
+
+    stream = await embed(replicas, "one two", "three")
+    *pieces, end = [event async for event in stream]
+
+    assert stream.accepted.num_prompt_tokens == 3
+    assert [one.indices for one in pieces if isinstance(one, DenseVectors)] == [(1,), (0,)]
+    assert isinstance(end, Finished)
+
+
+async def test_vectors_whose_replica_dies_are_computed_by_another(replicas: Replicas) -> None:
+    first = await replicas.add(vector_pieces=1)
+    stream = await embed(replicas, "one two", "three")
+    replicas.remove(first)
+    await replicas.add()
+
+    replicas.fakes[first].crash()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        *pieces, end = [event async for event in stream]
+
+    assert sorted(one.indices for one in pieces if isinstance(one, DenseVectors)) == [(0,), (1,)]
+    assert isinstance(end, Finished)
+    assert replicas.router.num_retried == 1

@@ -284,6 +284,122 @@ def test_a_killed_worker_that_comes_back_gets_its_models_again(cluster: Simulate
     assert cluster.state.model(QWEN).replicas[0].num_restarts == 0
 
 
+def test_a_worker_that_does_not_answer_keeps_its_routes_and_gets_nothing_new(
+    cluster: SimulatedCluster,
+) -> None:
+    instance = ready(cluster)
+    silent = worker_of(cluster)
+    cluster.state.node_silent(silent.node, silent.worker_epoch)
+    cluster.reconcile()
+
+    assert ready_routes(cluster.state.routes, QWEN)[0].instance == instance
+    with pytest.raises(InsufficientResources):
+        cluster.launch("other")
+
+    cluster.settle()  # it reports again
+    cluster.launch("other")
+
+
+def test_a_new_worker_that_adopted_what_ran_keeps_the_routes(cluster: SimulatedCluster) -> None:
+    instance = ready(cluster)
+    old = worker_of(cluster)
+    cluster.state.node_silent(old.node, old.worker_epoch)
+    version = cluster.state.routes.version
+    new = cluster.add_worker(old.node)
+    new.instances = dict(old.instances)
+
+    cluster.settle()
+
+    assert ready_routes(cluster.state.routes, QWEN)[0].instance == instance
+    assert cluster.state.routes.version == version
+    assert cluster.state.model(QWEN).replicas[0].num_restarts == 0
+    assert "adopted" in cluster.state.story(QWEN)[-1].event_content
+
+
+def leave(cluster: SimulatedCluster, worker: SimulatedWorker) -> None:
+    """Let a worker say that it leaves, as at SIGTERM."""
+    worker.is_leaving = True
+    worker.sequence += 1
+    cluster.settle()
+
+
+def test_what_runs_on_a_worker_that_leaves_serves_until_it_is_ready_elsewhere(
+    cluster: SimulatedCluster,
+) -> None:
+    instance = ready(cluster)
+    first = worker_of(cluster)
+    second = cluster.add_worker("127.0.0.1:2")
+    cluster.report(second)
+
+    leave(cluster, first)
+
+    assert ready_routes(cluster.state.routes, QWEN)[0].instance == instance
+    (new,) = second.living()
+    second.move(new.instance, InstanceState.READY)
+    cluster.settle()
+    assert ready_routes(cluster.state.routes, QWEN)[0].instance == new.instance
+    assert [report.state for report in first.living()] == [InstanceState.STOPPING]
+    cluster.run_to_rest()
+    assert first.instances == {}
+    replica = cluster.state.model(QWEN).replicas[0]
+    assert (replica.node, replica.num_restarts) == (second.node, 0)
+
+
+def test_what_has_no_other_place_is_stopped_and_waits(cluster: SimulatedCluster) -> None:
+    ready(cluster)
+    worker = worker_of(cluster)
+
+    leave(cluster, worker)
+
+    assert [report.state for report in worker.living()] == [InstanceState.STOPPING]
+    cluster.run_to_rest()
+    assert state_of(cluster) is ModelState.LOADING
+    del cluster.workers[worker.node]
+    cluster.state.node_lost(worker.node, worker.worker_epoch)
+    cluster.add_worker(worker.node)
+    cluster.run_to_rest()
+    assert state_of(cluster) is ModelState.READY
+
+
+def test_a_model_that_is_terminated_while_it_moves_is_gone_from_both_nodes(
+    cluster: SimulatedCluster,
+) -> None:
+    ready(cluster)
+    first = worker_of(cluster)
+    second = cluster.add_worker("127.0.0.1:2")
+    cluster.report(second)
+    leave(cluster, first)
+
+    cluster.terminate()
+    cluster.run_to_rest()
+
+    assert cluster.state.uids() == set()
+    assert first.instances == second.instances == {}
+
+
+def test_a_rolling_restart_of_all_workers_costs_no_route(
+    cluster: SimulatedCluster,
+) -> None:
+    first = worker_of(cluster)
+    second = cluster.add_worker("127.0.0.1:2")
+    cluster.report(second)
+    cluster.launch(replica=2)
+    cluster.run_to_rest()
+    assert len(first.living()) == len(second.living()) == 1
+
+    for worker in (first, second):
+        leave(cluster, worker)
+        assert len(cluster.state.routes.models[QWEN].routes) == 2
+        while worker.living():
+            cluster.finish_work()
+            cluster.settle()
+            assert len(cluster.state.routes.models[QWEN].routes) == 2
+        cluster.state.node_lost(worker.node, worker.worker_epoch)
+        cluster.add_worker(worker.node)
+        cluster.run_to_rest()
+        assert len(cluster.state.routes.models[QWEN].routes) == 2
+
+
 def test_a_late_report_of_a_dead_worker_is_void(cluster: SimulatedCluster) -> None:
     ready(cluster)
     old = worker_of(cluster)
@@ -666,9 +782,13 @@ ACTIONS = st.one_of(
     st.tuples(st.just("reconcile"), st.booleans()),
     st.tuples(st.just("replay"), st.integers(0, 10)),
     st.tuples(st.just("kill worker"), st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("replace worker"), st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("leave"), st.integers(0, 2)),
+    st.tuples(st.just("stop leaving"), st.integers(0, 2)),
     st.tuples(st.just("restart supervisor")),
     st.tuples(st.just("wait"), st.sampled_from([0.1, 1.0, 3.0, 6.0, 61.0])),
 )
+
 
 LEGAL_MOVES = {
     InstanceState.STARTING: {InstanceState.LOADING, InstanceState.EXITED},
@@ -739,6 +859,25 @@ class History:
                     tell = self.said[-1 - index]
                     if tell.node in cluster.workers:
                         cluster.workers[tell.node].apply(tell.command)
+            case ("replace worker", index, is_noticed):
+                if (worker := self.worker(index)) is not None:
+                    if is_noticed:
+                        cluster.state.node_silent(worker.node, worker.worker_epoch)
+                    successor = cluster.add_worker(worker.node)
+                    successor.instances = {
+                        report.instance: report
+                        for report in worker.living()
+                        if report.state is not InstanceState.STOPPING
+                    }
+            case ("leave", index):
+                if (worker := self.worker(index)) is not None:
+                    worker.is_leaving = True
+                    worker.sequence += 1
+            case ("stop leaving", index):
+                worker = self.worker(index)
+                for report in worker.living() if worker is not None and worker.is_leaving else []:
+                    if report.state is not InstanceState.STOPPING:
+                        worker.move(report.instance, InstanceState.STOPPING)  # type: ignore[union-attr]
             case ("kill worker", index, is_noticed):
                 worker = cluster.workers.pop(self.node(index), None)
                 if worker is not None and is_noticed:
@@ -774,6 +913,10 @@ class History:
     def check_at_rest(self) -> None:
         """What holds when every message has arrived and all work is done."""
         cluster = self.cluster
+        for worker in list(cluster.workers.values()):
+            if worker.is_leaving:
+                cluster.state.node_lost(worker.node, worker.worker_epoch)
+                del cluster.workers[worker.node]
         if not cluster.workers:
             cluster.add_worker(self.node(0))
         cluster.clock.advance(LEASE_SECONDS + RECOVERY_SECONDS)

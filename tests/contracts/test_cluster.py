@@ -55,6 +55,12 @@ from xinference.protocol.generation import (
     TextPrompt,
     Usage,
 )
+from xinference.protocol.vectors import (
+    DenseVectors,
+    EmbeddingRequest,
+    RerankRequest,
+    Scores,
+)
 
 FAMILY = "xinference-guide"
 GUIDE = ModelUid("guide")
@@ -178,6 +184,10 @@ def ask(request_id: str = "", max_tokens: int | None = 3) -> GenerationRequest:
     )
 
 
+def embed(*texts: str) -> EmbeddingRequest:
+    return EmbeddingRequest(request_id=new_request_id(), inputs=texts or ("one two",))
+
+
 async def wait_for_state(cluster: Cluster, state: ModelState) -> None:
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
@@ -239,12 +249,39 @@ async def test_an_unknown_model_is_not_found(subject: Subject) -> None:
         cluster.terminate_replica(unknown, 0),
         cluster.add_replicas(unknown, [ReplicaPlacement()]),
         cluster.generate(unknown, ask()),
+        cluster.compute(unknown, embed()),
         cluster.abort_request(unknown, RequestId("x"), block_seconds=1.0),
     ):
         with pytest.raises(ModelNotFound):
             await question
     progress = await cluster.launch_progress(unknown)
     assert (progress.progress, progress.stage) == (0.0, "pending")
+
+
+async def test_a_request_for_vectors_is_pieces_and_one_end(cluster: Cluster) -> None:
+    stream = await cluster.compute(GUIDE, embed("one two", "three"))
+
+    assert stream.accepted.num_prompt_tokens == 3
+    *pieces, last = [event async for event in stream]
+    indices = [index for one in pieces if isinstance(one, DenseVectors) for index in one.indices]
+    assert sorted(indices) == [0, 1]
+    assert isinstance(last, Finished)
+    assert last.reason is FinishReason.STOP
+    assert last.usage.num_prompt_tokens == 3
+    await stream.aclose()
+
+
+async def test_a_request_for_scores_is_all_of_them_and_one_end(cluster: Cluster) -> None:
+    request = RerankRequest(
+        request_id=new_request_id(), query="the cat", documents=("the cat", "a dog", "the dog")
+    )
+
+    stream = await cluster.compute(GUIDE, request)
+
+    (scores, last) = [event async for event in stream]
+    assert scores == Scores(scores=(1.0, 0.0, 0.5))
+    assert isinstance(last, Finished)
+    await stream.aclose()
 
 
 async def test_a_stream_is_deltas_and_one_end(cluster: Cluster) -> None:

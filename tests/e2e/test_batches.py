@@ -2,14 +2,16 @@
 """OpenAI's client orders batches on the guide model; one outlives the gateway that ran it."""
 
 import json
+import time
 from typing import Any
 
 import openai
+import psutil
 import pytest
 from openai.types import Batch
 
-from tests.e2e.conftest import GUIDE
-from tests.e2e.platform import Platform, wait_until
+from tests.e2e.conftest import GUIDE, launch_guide
+from tests.e2e.platform import Platform, command_of, started, wait_until
 
 CHAT = "/v1/chat/completions"
 QUESTIONS = ["What is Xinference?", "How do I launch a model?", "How do I stop a model?"]
@@ -91,6 +93,32 @@ def test_a_batch_goes_on_after_its_gateway_was_killed(
 
     assert done.status == "completed"
     assert set(results(client, done.output_file_id)) == bodies.keys()
+
+
+def test_of_two_gateways_the_other_takes_a_batch_over(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with started(tmp_path_factory.mktemp("home"), "--api-workers", "2") as platform:
+        launch_guide(platform)
+        client = openai.OpenAI(base_url=f"{platform.endpoint}/v1", api_key="none", max_retries=10)
+        bodies = {f"{n}": asked(f"Tell me about model {n}.") for n in range(60)}
+        batch = ordered(client, bodies)
+        before = time.monotonic()
+        for gateway in gateways(platform):
+            # One of them holds the lease; it does not say which.
+            gateway.kill()
+            gateway.wait(10)
+            wait_until("both serve", lambda: len(gateways(platform)) == 2, timeout_seconds=30)
+        done = ended(client, batch)
+
+        assert done.status == "completed"
+        assert set(results(client, done.output_file_id)) == bodies.keys()
+        assert time.monotonic() - before < 90
+
+
+def gateways(platform: Platform) -> list[psutil.Process]:
+    found = platform.processes("xinference.cli.process")
+    return [process for process in found if "gateway" in command_of(process)]
 
 
 def test_a_cancelled_batch_ends(client: openai.OpenAI) -> None:

@@ -56,20 +56,28 @@ def test_a_killed_model_process_comes_back(tmp_path: Path) -> None:
         assert seconds < BACK_SECONDS
 
 
-def test_a_killed_worker_comes_back_with_its_models_and_leaves_no_orphan(tmp_path: Path) -> None:
+def test_a_killed_workers_model_answers_on_and_is_adopted(tmp_path: Path) -> None:
     with started(tmp_path) as platform:
         launch_guide(platform)
         (replica,) = platform.replicas
 
         platform.control("worker").send_signal(signal.SIGKILL)
-        wait_until(
-            "the old model process is gone",
-            lambda: not psutil.pid_exists(replica.pid) or replica.status() == "zombie",
-            timeout_seconds=5,
-        )
-        seconds_until_it_answers(platform, codes={503})
+        began = time.monotonic()
 
-        assert len(platform.replicas) == 1
+        def is_adopted() -> bool:
+            reply = answers(platform)
+            assert reply is not None
+            assert reply.status_code == 200, reply.text
+            events = httpx.get(f"{platform.endpoint}/v1/models/{GUIDE}/events").json()
+            return any("adopted" in event["event_content"] for event in events)
+
+        wait_until("a new worker has adopted it", is_adopted, timeout_seconds=BACK_SECONDS)
+        assert time.monotonic() - began < BACK_SECONDS
+        assert [one.pid for one in platform.replicas] == [replica.pid]
+
+        platform.command("terminate", "--model-uid", GUIDE)
+        assert not platform.replicas
+        assert not psutil.pid_exists(replica.pid)
 
 
 def test_a_killed_supervisor_does_not_stop_a_running_model(tmp_path: Path) -> None:

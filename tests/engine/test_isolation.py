@@ -12,10 +12,14 @@ import torch
 from tests.engine.tiny_engines import Transcript, add, run_to_end, tiny_engine
 from tests.json_schemas import BOUNDED
 from xinference.engine import Engine
+from xinference.engine.attention.cpu import CpuAttention
+from xinference.engine.attention.interface import AttentionBackend
+from xinference.engine.attention.reference import ReferenceAttention
 from xinference.engine.batch import Batch
 from xinference.engine.isolation import run_apart
 from xinference.engine.model_runner import ModelRunner
 from xinference.errors import InternalError
+from xinference.identifiers import RequestId
 from xinference.protocol.generation import Failed, Finished, Grammar, GrammarKind, TextDelta
 
 POISON = 1
@@ -135,6 +139,42 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(
 
     check(transcript, alone, "NaN or infinity")
     assert engine.num_blocks_used == 0
+
+
+@pytest.mark.parametrize(
+    "backend", [CpuAttention(), ReferenceAttention()], ids=["cpu", "reference"]
+)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("prompt", [(5, POISON, 6), [7] * 60 + [POISON]])
+def test_numbers_that_are_none_stay_with_their_request_and_end_with_it(
+    alone: dict[str, list[int]], backend: AttentionBackend, bad: float, prompt: Sequence[int]
+) -> None:
+    engine = tiny_engine(backend=backend, max_num_batched_tokens=40, enable_prefix_caching=False)
+    runner: ModelRunner = engine._runner  # type: ignore[assignment]
+    embeddings = runner.model.get_input_embeddings()
+    with torch.no_grad():
+        embeddings.weight[POISON] = bad  # type: ignore[index, operator]
+
+    transcript = ask_beside_a_culprit(engine, prompt)
+
+    check(transcript, alone, "NaN or infinity")
+    # What it stored is still in the blocks that the next ones get.
+    add_others(engine)
+    assert run_to_end(engine).token_ids == alone
+
+
+def test_a_request_that_is_aborted_leaves_nothing_bad_behind(alone: dict[str, list[int]]) -> None:
+    engine = tiny_engine(enable_prefix_caching=False)
+    runner: ModelRunner = engine._runner  # type: ignore[assignment]
+    add(engine, "culprit", [5] * 90, max_tokens=5)
+    engine.step()
+    for pages in runner.cache._pages:
+        pages.key.fill_(torch.nan)
+        pages.value.fill_(torch.nan)
+    engine.abort(RequestId("culprit"))
+    add_others(engine)
+
+    assert run_to_end(engine).token_ids == alone
 
 
 def test_a_token_that_the_model_rules_out_is_no_fault() -> None:

@@ -71,7 +71,10 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
+from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting, NodeResources, NodeStatus
+from xinference.protocol.vectors import VectorPiece, VectorRequest
+
+from .vectors import pieces_of, tokens_of
 
 NODE = NodeId("127.0.0.1:5001")
 SUPERVISOR = "127.0.0.1:5000"
@@ -249,6 +252,24 @@ class FakeStream:
         self._stirred.set()
 
 
+class FakeVectorStream:
+    """An accepted request for vectors or scores; see `VectorStream`."""
+
+    def __init__(self, request: VectorRequest) -> None:
+        self._request = request
+        self.accepted = Accepted(num_prompt_tokens=tokens_of(request))
+
+    async def __aiter__(self) -> AsyncIterator[VectorPiece | Finished]:
+        for piece in pieces_of(self._request):
+            yield piece
+        num_tokens = self.accepted.num_prompt_tokens
+        usage = Usage(num_prompt_tokens=num_tokens, num_completion_tokens=0)
+        yield Finished(reason=FinishReason.STOP, usage=usage)
+
+    async def aclose(self) -> None:
+        pass
+
+
 class FakeModel:
     """What is known of one model."""
 
@@ -299,6 +320,7 @@ class FakeCluster:
 
         self.launched: list[LaunchSpec] = []
         self.requests: list[GenerationRequest] = []
+        self.computed: list[VectorRequest] = []
         self.aborted: list[RequestId] = []
         """Requests whose stream was closed before its end, or that ended waiting for ACCEPT."""
         self.num_steps = 0
@@ -503,6 +525,22 @@ class FakeCluster:
         self.stir()
         return stream
 
+    async def compute(self, model: ModelUid, request: VectorRequest) -> "FakeVectorStream":
+        asked = self._model(model)
+        self.computed.append(request)
+        self.stir()
+        try:
+            await self.wait_until(lambda: not self.holds_accept)
+        except asyncio.CancelledError:
+            self.aborted.append(request.request_id)
+            self.stir()
+            raise
+        if asked.state is not ModelState.READY:
+            raise ModelNotReady(model=model, state="loading", retry_after_seconds=2)
+        if self.queue_is_full:
+            raise ModelOverloaded(model=model, num_waiting=1024, retry_after_seconds=7)
+        return FakeVectorStream(request)
+
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float
     ) -> AbortOutcome:
@@ -521,6 +559,12 @@ class FakeCluster:
             for uid, model in self._models.items()
             if model.state is ModelState.READY
         }
+
+    def routing(self) -> GatewayRouting:
+        ready = [model for model in self._models.values() if model.state is ModelState.READY]
+        return GatewayRouting(
+            num_ready_models=len(ready), num_retried=3, num_continued=2, num_ejected=1
+        )
 
     async def info(self) -> ClusterInfo:
         self._fail_if_told()

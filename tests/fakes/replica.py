@@ -39,6 +39,9 @@ from xinference.protocol.generation import (
     TextPrompt,
     Usage,
 )
+from xinference.protocol.vectors import ModelRequest
+
+from .vectors import pieces_of, tokens_of
 
 COUNTING = ModelUid("counting")
 FAILS = "fake:fails"
@@ -72,6 +75,7 @@ class FakeReplica:
         max_queue_size: int = 64,
         step_seconds: float = 0.002,
         tokens_per_step: int = 1,
+        vector_pieces: int | None = None,
     ) -> None:
         self._model = model
         self._loop = loop
@@ -81,6 +85,8 @@ class FakeReplica:
         self._max_queue_size = max_queue_size
         self._step_seconds = step_seconds
         self._tokens_per_step = tokens_per_step
+        self._num_vector_events = None if vector_pieces is None else 1 + vector_pieces
+        """Of an answer of vectors, the rest of which never comes."""
         self._live: dict[RequestId, _Live] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
@@ -141,7 +147,18 @@ class FakeReplica:
             context_length=self._context_length, max_num_seqs=self._max_num_seqs, config={}
         )
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: ModelRequest) -> None:
+        if not isinstance(request, GenerationRequest):
+            num_tokens = tokens_of(request)
+            usage = Usage(num_prompt_tokens=num_tokens, num_completion_tokens=0)
+            events = (
+                Accepted(num_prompt_tokens=num_tokens),
+                *pieces_of(request),
+                Finished(reason=FinishReason.STOP, usage=usage),
+            )
+            told = [(request.request_id, one) for one in events[: self._num_vector_events]]
+            self._loop.call_soon(self._deliver, told)
+            return
         if isinstance(request.prompt, TextPrompt) and request.prompt.text == POISON:
             self._loop.call_soon(self.crash)
             return

@@ -41,6 +41,7 @@ from .gateway import Gateway, gateway_of, install_gateway
 from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
+from .ollama import embed as ollama_embeddings
 from .ollama import generate as ollama_answers
 from .ollama import models as ollama_models
 from .openai import chat, completions, files, stored_chats
@@ -50,6 +51,8 @@ from .openai.batches.runner import BatchRunner
 from .openai.responses import routes as responses
 from .openapi import document_of, page_of
 from .store.store import Store
+from .vectors import embeddings, rerank
+from .web import INDEX, wants_page, web_answer, web_file
 
 ROUTES = (
     chat,
@@ -60,7 +63,10 @@ ROUTES = (
     batches,
     messages,
     ollama_answers,
+    ollama_embeddings,
     ollama_models,
+    embeddings,
+    rerank,
     model_routes,
     registrations,
     cluster_routes,
@@ -161,8 +167,12 @@ class _Application(FastAPI):
 
 
 async def _root(request: Request) -> Response:
+    if wants_page(request):
+        return web_answer(request, INDEX)
     links = {"docs": "/docs", "openapi": "/openapi.json", "models": "/v1/models"}
-    return json_answer({"name": "xinference", "version": __version__, **links})
+    answer = json_answer({"name": "xinference", "version": __version__, **links})
+    answer.headers["vary"] = "accept"
+    return answer
 
 
 async def _docs(request: Request) -> Response:
@@ -179,4 +189,9 @@ async def _metrics(request: Request) -> Response:
     return Response(page, media_type=TEXT_OF_PROMETHEUS)
 
 
-PAGES = {"/": _root, "/docs": _docs, "/openapi.json": _document}
+PAGES = {
+    "/": _root,
+    "/docs": _docs,
+    "/openapi.json": _document,
+    "/web/{path:path}": web_file,
+}

@@ -70,6 +70,7 @@ RETRY_AFTER_SECONDS = 5
 """Said with a 503 that passes by itself, when the error does not know better."""
 
 MAX_MESSAGE_LEN = 2000
+MAX_FIELD_LEN = 200
 MAX_SHOWN_LEN = 60
 MAX_SHOWN_ERRORS = 5
 
@@ -82,7 +83,8 @@ def status_of(error: XinferenceError) -> int:
 def _param_of(error: XinferenceError) -> str | None:
     match error:
         case InvalidRequest(field=field):
-            return field or None
+            # Why cut: it may be a name that the caller made up.
+            return field[:MAX_FIELD_LEN] or None
         case ModelNotFound():
             return "model"
         case ApiKeyNotFound():

@@ -8,6 +8,7 @@ that asks for nothing (`n: 1`, `tools: []`) still passes, as real clients send i
 
 import difflib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import orjson
@@ -34,9 +35,10 @@ class Body(BaseModel):
     def _refuse_unknown_fields(cls, given: Any) -> Any:
         # Why not leave it to extra="forbid": that reports every unknown field of a hostile body,
         # and does not know what was meant.
-        is_closed = cls.model_config.get("extra") == "forbid"
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        if is_closed and isinstance(given, dict) and not given.keys() <= known:
+        if cls.model_config.get("extra") != "forbid" or not isinstance(given, dict):
+            return given
+        known = _names_of(cls)
+        if not given.keys() <= known:
             name = next(key for key in given if key not in known)[:MAX_NAME_LEN]
             near = difflib.get_close_matches(name, known, n=1)
             raise PydanticCustomError(
@@ -45,6 +47,12 @@ class Body(BaseModel):
                 {"field": name, "hint": f"; did you mean {near[0]}?" if near else ""},
             )
         return given
+
+
+@cache
+def _names_of(body: type[Body]) -> frozenset[str]:
+    """Return what the fields of a body are called in JSON."""
+    return frozenset(field.alias or name for name, field in body.model_fields.items())
 
 
 class Answer(BaseModel):

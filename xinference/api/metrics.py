@@ -43,7 +43,7 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo
+from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 
 from .inbox import AnswerEvent
 
@@ -298,7 +298,10 @@ class Observation:
 
 async def metrics_page(metrics: Metrics, cluster: Cluster) -> bytes:
     """Return everything as Prometheus text."""
-    families = _cluster_families(*await _asked(cluster))
+    families = [
+        *_cluster_families(*await _asked(cluster)),
+        *_routing_families(cluster.routing()),
+    ]
     page = CollectorRegistry()
     page.register(_Families([*metrics.families(), *families]))
     return generate_latest(page)
@@ -363,6 +366,29 @@ def _cluster_families(
         yield from _engine_families(engine_stats)
 
 
+def _routing_families(routing: GatewayRouting) -> Iterator[Metric]:
+    """Yield what the gateway process that makes the page has done; others have their own."""
+    gateway = (str(os.getpid()),)
+    for name, documentation, value in (
+        ("xinference:requests_retried", "Requests that were sent again.", routing.num_retried),
+        (
+            "xinference:streams_continued",
+            "Streams that went on at another replica.",
+            routing.num_continued,
+        ),
+    ):
+        counter = CounterMetricFamily(name, documentation, labels=("gateway_pid",))
+        counter.add_metric(gateway, value)
+        yield counter
+    ejected = GaugeMetricFamily(
+        "xinference:replicas_ejected",
+        "Replicas that get no requests, or one at a time.",
+        labels=("gateway_pid",),
+    )
+    ejected.add_metric(gateway, routing.num_ejected)
+    yield ejected
+
+
 def _node_families(info: ClusterInfo) -> Iterator[Metric]:
     uptime = "Since the supervisor started."
     yield GaugeMetricFamily(
@@ -370,6 +396,12 @@ def _node_families(info: ClusterInfo) -> Iterator[Metric]:
     )
     count = len(info.workers)
     yield GaugeMetricFamily("xinference:workers_total", "Workers of the cluster.", value=count)
+    state = GaugeMetricFamily(
+        "xinference:worker_status", "Always 1.", labels=("worker_address", "status")
+    )
+    for worker in info.workers:
+        state.add_metric((worker.node, worker.state), 1)
+    yield state
     readings = {
         "xinference:worker_cpu_utilization": "cpu_utilization",
         "xinference:worker_memory_used_bytes": "memory_used_bytes",

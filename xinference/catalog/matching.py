@@ -5,6 +5,7 @@ Pure: names, numbers and texts only. What is not asked for is chosen: the first 
 order of the data, that the engine can run. Every refusal says what would be accepted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -119,7 +120,7 @@ def match(family: ModelFamily, wish: Wish) -> Variant:
     if not fitting:
         raise UnsupportedVariant(
             family=family.model_name,
-            problem="there is no variant " + _what_is_missing(family, wish),
+            problem="there is no variant " + missing_words(family.variants, wish),
             suggestions=_near(family, wish),
         )
     for variant in fitting:
@@ -156,8 +157,9 @@ def parameter_objects(family: ModelFamily) -> list[dict[str, object]] | str:
     ]
 
 
-def _what_is_missing(family: ModelFamily, wish: Wish) -> str:
-    by_variant = [wish.parts(variant) for variant in family.variants]
+def missing_words(variants: Sequence[Variant], wish: Wish) -> str:
+    """Return what of a wish none of the variants is, in words."""
+    by_variant = [wish.parts(variant) for variant in variants]
     asked = [words for words, _ in by_variant[0]]
     # Why: "no variant of 5B" is clearer than the whole wish where the size alone fails.
     for index, words in enumerate(asked):

@@ -8,7 +8,9 @@ and a description, or says why not. It downloads nothing and starts nothing.
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,8 +19,6 @@ from xinference.errors import (
     FamilyNotFound,
     InternalError,
     InvalidRequest,
-    ModelAlreadyExists,
-    XinferenceError,
 )
 from xinference.identifiers import new_model_uid
 from xinference.protocol.deployment import (
@@ -28,9 +28,10 @@ from xinference.protocol.deployment import (
     ModelSource,
 )
 
+from .encoder_family import ENCODER_TYPES, EncoderFamily, parse_encoder_family
+from .encoder_matching import encoder_engine_named, encoder_engines, match_encoder
 from .family import (
     DEFAULT_CONTEXT_LENGTH,
-    GUIDE_URI,
     ModelFamily,
     Variant,
     size_text,
@@ -42,13 +43,15 @@ from .matching import (
     match,
     parameter_objects,
 )
+from .packages import PREFIX, packaged_directory
 from .registrations import Registrations
-from .schema import did_you_mean, inherit, near_names, parse_family
+from .schema import did_you_mean, inherit, parse_family
+from .shelf import Shelf, SomeFamily
 
 logger = logging.getLogger(__name__)
 
 LANGUAGE = "LLM"
-LATER_TYPES = ("embedding", "rerank", "image", "audio", "video", "flexible")
+LATER_TYPES = ("image", "audio", "video", "flexible")
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Where `config.json` says how many tokens a model takes; it depends on the architecture."""
@@ -66,8 +69,8 @@ class Resolved:
 
 def directory_of(path: str) -> Path:
     """Return the directory that `ModelSource.path` names on this machine; it may not exist."""
-    if path == GUIDE_URI:
-        return Path(__file__).with_name("guide")
+    if path.startswith(PREFIX):
+        return packaged_directory(path) or Path(path)
     return Path(path)
 
 
@@ -79,13 +82,17 @@ class Catalog:
     """
 
     def __init__(
-        self, builtin: dict[str, ModelFamily], registrations: Registrations | None = None
+        self,
+        builtin: dict[str, ModelFamily],
+        registrations: Registrations | None = None,
+        encoders: Mapping[str, Shelf[EncoderFamily]] | None = None,
     ) -> None:
-        self._builtin = builtin
-        self._registrations = registrations
-        self._registered: dict[str, ModelFamily] = {}
-        self._kept: set[str] = set()
-        # Invariant: `_kept` is the part of `_registered` that has files, each named after it.
+        self._language: Shelf[ModelFamily] = Shelf(
+            builtin,
+            lambda text: inherit(parse_family(text, is_builtin=False), builtin),
+            registrations,
+        )
+        self._encoders = dict(encoders or {})
 
     @classmethod
     def load(cls, home: Path) -> Self:
@@ -94,10 +101,19 @@ class Catalog:
         A registration that is broken, or whose file is not named after it, is logged and skipped;
         the file stays.
         """
-        registrations = Registrations(home / "model" / "v2" / LANGUAGE.lower())
-        catalog = cls(builtin_families(), registrations)
-        for name, text in registrations.load():
-            catalog._restore(registrations.path_of(name), name, text)
+        kept = home / "model" / "v2"
+        encoders = {
+            model_type: Shelf(
+                builtin_encoders(model_type),
+                partial(parse_encoder_family, model_type=model_type, is_builtin=False),
+                Registrations(kept / model_type),
+            )
+            for model_type in ENCODER_TYPES
+        }
+        catalog = cls(builtin_families(), Registrations(kept / LANGUAGE.lower()), encoders)
+        catalog._language.restore()
+        for shelf in encoders.values():
+            shelf.restore()
         return catalog
 
     def families(self, model_type: str) -> list[dict[str, Any]]:
@@ -106,9 +122,8 @@ class Catalog:
         Raises:
             InvalidRequest: the type is unknown.
         """
-        if type_named(model_type) != LANGUAGE:
-            return []
-        known = self._known()
+        shelf = self._shelf(type_named(model_type))
+        known: dict[str, Any] = {} if shelf is None else shelf.known()
         return [known[name].to_json() for name in sorted(known, key=str.casefold)]
 
     def family(self, model_type: str, name: str) -> dict[str, Any]:
@@ -127,20 +142,7 @@ class Catalog:
             ModelAlreadyExists: a family has this name, whatever its letter case.
             InsufficientResources: it cannot be written; nothing was registered.
         """
-        _require_served(model_type)
-        family = inherit(parse_family(text, is_builtin=False), self._builtin)
-        name = family.model_name
-        taken = {one.casefold(): one for one in self._known()}
-        if name.casefold() in taken:
-            raise ModelAlreadyExists(name=taken[name.casefold()])
-        if family.carried.get("virtualenv"):
-            logger.warning("%s: virtualenv is kept, but this version makes no environments", name)
-        if persist:
-            if self._registrations is None:
-                raise InternalError(where="catalog", problem="there is nowhere to keep families")
-            self._registrations.save(name, text)
-            self._kept.add(name)
-        self._registered[name] = family
+        self._served_shelf(model_type).register(text, persist)
 
     def unregister(self, model_type: str, name: str) -> None:
         """Remove a registered family, and its file if it was kept.
@@ -149,14 +151,8 @@ class Catalog:
             InvalidRequest: it is built in, or the type is unknown. FamilyNotFound: there is none.
             InsufficientResources: its file cannot be removed; it stays registered.
         """
-        if self._family(model_type, name).is_builtin:
-            raise InvalidRequest(
-                field="model_name", problem=f"{name} is built in and cannot be unregistered"
-            )
-        if self._registrations is not None and name in self._kept:
-            self._registrations.remove(name)
-            self._kept.remove(name)
-        del self._registered[name]
+        self._family(model_type, name)
+        self._served_shelf(model_type).unregister(name)
 
     def engines(self, model_type: str, name: str) -> dict[str, list[dict[str, object]] | str]:
         """Return, per engine name, what it can run of a family, or why it cannot be used.
@@ -165,6 +161,8 @@ class Catalog:
             InvalidRequest: the type is unknown. FamilyNotFound: with near names.
         """
         family = self._family(model_type, name)
+        if isinstance(family, EncoderFamily):
+            return encoder_engines(family)
         reasons = {engine: f"{engine} {reason}" for engine, reason in OTHER_ENGINES.items()}
         return {"Transformers": parameter_objects(family), **reasons}
 
@@ -181,8 +179,10 @@ class Catalog:
             UnsupportedVariant: no variant is as asked, or none such can run; with those that can.
             DownloadUnavailable: the files are on a hub and no `model_path` was given.
         """
-        _require_served(spec.model_type)
+        self._served_shelf(spec.model_type)
         family = self._family(spec.model_type, spec.model_name)
+        if isinstance(family, EncoderFamily):
+            return _resolve_encoder(family, spec)
         engine = engine_named(spec.model_engine)
         wish = Wish.of(
             size=spec.model_size_in_billions,
@@ -209,41 +209,44 @@ class Catalog:
             abilities=family.model_ability,
         )
 
-    def _known(self) -> dict[str, ModelFamily]:
-        # Why registered last: a release that ships a family of a name that a user took must not
-        # change what that user's launches mean.
-        return self._builtin | self._registered
+    def _shelf(self, model_type: str) -> Shelf[ModelFamily] | Shelf[EncoderFamily] | None:
+        return self._language if model_type == LANGUAGE else self._encoders.get(model_type)
 
-    def _family(self, model_type: str, name: str) -> ModelFamily:
-        known = self._known() if type_named(model_type) == LANGUAGE else {}
-        if name not in known:
-            raise FamilyNotFound(family=name, suggestions=near_names(name, known))
-        return known[name]
+    def _served_shelf(self, model_type: str) -> Shelf[ModelFamily] | Shelf[EncoderFamily]:
+        known = type_named(model_type)
+        shelf = self._shelf(known)
+        if shelf is None:
+            served = ", ".join((LANGUAGE, *self._encoders))
+            raise InvalidRequest(
+                field="model_type",
+                problem=f"{known} is not served by this version yet; {served} are",
+            )
+        return shelf
 
-    def _restore(self, path: Path, name: str, text: str) -> None:
-        try:
-            family = inherit(parse_family(text, is_builtin=False), self._builtin)
-        except XinferenceError as error:
-            logger.error("Registration %s is skipped: %s", path, error)
-            return
-        if family.model_name != name:
-            logger.error("Registration %s is skipped: it is of %s", path, family.model_name)
-            return
-        if name.casefold() in map(str.casefold, self._registered):
-            logger.error("Registration %s is skipped: that name is taken", path)
-            return
-        if name in self._builtin:
-            logger.warning("Registration %s hides the built-in model %s", path, name)
-        self._registered[name] = family
-        self._kept.add(name)
+    def _family(self, model_type: str, name: str) -> ModelFamily | EncoderFamily:
+        shelf = self._shelf(type_named(model_type))
+        if shelf is None:
+            raise FamilyNotFound(family=name, suggestions=[])
+        return shelf.family(name)
+
+
+def builtin_encoders(model_type: str) -> dict[str, EncoderFamily]:
+    """Read the families of this package that embed, or that rerank."""
+    return _builtin(
+        model_type, partial(parse_encoder_family, model_type=model_type, is_builtin=True)
+    )
 
 
 def builtin_families() -> dict[str, ModelFamily]:
-    """Read the families of this package."""
-    found: dict[str, ModelFamily] = {}
-    for file in sorted((Path(__file__).parent / "builtin").glob("*.json")):
+    """Read the language families of this package."""
+    return _builtin("", partial(parse_family, is_builtin=True))
+
+
+def _builtin(folder: str, parse: Callable[[str], SomeFamily]) -> dict[str, SomeFamily]:
+    found: dict[str, SomeFamily] = {}
+    for file in sorted((Path(__file__).parent / "builtin" / folder).glob("*.json")):
         try:
-            family = parse_family(file.read_text(encoding="utf-8"), is_builtin=True)
+            family = parse(file.read_text(encoding="utf-8"))
         except InvalidRequest as error:
             raise InternalError(where="catalog", problem=f"{file.name}: {error}") from error
         found[family.model_name] = family
@@ -256,20 +259,14 @@ def type_named(text: str) -> str:
     Raises:
         InvalidRequest: there is none of this name.
     """
-    for model_type in (LANGUAGE, *LATER_TYPES):
+    types = (LANGUAGE, *ENCODER_TYPES, *LATER_TYPES)
+    for model_type in types:
         if text.casefold() == model_type.casefold():
             return model_type
     raise InvalidRequest(
         field="model_type",
-        problem=f"{text!r} is not a type of model" + did_you_mean(text, (LANGUAGE, *LATER_TYPES)),
+        problem=f"{text!r} is not a type of model" + did_you_mean(text, types),
     )
-
-
-def _require_served(model_type: str) -> None:
-    if (known := type_named(model_type)) != LANGUAGE:
-        raise InvalidRequest(
-            field="model_type", problem=f"{known} is not served by this version yet; {LANGUAGE} is"
-        )
 
 
 def _checked_path(text: str) -> str:
@@ -328,6 +325,43 @@ def _description(
         context_length=min((one for one in limits if one), default=DEFAULT_CONTEXT_LENGTH),
         replica=spec.replica,
     )
+
+
+def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
+    engine = encoder_engine_named(spec.model_engine)
+    wish = Wish.of(
+        size=spec.model_size_in_billions,
+        model_format=spec.model_format,
+        quantization=spec.quantization,
+    )
+    variant = match_encoder(family, wish)
+    path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
+    if path is None:
+        raise DownloadUnavailable(family=family.model_name, model_id=variant.model_id or "")
+    _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
+    is_given = spec.model_path is not None
+    limits = (family.max_tokens, spec.engine_options.max_model_len)
+    description = ModelDescription(
+        model_uid=spec.model_uid or new_model_uid(family.model_name, taken=set()),
+        model_type=family.model_type,
+        model_name=family.model_name,
+        model_engine=engine,
+        model_format=variant.model_format,
+        model_size_in_billions=size_text(variant.size),
+        quantization=variant.quantization,
+        model_family=family.model_name,
+        model_lang=family.language,
+        model_ability=family.model_ability,
+        model_description=family.model_description,
+        model_hub="local" if is_given else variant.model_hub,
+        revision=None if is_given else variant.model_revision,
+        context_length=min(one for one in limits if one),
+        replica=spec.replica,
+        dimensions=family.dimensions,
+        rerank_type=family.rerank_type,
+    )
+    source = ModelSource(path=path, prompts=dict(family.prompts), rerank_template=family.template)
+    return Resolved(description=description, source=source, abilities=family.model_ability)
 
 
 def _context_of_files(path: str) -> int | None:

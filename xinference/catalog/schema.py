@@ -9,6 +9,7 @@ silently give a model of 2048 tokens. Knows nothing of files and of what else is
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -101,6 +102,9 @@ CARRIED_SPEC_FIELDS = (
 )
 DROPPED_SPEC_FIELDS = ("cache_status", "draft_cache_status")
 
+_PACKAGE_URI = re.compile(r"package:[A-Za-z_]\w*/[A-Za-z_][\w-]*", re.ASCII)
+"""A folder of another Python package."""
+
 REPLACED = {
     "prompt_style": "is of an older format; give the template as chat_template (Jinja), or the "
     "name of a built-in family there, and its stop and stop_token_ids beside it",
@@ -114,24 +118,11 @@ def parse_family(text: str, *, is_builtin: bool) -> ModelFamily:
     Raises:
         InvalidRequest: naming the field, by its path from the top.
     """
-    if len(text) > MAX_JSON_CHARS:
-        _refuse("model", f"is longer than {MAX_JSON_CHARS} characters")
-    try:
-        given = json.loads(text, parse_int=_json_int)
-        # Why encode again: NaN and half of a surrogate pair read well and print as no JSON.
-        json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(field="model", problem=f"is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        _refuse("model", "must be a JSON object")
-    top = _Reader(given, "")
+    top = family_json(text)
     top.check_keys((*FIELDS, *CARRIED_FIELDS, *DROPPED_FIELDS))
     top.one_of("version", (1, 2), default=2)
     top.one_of("tool_parser", TOOL_PARSERS, default="")
-    name = _name(top)
-    specs = top.objects("model_specs")
-    if not specs:
-        _refuse("model_specs", "must have at least one entry")
+    name = family_name_of(top)
     return ModelFamily(
         model_name=name,
         model_description=top.optional_text("model_description") or "",
@@ -146,10 +137,41 @@ def parse_family(text: str, *, is_builtin: bool) -> ModelFamily:
         reasoning_start_tag=top.optional_text("reasoning_start_tag"),
         reasoning_end_tag=top.optional_text("reasoning_end_tag"),
         tool_parser=top.optional_text("tool_parser"),
-        variants=tuple(variant for spec in specs for variant in _variants(spec)),
+        variants=variants_of(top),
         is_builtin=is_builtin,
         carried=top.carried(CARRIED_FIELDS),
     )
+
+
+def family_json(text: str) -> "Reader":
+    """Return the JSON object of a family, to be read.
+
+    Raises:
+        InvalidRequest: it is too long, or no JSON object.
+    """
+    if len(text) > MAX_JSON_CHARS:
+        refuse("model", f"is longer than {MAX_JSON_CHARS} characters")
+    try:
+        given = json.loads(text, parse_int=_json_int)
+        # Why encode again: NaN and half of a surrogate pair read well and print as no JSON.
+        json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(field="model", problem=f"is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        refuse("model", "must be a JSON object")
+    return Reader(given, "")
+
+
+def variants_of(top: "Reader", *, needs_size: bool = True) -> tuple[Variant, ...]:
+    """Return the variants that `model_specs` lists, at least one.
+
+    Args:
+        needs_size: whether each has to say how many parameters it has; else 0 is unknown.
+    """
+    specs = top.objects("model_specs")
+    if not specs:
+        refuse("model_specs", "must have at least one entry")
+    return tuple(variant for spec in specs for variant in _variants(spec, needs_size))
 
 
 def inherit(family: ModelFamily, builtin: Mapping[str, ModelFamily]) -> ModelFamily:
@@ -165,7 +187,7 @@ def inherit(family: ModelFamily, builtin: Mapping[str, ModelFamily]) -> ModelFam
     template = family.chat_template
     parent = builtin.get(family.model_family if template is None else template)
     if parent is None and template is not None and "{" not in template:
-        _refuse(
+        refuse(
             "chat_template",
             f"{template[:100]!r} is neither a Jinja template nor the name of a built-in model"
             + did_you_mean(template, builtin),
@@ -184,7 +206,7 @@ def inherit(family: ModelFamily, builtin: Mapping[str, ModelFamily]) -> ModelFam
     if "tools" in family.model_ability and family.tool_parser is None:
         relative = builtin.get(family.model_family)
         if relative is None or relative.tool_parser is None:
-            _refuse(
+            refuse(
                 "tool_parser",
                 "a model with tools must name its parser, or a built-in model with tools as its "
                 "model_family",
@@ -205,7 +227,8 @@ def near_names(name: str, known: Collection[str]) -> list[str]:
     return [folded[near] for near in difflib.get_close_matches(name.casefold(), folded, n=3)]
 
 
-def _refuse(field: str, problem: str) -> NoReturn:
+def refuse(field: str, problem: str) -> NoReturn:
+    """Raise the complaint about a field, by its path from the top."""
     raise InvalidRequest(field=field, problem=problem)
 
 
@@ -215,45 +238,46 @@ def _json_int(digits: str) -> int:
     return int(digits)
 
 
-def _name(top: "_Reader") -> str:
+def family_name_of(top: "Reader") -> str:
+    """Return the checked name of a family."""
     name = family_name(top.text("model_name"))
     if not name.isprintable() or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
-        _refuse(
+        refuse(
             "model_name", f"must be printable and at most {MAX_NAME_BYTES} bytes, got {name[:50]!r}"
         )
     return name
 
 
-def _abilities(top: "_Reader") -> tuple[str, ...]:
+def _abilities(top: "Reader") -> tuple[str, ...]:
     abilities = top.texts("model_ability")
     if not abilities:
-        _refuse("model_ability", f"is needed, one or more of {', '.join(ABILITIES)}")
+        refuse("model_ability", f"is needed, one or more of {', '.join(ABILITIES)}")
     for ability in abilities:
         if ability in LATER_ABILITIES:
-            _refuse("model_ability", f"{ability} is not served by this version")
+            refuse("model_ability", f"{ability} is not served by this version")
         if ability not in ABILITIES:
-            _refuse(
+            refuse(
                 "model_ability",
                 f"{ability!r} is not one of {', '.join(ABILITIES)}"
                 + did_you_mean(ability, ABILITIES),
             )
     if not {"chat", "generate"} & set(abilities):
-        _refuse("model_ability", "must have chat or generate")
+        refuse("model_ability", "must have chat or generate")
     return abilities
 
 
-def _variants(spec: "_Reader") -> list[Variant]:
+def _variants(spec: "Reader", needs_size: bool) -> list[Variant]:
     spec.check_keys((*SPEC_FIELDS, *CARRIED_SPEC_FIELDS, *DROPPED_SPEC_FIELDS))
     model_format = spec.text("model_format")
     if model_format in REPLACED:
         spec.refuse("model_format", f"{model_format} {REPLACED[model_format]}")
     spec.one_of("model_format", FORMATS)
     size = spec.size("model_size_in_billions")
-    if size is None:
+    if size is None and needs_size:
         spec.refuse("model_size_in_billions", "is needed")
     variant = Variant(
         model_format=model_format,
-        size=size,
+        size=size or Decimal(0),
         activated_size=spec.size("activated_size_in_billions"),
         quantization="none",
         model_hub="local",
@@ -278,7 +302,7 @@ def _variants(spec: "_Reader") -> list[Variant]:
     return [replace(located, quantization=one) for one in _quantizations(spec, model_format)]
 
 
-def _published(spec: "_Reader", variant: Variant) -> list[Variant]:
+def _published(spec: "Reader", variant: Variant) -> list[Variant]:
     for field in ("quantization", "model_hub", "model_uri", *SOURCE_FIELDS):
         if spec.given.get(field) is not None:
             spec.refuse(field, "is said by model_src; give one of them")
@@ -308,7 +332,7 @@ def _published(spec: "_Reader", variant: Variant) -> list[Variant]:
     return found
 
 
-def _quantizations(spec: "_Reader", model_format: str) -> tuple[str, ...]:
+def _quantizations(spec: "Reader", model_format: str) -> tuple[str, ...]:
     # Why a list under the singular too: both spellings are in documents people copy from.
     given = spec.given.get("quantization")
     found = spec.texts("quantization") if isinstance(given, list) else ()
@@ -322,11 +346,11 @@ def _quantizations(spec: "_Reader", model_format: str) -> tuple[str, ...]:
     return tuple("none" if one.casefold() == "none" else one for one in found)
 
 
-def _path(spec: "_Reader") -> str | None:
+def _path(spec: "Reader") -> str | None:
     uri = spec.optional_text("model_uri")
     if uri is None:
         return None
-    if uri == GUIDE_URI:
+    if uri == GUIDE_URI or _PACKAGE_URI.fullmatch(uri):
         return uri
     path = unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
     if not path.startswith("/") or "\0" in path:
@@ -334,7 +358,7 @@ def _path(spec: "_Reader") -> str | None:
     return path
 
 
-class _Reader:
+class Reader:
     """A JSON object that is read field by field; every complaint carries the field's path.
 
     JSON null, and a blank text where a text may be absent, count as absent: forms send them.
@@ -345,7 +369,7 @@ class _Reader:
         self._where = where
 
     def refuse(self, field: str, problem: str) -> NoReturn:
-        _refuse(self._where + field, problem)
+        refuse(self._where + field, problem)
 
     def check_keys(self, known: Collection[str]) -> None:
         for key in self.given:
@@ -371,6 +395,28 @@ class _Reader:
             self.refuse(field, "is needed")
         return value
 
+    def verbatim(self, field: str) -> str | None:
+        """Return a text with its white space, which counts."""
+        return self.given[field] if self.optional_text(field) is not None else None
+
+    def text_map(self, field: str) -> dict[str, str]:
+        """Return an object whose values are texts; empty if it is absent."""
+        value = self.given.get(field)
+        if value is None:
+            return {}
+        if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+            self.refuse(field, "must be an object of texts")
+        return dict(value)
+
+    def optional_object(self, field: str) -> "Reader | None":
+        """Return an object to be read; None if it is absent."""
+        value = self.given.get(field)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.refuse(field, "must be an object")
+        return Reader(value, f"{self._where}{field}.")
+
     def optional_count(self, field: str) -> int | None:
         value = self.given.get(field)
         if value is None:
@@ -393,15 +439,15 @@ class _Reader:
     def token_ids(self, field: str) -> tuple[int, ...]:
         return tuple(self._items(field, lambda one: _is_int(one) and one >= 0, "token ids"))
 
-    def objects(self, field: str) -> list["_Reader"]:
+    def objects(self, field: str) -> list["Reader"]:
         items = self._items(field, lambda one: isinstance(one, dict), "objects")
-        return [_Reader(one, f"{self._where}{field}[{i}].") for i, one in enumerate(items)]
+        return [Reader(one, f"{self._where}{field}[{i}].") for i, one in enumerate(items)]
 
-    def named_objects(self, field: str) -> list[tuple[str, "_Reader"]]:
+    def named_objects(self, field: str) -> list[tuple[str, "Reader"]]:
         value = self.given.get(field)
         if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
             self.refuse(field, "must be an object of objects, one for each hub")
-        return [(key, _Reader(one, f"{self._where}{field}.{key}.")) for key, one in value.items()]
+        return [(key, Reader(one, f"{self._where}{field}.{key}.")) for key, one in value.items()]
 
     def size(self, field: str) -> Decimal | None:
         value = self.given.get(field)

@@ -49,9 +49,7 @@ def chat_command(
     with connected(endpoint, api_key) as client:
         model = client.get_model(model_uid)
         if not isinstance(model, ChatModelHandle):
-            raise click.ClickException(
-                f"{model_uid} cannot chat; try: xinference generate --model-uid {model_uid}"
-            )
+            raise click.ClickException(_cannot_chat(model, model_uid))
 
         def ask(text: str) -> "dict[str, Any] | Stream":
             return model.chat(
@@ -65,6 +63,14 @@ def chat_command(
         _talk(ask, keep, prompt="User: ", answer_prompt="Assistant: ")
 
 
+def _cannot_chat(model: Any, model_uid: str) -> str:
+    from xinference.client import EmbeddingModelHandle, RerankModelHandle
+
+    commands = {EmbeddingModelHandle: "embed", RerankModelHandle: "rerank"}
+    command = commands.get(type(model), "generate")
+    return f"{model_uid} cannot chat; try: xinference {command} --model-uid {model_uid}"
+
+
 @click.command("generate", short_help="Let a model go on from a text.")
 @talk_options
 def generate_command(
@@ -75,9 +81,13 @@ def generate_command(
     An empty line or Ctrl-D ends, Ctrl-C stops an answer. Without a terminal, each line of the
     input is a text.
     """
+    from xinference.client import GenerateModelHandle
+
     config = {"max_tokens": max_tokens, "stream": stream}
     with connected(endpoint, api_key) as client:
         model = client.get_model(model_uid)
+        if not isinstance(model, GenerateModelHandle):
+            raise click.ClickException(f"{model_uid} does not generate text")
         _talk(
             lambda text: model.generate(text, generate_config=config),
             lambda _text, _answer: None,

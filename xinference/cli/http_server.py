@@ -39,8 +39,6 @@ WRITE_SECONDS = 30.0
 MAX_KEPT_BYTES = 8 * 2**10
 CLOSE_SECONDS = 5.0
 """So long a closed connection may take to send what is left."""
-GRACE_SECONDS = 3.0
-"""After SIGTERM, so long may running requests go on."""
 BACKLOG = 2048
 
 
@@ -48,12 +46,14 @@ def server_of(
     app: Any,
     *,
     keep_alive_seconds: float,
+    drain_seconds: float = 30.0,
     ssl_certfile: str | None = None,
     ssl_keyfile: str | None = None,
 ) -> uvicorn.Server:
     """Return what serves an application: `await server.serve(sockets=[listener])`.
 
-    It ends at SIGTERM or when its `should_exit` is set; running requests get a moment to end.
+    It ends at SIGTERM or when its `should_exit` is set; running requests may go on for
+    `drain_seconds`.
     """
     return uvicorn.Server(
         uvicorn.Config(
@@ -67,7 +67,7 @@ def server_of(
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=keep_alive_seconds,  # type: ignore[arg-type]  # any number does
-            timeout_graceful_shutdown=GRACE_SECONDS,  # type: ignore[arg-type]  # as above
+            timeout_graceful_shutdown=drain_seconds,  # type: ignore[arg-type]  # as above
             ssl_certfile=ssl_certfile,
             ssl_keyfile=ssl_keyfile,
         )

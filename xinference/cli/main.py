@@ -12,6 +12,7 @@ from .connection import CONTEXT_SETTINGS
 
 COMMANDS = {
     "chat": "chat",
+    "embed": "vectors",
     "engine": "registrations",
     "generate": "chat",
     "keys": "keys",
@@ -21,7 +22,9 @@ COMMANDS = {
     "quickstart": "quickstart",
     "register": "registrations",
     "registrations": "registrations",
+    "rerank": "vectors",
     "scale": "models",
+    "status": "status",
     "stop-cluster": "serve",
     "terminate": "models",
     "unregister": "registrations",

@@ -113,6 +113,7 @@ async def _serve(config: GatewayConfig) -> None:
         server = http_server.server_of(
             app,
             keep_alive_seconds=config.http_keep_alive_seconds,
+            drain_seconds=config.drain_seconds,
             ssl_certfile=config.ssl_certfile,
             ssl_keyfile=config.ssl_keyfile,
         )

@@ -226,6 +226,7 @@ def worker_command(
         advertised_host=advertised_host(host, towards=gateway_host),
         endpoint=endpoint,
         replica_ports=None if ports is None else (ports.first, ports.last),
+        drain_seconds=settings.drain_seconds,
     )
     code = guard(config, on_ready=lambda: show(f"The worker has joined the cluster at {endpoint}."))
     raise SystemExit(code)
@@ -243,7 +244,12 @@ def local_configs(
 
     level = log_level or settings.log_level
     key = _own_key(settings)
-    worker = WorkerConfig(home=settings.home, cluster_key=key, log_level=level)
+    worker = WorkerConfig(
+        home=settings.home,
+        cluster_key=key,
+        log_level=level,
+        drain_seconds=settings.drain_seconds,
+    )
     # Only HTTP listens on the host of the options; the actors of one need no more than loopback.
     return [
         _supervisor_config(settings, key, level, expected_workers=1),
@@ -274,6 +280,7 @@ def _supervisor_config(
         launch_strategy=settings.launch_strategy,
         shares_gpus=settings.allow_multi_replica_per_gpu,
         expected_workers=expected_workers,
+        drain_seconds=settings.drain_seconds,
     )
 
 
@@ -292,6 +299,7 @@ def _gateway_configs(
             disable_metrics=settings.disable_metrics,
             http_keep_alive_seconds=settings.http_keep_alive_seconds,
             continues_streams=settings.continue_streams,
+            drain_seconds=settings.drain_seconds,
             ssl_certfile=options.ssl_certfile,
             ssl_keyfile=options.ssl_keyfile,
             number=number,

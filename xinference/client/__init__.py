@@ -2,8 +2,9 @@
 """The Python client: calls of the HTTP interface as methods, plain and awaited.
 
 `Client` and `AsyncClient` have the same methods, because both send the same `Operation` values
-(`operations.py`). `get_model` returns a handle that chats or generates. Errors are subclasses of
-`ClientError`, which is a `RuntimeError`. Knows HTTP only: neither torch nor actors are imported.
+(`operations.py`). `get_model` returns a handle that chats, generates, embeds or reranks. Errors
+are subclasses of `ClientError`, which is a `RuntimeError`. Knows HTTP only: neither torch nor
+actors are imported.
 """
 
 from xinference.client._async import AsyncClient
@@ -24,10 +25,14 @@ from xinference.client.errors import (
 )
 from xinference.client.models import (
     AsyncChatModelHandle,
+    AsyncEmbeddingModelHandle,
     AsyncGenerateModelHandle,
+    AsyncRerankModelHandle,
     AsyncStream,
     ChatModelHandle,
+    EmbeddingModelHandle,
     GenerateModelHandle,
+    RerankModelHandle,
     Stream,
 )
 
@@ -37,8 +42,10 @@ AsyncRESTfulClient = AsyncClient
 __all__ = [
     "AsyncChatModelHandle",
     "AsyncClient",
+    "AsyncEmbeddingModelHandle",
     "AsyncGenerateModelHandle",
     "AsyncRESTfulClient",
+    "AsyncRerankModelHandle",
     "AsyncStream",
     "BadRequest",
     "ChatModelHandle",
@@ -47,11 +54,13 @@ __all__ = [
     "Conflict",
     "ConnectionFailed",
     "ConnectionLost",
+    "EmbeddingModelHandle",
     "GenerateModelHandle",
     "LaunchCancelled",
     "NotFound",
     "RESTfulClient",
     "ReplyTimeout",
+    "RerankModelHandle",
     "ServerFault",
     "Stream",
     "StreamFailed",

@@ -8,7 +8,7 @@ import httpx
 
 from . import operations
 from .errors import error_of_reply
-from .models import AsyncChatModelHandle, AsyncGenerateModelHandle, AsyncStream, handle_class
+from .models import ASYNC_HANDLES, AsyncStream, handle_class
 from .operations import Operation, StreamOperation, as_method
 from .transport import httpx_request, httpx_settings, parsed, translated
 
@@ -54,6 +54,8 @@ class AsyncClient:
     get_launch_model_progress = _sends(operations.get_launch_model_progress)
     cancel_launch_model = _sends(operations.cancel_launch_model)
     get_instance_info = _sends(operations.get_instance_info)
+    get_status = _sends(operations.get_status)
+    get_model_events = _sends(operations.get_model_events)
     get_model_replicas = _sends(operations.get_model_replicas)
     add_model_replica = _sends(operations.add_model_replica)
     terminate_model_replica = _sends(operations.terminate_model_replica)
@@ -72,17 +74,13 @@ class AsyncClient:
     revoke_api_key = _sends(operations.revoke_api_key)
     get_usage = _sends(operations.get_usage)
 
-    async def get_model(self, model_uid: str) -> AsyncGenerateModelHandle:
-        """Return a handle of a running model: an `AsyncChatModelHandle` if it can chat.
+    async def get_model(self, model_uid: str) -> Any:
+        """Return a handle of a running model, of the class in `models.ASYNC_HANDLES` that suits it.
 
         Raises:
             NotFound: no such model.
         """
-        description = await self.describe_model(model_uid)
-        kind = handle_class(
-            description, chat=AsyncChatModelHandle, generate=AsyncGenerateModelHandle
-        )
-        return kind(model_uid, self)
+        return handle_class(await self.describe_model(model_uid), ASYNC_HANDLES)(model_uid, self)
 
     async def login(self, username: str, password: str) -> None:
         """Send an API key from now on; nothing happens where the server asks for none.

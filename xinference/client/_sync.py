@@ -2,13 +2,13 @@
 """`Client`: sends operations and waits for their replies."""
 
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
 from . import operations
 from .errors import error_of_reply
-from .models import ChatModelHandle, GenerateModelHandle, Stream, handle_class
+from .models import HANDLES, Stream, handle_class
 from .operations import Operation, StreamOperation, as_method
 from .transport import httpx_request, httpx_settings, parsed, translated
 
@@ -51,6 +51,8 @@ class Client:
     get_launch_model_progress = _sends(operations.get_launch_model_progress)
     cancel_launch_model = _sends(operations.cancel_launch_model)
     get_instance_info = _sends(operations.get_instance_info)
+    get_status = _sends(operations.get_status)
+    get_model_events = _sends(operations.get_model_events)
     get_model_replicas = _sends(operations.get_model_replicas)
     add_model_replica = _sends(operations.add_model_replica)
     terminate_model_replica = _sends(operations.terminate_model_replica)
@@ -69,15 +71,13 @@ class Client:
     revoke_api_key = _sends(operations.revoke_api_key)
     get_usage = _sends(operations.get_usage)
 
-    def get_model(self, model_uid: str) -> GenerateModelHandle:
-        """Return a handle of a running model: a `ChatModelHandle` if it can chat.
+    def get_model(self, model_uid: str) -> Any:
+        """Return a handle of a running model, of the class in `models.HANDLES` that suits it.
 
         Raises:
             NotFound: no such model.
         """
-        description = self.describe_model(model_uid)
-        kind = handle_class(description, chat=ChatModelHandle, generate=GenerateModelHandle)
-        return kind(model_uid, self)
+        return handle_class(self.describe_model(model_uid), HANDLES)(model_uid, self)
 
     def login(self, username: str, password: str) -> None:
         """Send an API key from now on; nothing happens where the server asks for none.

@@ -3,23 +3,39 @@
 
 from .models import (
     AsyncChatModelHandle,
+    AsyncEmbeddingModelHandle,
     AsyncGenerateModelHandle,
+    AsyncRerankModelHandle,
     ChatModelHandle,
+    EmbeddingModelHandle,
     GenerateModelHandle,
+    RerankModelHandle,
 )
 
 RESTfulChatModelHandle = ChatModelHandle
+RESTfulEmbeddingModelHandle = EmbeddingModelHandle
 RESTfulGenerateModelHandle = GenerateModelHandle
+RESTfulRerankModelHandle = RerankModelHandle
 AsyncRESTfulChatModelHandle = AsyncChatModelHandle
+AsyncRESTfulEmbeddingModelHandle = AsyncEmbeddingModelHandle
 AsyncRESTfulGenerateModelHandle = AsyncGenerateModelHandle
+AsyncRESTfulRerankModelHandle = AsyncRerankModelHandle
 
 __all__ = [
     "AsyncChatModelHandle",
+    "AsyncEmbeddingModelHandle",
     "AsyncGenerateModelHandle",
     "AsyncRESTfulChatModelHandle",
+    "AsyncRESTfulEmbeddingModelHandle",
     "AsyncRESTfulGenerateModelHandle",
+    "AsyncRESTfulRerankModelHandle",
+    "AsyncRerankModelHandle",
     "ChatModelHandle",
+    "EmbeddingModelHandle",
     "GenerateModelHandle",
     "RESTfulChatModelHandle",
+    "RESTfulEmbeddingModelHandle",
     "RESTfulGenerateModelHandle",
+    "RESTfulRerankModelHandle",
+    "RerankModelHandle",
 ]

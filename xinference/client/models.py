@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handles: a running model that can be asked, and the streams of its answers.
 
-`Client.get_model` makes a `ChatModelHandle` or `GenerateModelHandle`, `AsyncClient.get_model`
-their awaited twins. A stream gives the chunks of an answer in order; closing it early closes its
-connection, and the server stops generating.
+`Client.get_model` makes a `ChatModelHandle`, `GenerateModelHandle`, `EmbeddingModelHandle` or
+`RerankModelHandle`, `AsyncClient.get_model` their awaited twins. A stream gives the chunks of an
+answer in order; closing it early closes its connection, and the server stops generating.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+)
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 import httpx
@@ -140,6 +148,22 @@ class SendsAsync(Protocol):
         ...
 
 
+class ModelHandle:
+    """A running model."""
+
+    def __init__(self, model_uid: str, client: Sends) -> None:
+        self.model_uid = model_uid
+        self._client = client
+
+
+class AsyncModelHandle:
+    """A running model; awaited."""
+
+    def __init__(self, model_uid: str, client: SendsAsync) -> None:
+        self.model_uid = model_uid
+        self._client = client
+
+
 def _asks(
     describe: Callable[Concatenate[str, Parameters], Operation[Json] | StreamOperation],
 ) -> "Callable[Concatenate[GenerateModelHandle, Parameters], Json | Stream]":
@@ -172,12 +196,56 @@ def _asks_async(
     return as_method(method, describe, leave_out="model_uid")
 
 
-class GenerateModelHandle:
-    """A running model that goes on from a text."""
+def _computes(
+    describe: Callable[Concatenate[str, Parameters], Operation[Json]],
+) -> Callable[Concatenate[ModelHandle, Parameters], Json]:
+    """Make the method of a handle that sends what `describe` returns for its model."""
 
-    def __init__(self, model_uid: str, client: Sends) -> None:
-        self.model_uid = model_uid
-        self._client = client
+    def method(self: ModelHandle, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Json:
+        return self._client.send(describe(self.model_uid, *args, **kwargs))
+
+    return as_method(method, describe, leave_out="model_uid")
+
+
+def _computes_async(
+    describe: Callable[Concatenate[str, Parameters], Operation[Json]],
+) -> Callable[Concatenate[AsyncModelHandle, Parameters], Awaitable[Json]]:
+    """Make the awaited method of a handle that sends what `describe` returns for its model."""
+
+    async def method(
+        self: AsyncModelHandle, /, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> Json:
+        return await self._client.send(describe(self.model_uid, *args, **kwargs))
+
+    return as_method(method, describe, leave_out="model_uid")
+
+
+class EmbeddingModelHandle(ModelHandle):
+    """A running model that turns texts into vectors."""
+
+    create_embedding = _computes(operations.create_embedding)
+
+
+class RerankModelHandle(ModelHandle):
+    """A running model that sorts documents by their relevance."""
+
+    rerank = _computes(operations.rerank)
+
+
+class AsyncEmbeddingModelHandle(AsyncModelHandle):
+    """A running model that turns texts into vectors; awaited."""
+
+    create_embedding = _computes_async(operations.create_embedding)
+
+
+class AsyncRerankModelHandle(AsyncModelHandle):
+    """A running model that sorts documents by their relevance; awaited."""
+
+    rerank = _computes_async(operations.rerank)
+
+
+class GenerateModelHandle(ModelHandle):
+    """A running model that goes on from a text."""
 
     generate = _asks(operations.generate)
 
@@ -188,12 +256,8 @@ class ChatModelHandle(GenerateModelHandle):
     chat = _asks(operations.chat)
 
 
-class AsyncGenerateModelHandle:
+class AsyncGenerateModelHandle(AsyncModelHandle):
     """A running model that goes on from a text; awaited."""
-
-    def __init__(self, model_uid: str, client: SendsAsync) -> None:
-        self.model_uid = model_uid
-        self._client = client
 
     generate = _asks_async(operations.generate)
 
@@ -206,20 +270,37 @@ class AsyncChatModelHandle(AsyncGenerateModelHandle):
 
 Handle = TypeVar("Handle")
 
+HANDLES: dict[str, type[ModelHandle]] = {
+    "chat": ChatModelHandle,
+    "generate": GenerateModelHandle,
+    "embedding": EmbeddingModelHandle,
+    "rerank": RerankModelHandle,
+}
+ASYNC_HANDLES: dict[str, type[AsyncModelHandle]] = {
+    "chat": AsyncChatModelHandle,
+    "generate": AsyncGenerateModelHandle,
+    "embedding": AsyncEmbeddingModelHandle,
+    "rerank": AsyncRerankModelHandle,
+}
+"""By what a model is for."""
 
-def handle_class(description: Json, *, chat: type[Handle], generate: type[Handle]) -> type[Handle]:
+
+def handle_class(description: Json, handles: Mapping[str, Handle]) -> Handle:
     """Return which handle suits a model, by its type and abilities.
 
     Raises:
         ClientError: this version has no handle for such a model.
     """
+    model_type = str(description.get("model_type"))
     abilities = description.get("model_ability") or []
-    if description.get("model_type") == "LLM" and "chat" in abilities:
-        return chat
-    if description.get("model_type") == "LLM" and "generate" in abilities:
-        return generate
-    raise ClientError(
-        "get the model",
-        f"this client has no handle for a model of type {description.get('model_type')} "
-        f"with the abilities {', '.join(abilities) or 'none'}",
-    )
+    if model_type == "LLM":
+        wanted = [ability for ability in ("chat", "generate") if ability in abilities]
+    else:
+        wanted = [model_type] if model_type in handles else []
+    if not wanted:
+        raise ClientError(
+            "get the model",
+            f"this client has no handle for a model of type {model_type} "
+            f"with the abilities {', '.join(abilities) or 'none'}",
+        )
+    return handles[wanted[0]]

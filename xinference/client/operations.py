@@ -237,6 +237,29 @@ def get_instance_info(
     )
 
 
+def get_status() -> Operation[Json]:
+    """Return how long the cluster has been up, and its workers: how each is, and how busy."""
+    return Operation(
+        Request(purpose="get the status of the cluster", method="GET", path="/status"), _as_it_is
+    )
+
+
+def get_model_events(model_uid: str) -> Operation[list[Json]]:
+    """Return what happened to a model, oldest first: "event_type", "event_ts", "event_content".
+
+    Raises:
+        NotFound: no such model.
+    """
+    return Operation(
+        Request(
+            purpose=f"get the events of {model_uid}",
+            method="GET",
+            path=f"/v1/models/{_segment(model_uid)}/events",
+        ),
+        _as_it_is,
+    )
+
+
 def get_model_replicas(model_uid: str) -> Operation[list[Json]]:
     """Return the replicas of a model: where each is, how, and why if it is down.
 
@@ -585,6 +608,75 @@ def chat(
     if enable_thinking is not None:
         body["enable_thinking"] = enable_thinking
     return _answer("chat", "/v1/chat/completions", body, generate_config)
+
+
+def create_embedding(
+    model_uid: str,
+    /,
+    input: str | Sequence[Any],  # noqa: A002  # the name that callers know
+    **kwargs: Any,
+) -> Operation[Json]:
+    """Return the vectors of texts, in OpenAI's form.
+
+    Args:
+        input: A text, a list of texts, token ids, or a list of lists of token ids.
+        kwargs: Further fields of the request, such as `dimensions`, `input_type`, `prompt`,
+            `truncate_prompt_tokens` or `return_sparse`.
+    """
+    body: Json = {"model": model_uid, "input": input if isinstance(input, str) else list(input)}
+    return Operation(
+        Request(
+            purpose="embed",
+            method="POST",
+            path="/v1/embeddings",
+            body=kwargs | body,
+            timeout_seconds=ANSWER_SECONDS,
+        ),
+        _as_it_is,
+    )
+
+
+def rerank(
+    model_uid: str,
+    /,
+    documents: Sequence[str | Mapping[str, Any]],
+    query: str,
+    top_n: int | None = None,
+    max_chunks_per_doc: int | None = None,
+    return_documents: bool | None = None,
+    return_len: bool | None = None,
+    **kwargs: Any,
+) -> Operation[Json]:
+    """Return documents by their relevance to a query, the best first.
+
+    Args:
+        documents: Texts, or objects with a "text".
+        top_n: So many of the best; None: all.
+        max_chunks_per_doc: So many of the first chunks of a document that is too long for the
+            model; None: all.
+        return_documents: Say the texts as well.
+        return_len: Say in "meta" how many tokens were read.
+        kwargs: Further fields of the request, such as `instruction`.
+    """
+    body: Json = {
+        "model": model_uid,
+        "documents": list(documents),
+        "query": query,
+        "top_n": top_n,
+        "max_chunks_per_doc": max_chunks_per_doc,
+        "return_documents": return_documents,
+        "return_len": return_len,
+    }
+    return Operation(
+        Request(
+            purpose="rerank",
+            method="POST",
+            path="/v1/rerank",
+            body=kwargs | {name: value for name, value in body.items() if value is not None},
+            timeout_seconds=ANSWER_SECONDS,
+        ),
+        _as_it_is,
+    )
 
 
 def _answer(

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ChildProcess`: a process that an event loop started, its first line, and its end.
+"""`ChildProcess`: a process that an event loop started, its first line, and its end;
+`AdoptedProcess`: one that another process had started.
 
 The end is noticed by a pidfd where there is one, within milliseconds and without a thread.
 """
@@ -14,11 +15,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, Self
 
-from .supervision import kill_tree, launch_argv
+from .supervision import PLATFORM, kill_tree, launch_argv
 
 logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 * 1024
+POLL_SECONDS = 0.2
+"""Where no pidfd tells of an end."""
 
 
 class ChildProcess:
@@ -41,17 +44,26 @@ class ChildProcess:
         environment: Mapping[str, str],
         first_line: bytes,
         log: BinaryIO,
+        lifeline: int | None = None,
     ) -> Self:
         """Start a process in a session of its own.
 
         Its stdin gets `first_line` and stays open for as long as this process lives; its stderr
         goes to `log`. It must not run in a thread: the child is tied to the thread that made it.
 
+        Args:
+            lifeline: a file descriptor that it inherits and lives by, instead of by this process.
+
         Raises:
             OSError: the interpreter that launches it does not start.
         """
         popen = subprocess.Popen(
-            launch_argv(argv, signal_number=signal.SIGKILL, oom_score_adj=500),
+            launch_argv(
+                argv,
+                signal_number=signal.SIGKILL if lifeline is None else 0,
+                oom_score_adj=500,
+            ),
+            pass_fds=() if lifeline is None else (lifeline,),
             env=dict(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -87,7 +99,7 @@ class ChildProcess:
         while await self._stdout.read(MAX_LINE_BYTES):
             pass
 
-    async def wait(self) -> int:
+    async def wait(self) -> int | None:
         """Return its return code, as `subprocess.Popen.returncode`, once it has ended."""
         return await asyncio.shield(self._exit)
 
@@ -124,3 +136,57 @@ class ChildProcess:
             self._popen.stdin.close()
         if not self._exit.done():
             self._exit.set_result(return_code)
+
+
+class AdoptedProcess:
+    """A process that an earlier worker had started. Belongs to one event loop.
+
+    How it ends is for whoever reaps it to know, so `wait` returns None.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Watch a living process."""
+        self.pid = pid
+        self._loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[None] = self._loop.create_future()
+        self._pidfd: int | None = None
+        if hasattr(os, "pidfd_open"):
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                self._exit.set_result(None)
+            else:
+                self._loop.add_reader(self._pidfd, self._on_exit)
+        else:
+            self._polling = asyncio.create_task(self._poll(), name="adopted process")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has."""
+        return self._exit.done()
+
+    async def wait(self) -> int | None:
+        """Return None, once it has ended."""
+        await asyncio.shield(self._exit)
+        return None
+
+    async def discard_output(self) -> None:
+        """Do nothing: nobody reads what it writes."""
+
+    def kill_tree(self) -> None:
+        """Kill it and everything below it; `wait` then returns soon."""
+        if not self.has_ended:
+            kill_tree(self.pid)
+
+    async def _poll(self) -> None:
+        while PLATFORM.start_of(self.pid) is not None:  # noqa: ASYNC110  # nothing tells
+            await asyncio.sleep(POLL_SECONDS)
+        self._on_exit()
+
+    def _on_exit(self) -> None:
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        if not self._exit.done():
+            self._exit.set_result(None)

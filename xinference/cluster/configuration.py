@@ -34,6 +34,8 @@ class RoleConfig:
     """For sockets; private to one guardian, which fills it in."""
     supervisor_address: str | None = None
     """Of its actor, "host:port"; None: the guardian's own supervisor."""
+    drain_seconds: float = 30.0
+    """After SIGTERM, so long may running requests go on."""
 
     @property
     def name(self) -> str:
@@ -91,6 +93,9 @@ class WorkerConfig(RoleConfig):
     """Where replicas listen for other hosts, both included; None: any free port."""
     replica_command: tuple[str, ...] = ("-m", "xinference.cluster.replica")
     """What the interpreter of a replica is given."""
+    lifeline: int | None = None
+    """A file descriptor that ends with the guardian, which fills it in. Replicas live by it and
+    not by the worker, so that they go on when it is replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +159,13 @@ def make_run_directory(home: Path) -> Path:
     return mine
 
 
-def private_directory(parent: Path, name: str) -> Path:
-    """Return an empty directory of mode 0700 below a run directory."""
+def private_directory(parent: Path, name: str, *, keep: bool = False) -> Path:
+    """Return a directory of mode 0700 below a run directory; an empty one, unless it is kept."""
     made = parent / name
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(made)
-    made.mkdir(mode=0o700)
+    if not keep:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(made)
+    made.mkdir(mode=0o700, exist_ok=keep)
     return made
 
 

@@ -5,7 +5,8 @@ It is the process of `xinference-local` and its kin themselves, so it must not f
 library only, one thread, no event loop, no state but its children. A child gets its
 configuration as a line on stdin, says that it is ready by a line of JSON on stdout, and dies
 when the guardian does. What a child leaves behind comes to the guardian, the subreaper, and is
-killed.
+killed; but for the replicas of a worker that died, which serve on until its successor adopts them.
+What an earlier guardian of this home has left is killed at the start.
 
     exit status 0   the child was asked to end: everything ends, status 0
     exit status 2   it cannot run as configured: everything ends, status 2
@@ -38,14 +39,25 @@ from .configuration import (
     advertised_address,
     make_run_directory,
 )
-from .supervision import PLATFORM, describe_exit, kill_strays, kill_tree, launch_argv
+from .supervision import (
+    INSTANCE_VARIABLE,
+    OWNER_VARIABLE,
+    PLATFORM,
+    describe_exit,
+    kill_leftovers,
+    kill_strays,
+    kill_tree,
+    launch_argv,
+    owner_of,
+)
 
 logger = logging.getLogger(__name__)
 
 EXIT_MISCONFIGURED = 2
 START_TIMEOUT_SECONDS = 90.0
 STOP_TIMEOUT_SECONDS = 12.0
-"""For one child to end after SIGTERM; a worker stops its replicas within it."""
+"""For one child to end after SIGTERM, once its running requests have had their time: a worker's
+twice, to be brought up elsewhere first, and then to end here."""
 GONE_TIMEOUT_SECONDS = 5.0
 BACK_OFF_SECONDS = (0.0, 0.2, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STEADY_SECONDS = 60.0
@@ -77,9 +89,17 @@ def run(
         configs: in the order to start. A port 0 becomes one that stays over restarts; where
             `supervisor_address` is None it becomes that of the supervisor among them.
     """
-    run_directory = make_run_directory(configs[0].home)
+    home = configs[0].home
+    if num_killed := kill_leftovers(str(home)):
+        logger.warning("Killed %d processes that an earlier start has left", num_killed)
+    os.environ[OWNER_VARIABLE] = owner_of(str(home))
+    run_directory = make_run_directory(home)
     with contextlib.ExitStack() as resources:
         resources.callback(shutil.rmtree, run_directory, ignore_errors=True)
+        # Nobody writes to it: whoever holds the other end sees this process end.
+        lifeline, held = os.pipe()
+        resources.callback(os.close, lifeline)
+        resources.callback(os.close, held)
         reserved = [_with_fixed_port(config, resources) for config in configs]
         supervisor = next((one for one in reserved if isinstance(one, SupervisorConfig)), None)
         children = []
@@ -90,6 +110,8 @@ def run(
             complete = dataclasses.replace(
                 config, run_directory=run_directory, supervisor_address=address
             )
+            if isinstance(complete, WorkerConfig):
+                complete = dataclasses.replace(complete, lifeline=lifeline)
             children.append(_Child(complete, tuple(argv_of(complete))))
         return _Guardian(children, on_ready).run()
 
@@ -135,6 +157,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            pass_fds=self._inherited(),
             # Why: Ctrl-C in a terminal reaches the guardian alone, which ends them in order.
             start_new_session=True,
         )
@@ -148,6 +171,12 @@ class _Child:
         self.said.clear()
         os.set_blocking(self.process.stdout.fileno(), False)
         return self.process.stdout.fileno()
+
+    def _inherited(self) -> tuple[int, ...]:
+        config = self.config
+        if isinstance(config, WorkerConfig) and config.lifeline is not None:
+            return (config.lifeline,)
+        return ()
 
     def hear(self, text: bytes) -> None:
         """Take in what it wrote; the first line of JSON with "ready" in it counts."""
@@ -181,6 +210,8 @@ class _Guardian:
         """Set once everything is to end."""
         self._num_signals = 0
         self._is_told = False
+        self._orphans: set[int] = set()
+        """Replicas whose worker died. They go on; the next worker adopts them."""
 
     def run(self) -> int:
         PLATFORM.become_subreaper()
@@ -241,6 +272,7 @@ class _Guardian:
             elif self._is_overdue(child):
                 logger.error("The %s is not ready after %.0f s", child.name, START_TIMEOUT_SECONDS)
                 self._kill(child)
+        self._reap_orphans()
         if not self._is_told and all(child.facts is not None for child in self._children):
             self._is_told = True
             self._tell_ready()
@@ -282,7 +314,9 @@ class _Guardian:
 
     def _on_exit(self, child: _Child) -> None:
         """Clean up behind a child that ended, and decide what that means."""
-        status = self._reap(child)
+        assert child.process is not None
+        is_restarted = child.process.returncode not in {0, EXIT_MISCONFIGURED} and child.was_ready
+        status = self._reap(child, spares_replicas=is_restarted and self._exit_status is None)
         if self._exit_status is not None:
             return
         if status in {0, EXIT_MISCONFIGURED}:
@@ -304,8 +338,12 @@ class _Guardian:
                 delay,
             )
 
-    def _reap(self, child: _Child) -> int:
-        """Take a child that has ended out of the books, with all it left; return its status."""
+    def _reap(self, child: _Child, *, spares_replicas: bool = False) -> int:
+        """Take a child that has ended out of the books, with all it left; return its status.
+
+        Args:
+            spares_replicas: leave the processes of models alone: they serve, and will be adopted.
+        """
         assert child.process is not None
         status = child.process.wait()
         stdout = child.process.stdout
@@ -314,10 +352,31 @@ class _Guardian:
             stdout.close()
         child.process = None
         child.facts = None
+        spared: set[str] = set()
+        if spares_replicas:
+            tags = {
+                pid: PLATFORM.variable_of(pid, INSTANCE_VARIABLE)
+                for pid in PLATFORM.children_of(os.getpid())
+            }
+            self._orphans |= {pid for pid, tag in tags.items() if tag is not None}
+            spared = {tag for tag in tags.values() if tag is not None}
         deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
-        while kill_strays(self._living()) and time.monotonic() < deadline:
+        while (
+            kill_strays(self._living(), tag=INSTANCE_VARIABLE, spared=spared)
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.005)
         return status
+
+    def _reap_orphans(self) -> None:
+        """Reap those that have ended; nobody else can, and whoever watches them has seen it."""
+        for pid in list(self._orphans):
+            try:
+                has_ended = os.waitpid(pid, os.WNOHANG) != (0, 0)
+            except ChildProcessError:
+                has_ended = True
+            if has_ended:
+                self._orphans.discard(pid)
 
     def _living(self) -> list[int]:
         return [child.process.pid for child in self._children if child.process is not None]
@@ -351,7 +410,7 @@ class _Guardian:
                 continue
             with contextlib.suppress(ProcessLookupError):
                 child.process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+            deadline = time.monotonic() + 2 * child.config.drain_seconds + STOP_TIMEOUT_SECONDS
             while child.process.poll() is None:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._num_signals > num_signals:

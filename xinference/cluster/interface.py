@@ -21,7 +21,8 @@ from xinference.protocol.deployment import (
     ReplicaStatus,
 )
 from xinference.protocol.generation import Accepted, Delta, Finished, GenerationRequest
-from xinference.protocol.nodes import ClusterInfo
+from xinference.protocol.nodes import ClusterInfo, GatewayRouting
+from xinference.protocol.vectors import VectorPiece, VectorRequest
 
 
 class GenerationStream(Protocol):
@@ -41,6 +42,31 @@ class GenerationStream(Protocol):
         Raises:
             ReplicaLost: the connection ended before the stream did.
             XinferenceError: the engine failed this request.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Abort the request unless it has ended. Returns at once; may be called again."""
+        ...
+
+
+class VectorStream(Protocol):
+    """An accepted request for vectors or scores: its pieces, then one `Finished`, or it raises.
+
+    It belongs to one task. Whoever got it must iterate it to its end or call `aclose`.
+    """
+
+    @property
+    def accepted(self) -> Accepted:
+        """What the replica said when it took the request."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[VectorPiece | Finished]:
+        """Iterate once.
+
+        Raises:
+            ReplicaLost: the connection ended before the stream did.
+            XinferenceError: the model failed this request.
         """
         ...
 
@@ -140,6 +166,16 @@ class Cluster(Protocol):
         """
         ...
 
+    async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
+        """Send a request for vectors or scores to a replica; return when it has accepted it.
+
+        If the caller is cancelled while waiting, the request is aborted.
+
+        Raises:
+            As `generate`.
+        """
+        ...
+
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float
     ) -> AbortOutcome:
@@ -152,6 +188,10 @@ class Cluster(Protocol):
 
     async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
         """Return the latest engine counters of each ready model, for `/metrics`."""
+        ...
+
+    def routing(self) -> GatewayRouting:
+        """Return how this gateway routes. Asks nobody."""
         ...
 
     async def info(self) -> ClusterInfo:

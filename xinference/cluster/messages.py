@@ -108,6 +108,8 @@ class WorkerReport:
     """Grows with every change; a heartbeat carries it alone."""
     resources: NodeResources
     instances: tuple[InstanceReport, ...]
+    is_leaving: bool = False
+    """It takes nothing new, and ends what it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

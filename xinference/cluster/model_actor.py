@@ -31,14 +31,16 @@ from xinference.errors import (
 from xinference.identifiers import InstanceId, RequestId
 from xinference.protocol.deployment import AbortOutcome
 
-from .child_process import ChildProcess
+from .child_process import AdoptedProcess, ChildProcess
 from .control_bus import remote
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
+from .journal import ReplicaJournal, RunningReplica
+from .liveness import Liveness
 from .messages import InstanceReport, InstanceState, StartInstance
 from .replica import Bootstrap
 from .replica_environment import replica_environment
-from .supervision import describe_exit
+from .supervision import INSTANCE_VARIABLE, PLATFORM, describe_exit
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +49,14 @@ START_TIMEOUT_SECONDS = 60.0
 OPEN_TIMEOUT_SECONDS = 10.0
 LOAD_TIMEOUT_SECONDS = 3600.0
 STOP_GRACE_SECONDS = 3.0
-"""For a ready replica to end by itself once it is told to stop."""
+"""For a ready replica to end by itself once its requests are over."""
+DRAIN_SECONDS = 30.0
 GONE_TIMEOUT_SECONDS = 5.0
 QUESTION_TIMEOUT_SECONDS = 2.0
 STATS_ARE_GOOD_FOR_SECONDS = 1.0
+WATCH_SECONDS = 1.0
+SILENT_SECONDS = 3.0
+"""For an answer to a PING. Whether a process is stopped is looked up then."""
 REASON_TIMEOUT_SECONDS = 1.0
 """A lost connection waits so long for the process's own way of ending."""
 MAX_LOG_BYTES = 16 * 2**20
@@ -59,8 +65,6 @@ NUM_TOLD_LINES = 3
 MAX_TOLD_LINE_LEN = 200
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM})
 """Signals that say nothing about the process, so its log has no reason to tell."""
-INSTANCE_VARIABLE = "XINFERENCE_INSTANCE"
-"""Marks every process below a replica as its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,12 @@ class ReplicaHost:
     listen_host: str | None
     """None: replicas listen on unix sockets, for this host alone."""
     listen_ports: tuple[int, int] | None = None
+    drain_seconds: float = DRAIN_SECONDS
+    """For what runs on a replica to end, once it is told to stop."""
+    lifeline: int | None = None
+    """What replicas live by, so that they outlive this worker; None: they end with it."""
+    journal: ReplicaJournal | None = None
+    """Where they are noted for the next worker."""
 
 
 class ModelActor:
@@ -90,12 +100,14 @@ class ModelActor:
         host: ReplicaHost,
         sweep: Callable[[InstanceId], int],
         on_change: Callable[[], None],
+        adopted: RunningReplica | None = None,
     ) -> None:
-        """Prepare; nothing runs yet.
+        """Prepare; nothing runs yet, unless it is `adopted`.
 
         Args:
             sweep: kills the worker's orphans that the instance left; returns how many remain.
             on_change: called whenever `report` has changed.
+            adopted: the process, which an earlier worker has started.
         """
         python = start.spec.python_executable or sys.executable
         self._spec = replace(start.spec, python_executable=python)
@@ -109,14 +121,19 @@ class ModelActor:
             state=InstanceState.STARTING,
             gpu_idx=start.spec.gpu_idx,
         )
-        self._process: ChildProcess | None = None
+        self._adopted = adopted
+        self._process: ChildProcess | AdoptedProcess | None = None
         self._connection: ReplicaConnection | None = None
         self._is_stopping = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         self._stats: dict[str, float] = {}
         self._stats_at = 0.0
         self._log_start = 0
+        self._verdict = ""
+        """Why it is replaced though its process lives."""
         self.ended = asyncio.Event()
+        self.settled = asyncio.Event()
+        """Set when it is ready, or will not be."""
 
     @property
     def report(self) -> InstanceReport:
@@ -209,20 +226,12 @@ class ModelActor:
             address=None,
             error=None if error is None else error.to_wire(),
         )
+        self.settled.set()
         self.ended.set()
 
     async def _run(self) -> XinferenceError | None:
         """Return why the process ended, or None when it was told to; it may still be there."""
-        with self._open_log() as log:
-            self._process = process = ChildProcess.spawn(
-                [self._spec.python_executable, *self._host.command],
-                environment={
-                    **replica_environment(self._spec, os.environ),
-                    INSTANCE_VARIABLE: self._spec.instance,
-                },
-                first_line=self._bootstrap(),
-                log=log,
-            )
+        process = self._process = self._adopt() or self._spawn()
         logger.info("%s is process %d", self._spec.replica, process.pid)
         serving = asyncio.create_task(self._serve(process), name="serve")
         exiting = asyncio.create_task(process.wait(), name="exit")
@@ -239,21 +248,49 @@ class ModelActor:
             await asyncio.wait({exiting}, timeout=REASON_TIMEOUT_SECONDS)
             if exiting.done():
                 status = exiting.result()
-                is_killed = -status in _FROM_OUTSIDE
-                return self._death(process, describe_exit(status), is_killed=is_killed)
+                is_killed = status is not None and -status in _FROM_OUTSIDE
+                how = self._verdict or describe_exit(status)
+                return self._death(process, how, is_killed=is_killed)
             return self._death(process, "no answer" if failure is None else failure.problem)
         finally:
             for task in (serving, exiting, stopping):
                 task.cancel()
             await asyncio.gather(serving, exiting, stopping, return_exceptions=True)
 
-    async def _serve(self, process: ChildProcess) -> None:
-        """Connect, load, and stay until the connection ends; never returns.
+    def _spawn(self) -> ChildProcess:
+        with self._open_log() as log:
+            return ChildProcess.spawn(
+                [self._spec.python_executable, *self._host.command],
+                environment={
+                    **replica_environment(self._spec, os.environ),
+                    INSTANCE_VARIABLE: self._spec.instance,
+                },
+                first_line=self._bootstrap(),
+                log=log,
+                lifeline=self._host.lifeline,
+            )
+
+    def _adopt(self) -> AdoptedProcess | None:
+        """Return the process that an earlier worker has started; None if there was none.
 
         Raises:
-            ReplicaLost: the process or the connection to it ended, or was too slow.
-            LoadFailed, InvalidRequest: it cannot load.
+            ReplicaLost: it has ended.
         """
+        if self._adopted is None:
+            return None
+        if PLATFORM.start_of(self._adopted.pid) != self._adopted.started_at:
+            raise ReplicaLost(model=self._spec.replica.model, problem="it ended with its worker")
+        return AdoptedProcess(self._adopted.pid)
+
+    async def _address_of(self, process: ChildProcess | AdoptedProcess) -> str:
+        """Return where the replica listens, once it does.
+
+        Raises:
+            ReplicaLost, LoadFailed: it does not say.
+        """
+        if isinstance(process, AdoptedProcess):
+            assert self._adopted is not None, "that is where it is from"
+            return self._adopted.address
         model = self._spec.replica.model
         try:
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
@@ -265,10 +302,38 @@ class ModelActor:
         if not line:
             raise ReplicaLost(model=model, problem="it closed its output")
         try:
-            address = str(json.loads(line)["address"])
+            return str(json.loads(line)["address"])
         except (ValueError, KeyError, TypeError):
             problem = f"it said {line[:200]!r} where its address was due"
             raise LoadFailed(model=model, problem=problem) from None
+
+    def _note(self, process: ChildProcess | AdoptedProcess, address: str) -> None:
+        """Let the next worker find the process, should this one be gone."""
+        started_at = PLATFORM.start_of(process.pid)
+        if self._host.journal is None or started_at is None:
+            return
+        running = RunningReplica(
+            pid=process.pid,
+            started_at=started_at,
+            address=address,
+            launch_id=self._report.launch_id,
+            spec=self._spec,
+        )
+        try:
+            self._host.journal.write(running)
+        except OSError:
+            logger.exception("%s could not be noted; another worker will not find it", self._spec)
+
+    async def _serve(self, process: ChildProcess | AdoptedProcess) -> None:
+        """Connect, load, and stay until the connection ends; never returns.
+
+        Raises:
+            ReplicaLost: the process or the connection to it ended, or was too slow.
+            LoadFailed, InvalidRequest: it cannot load.
+        """
+        model = self._spec.replica.model
+        address = await self._address_of(process)
+        self._note(process, address)
         try:
             connection = await ReplicaConnection.open(
                 address,
@@ -291,22 +356,62 @@ class ModelActor:
             info="",
             context_length=loaded.context_length,
         )
+        self.settled.set()
         discarding = asyncio.create_task(process.discard_output(), name="discard output")
+        watching = asyncio.create_task(self._watch(connection, process.pid), name="watch progress")
+        closing = asyncio.create_task(connection.closed.wait(), name="closed")
         try:
-            await connection.closed.wait()
+            await asyncio.wait({watching, closing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            discarding.cancel()
-        raise ReplicaLost(model=model, problem="its connection was closed")
+            for task in (discarding, watching, closing):
+                task.cancel()
+        if watching.done() and not watching.cancelled():
+            watching.result()
+        raise ReplicaLost(model=model, problem=self._verdict or "its connection was closed")
 
-    async def _stop_in_order(self, process: ChildProcess) -> None:
-        """Let a replica that is ready end by itself, for a while."""
+    async def _watch(self, connection: ReplicaConnection, pid: int) -> None:
+        """Return when a ready replica gets nowhere: it is stopped, silent, or stuck in a step.
+
+        A long prompt is no reason: its chunks are steps, and each of them counts as progress.
+        """
+        liveness = Liveness(now=time.monotonic())
+        while not connection.is_closed:
+            await asyncio.sleep(WATCH_SECONDS)
+            counters: dict[str, float] | None = None
+            with contextlib.suppress(ReplicaLost):
+                counters = (await connection.ping(SILENT_SECONDS)).counters
+            is_stopped = counters is None and PLATFORM.is_stopped(pid)
+            problem = liveness.observe(counters, is_stopped=is_stopped, now=time.monotonic())
+            if problem is not None and not connection.is_closed:
+                self._verdict = problem
+                # It writes down where its threads are, if it can; what is left is killed.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGABRT)
+                return
+
+    async def _stop_in_order(self, process: ChildProcess | AdoptedProcess) -> None:
+        """Let a replica that is ready finish its requests and end by itself, for a while.
+
+        One that does not answer meanwhile is given up: it finishes nothing.
+        """
         connection = self._connection
         if connection is None or connection.is_closed or self._report.context_length is None:
             return
-        with contextlib.suppress(ReplicaLost, TimeoutError):
-            async with asyncio.timeout(STOP_GRACE_SECONDS):
-                await connection.stop()
-                await process.wait()
+        grace_seconds = self._host.drain_seconds
+        exiting = asyncio.create_task(process.wait(), name="exit")
+        try:
+            async with asyncio.timeout(grace_seconds + STOP_GRACE_SECONDS):
+                await connection.stop(grace_seconds=grace_seconds)
+                while not exiting.done():
+                    await connection.ping(STOP_GRACE_SECONDS)
+                    await asyncio.wait({exiting}, timeout=1.0)
+        except TimeoutError:
+            logger.warning("%s did not end in time", self._spec.replica)
+        except ReplicaLost:
+            # Its connection ends before it does.
+            await asyncio.wait({exiting}, timeout=STOP_GRACE_SECONDS)
+        finally:
+            exiting.cancel()
 
     async def _leave_nothing(self) -> None:
         """End every process of this instance, and wait until each is gone."""
@@ -319,15 +424,17 @@ class ModelActor:
         try:
             async with asyncio.timeout(GONE_TIMEOUT_SECONDS):
                 await process.wait()
-                # What it had started came to this worker as the subreaper.
+                # What it had started came to this worker as the subreaper, or to the guardian.
                 while self._sweep(self._spec.instance):  # noqa: ASYNC110  # nothing tells
                     await asyncio.sleep(0.01)
         except TimeoutError:
             logger.error("%s: process %d does not go away", self._spec.replica, process.pid)
         self._socket_path().unlink(missing_ok=True)
+        if self._host.journal is not None:
+            self._host.journal.forget(self._spec.instance)
 
     def _death(
-        self, process: ChildProcess, how: str, *, is_killed: bool = False
+        self, process: ChildProcess | AdoptedProcess, how: str, *, is_killed: bool = False
     ) -> XinferenceError:
         """Return the error of a process that ended unasked, and log its last lines."""
         model = self._spec.replica.model
@@ -368,6 +475,7 @@ class ModelActor:
             key=instance_key(self._host.cluster_key, instance),
             listen=listen,
             model_uid=self._spec.replica.model,
+            lifeline=self._host.lifeline,
         ).to_line()
 
     def _socket_path(self) -> Path:

@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,12 +31,13 @@ from .cluster_key import key_refused
 from .configuration import RoleConfig, SupervisorConfig, WorkerConfig, private_directory
 from .control_bus import Endpoint, Presence
 from .devices import DeviceReader
+from .journal import ReplicaJournal, RunningReplica
 from .messages import LaunchId
 from .model_actor import ModelActor, ReplicaHost
 from .placement import LaunchStrategy
 from .state import ClusterState
 from .store import DesiredStore
-from .supervision import PLATFORM, kill_tree
+from .supervision import INSTANCE_VARIABLE, OWNER_VARIABLE, PLATFORM, kill_tree
 from .supervisor import ModelCatalog, SupervisorActor, system_clock
 from .worker import CALL_TIMEOUT_SECONDS, SUPERVISOR, WORKER, WorkerActor, new_worker_epoch
 from .xoscar_bus import XoscarBus
@@ -54,6 +55,8 @@ JOIN_RETRY_SECONDS = 0.1
 MAX_REFUSALS = 5
 HTTP_TIMEOUT_SECONDS = 5.0
 CLOSE_TIMEOUT_SECONDS = 10.0
+ADOPT_SECONDS = 3.0
+"""For what the last worker has left to be ready again, before this one says what runs."""
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -151,7 +154,6 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
 
 async def _work(config: WorkerConfig) -> int:
     told_to_end = _on_signals()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_tree)
     bus = await XoscarBus.open(
         Address.parse(config.listen),
         key=config.cluster_key,
@@ -159,13 +161,19 @@ async def _work(config: WorkerConfig) -> int:
         advertised_host=config.advertised_host,
     )
     directory = _SupervisorDirectory(config)
+    host = _replica_host(config)
     worker = WorkerActor(
         bus=bus,
         worker_epoch=new_worker_epoch(),
-        new_replica=functools.partial(ModelActor, host=_replica_host(config)),
+        new_replica=functools.partial(ModelActor, host=host),
         read_resources=DeviceReader().read,
         find_supervisor=directory.find,
     )
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_replicas, worker)
+    if host.journal is not None:
+        running = host.journal.read()
+        _kill_unnoted(running)
+        await worker.adopt(running, timeout_seconds=ADOPT_SECONDS)
     await bus.serve(WORKER, worker)
     await _check_key(bus, directory, config)
     reporting = asyncio.create_task(worker.report_forever(), name="report")
@@ -177,7 +185,9 @@ async def _work(config: WorkerConfig) -> int:
         told_to_end.wait(), worker.shutdown_requested.wait(), asyncio.shield(reporting)
     )
     logger.info("Worker at %s ends; its replicas first", bus.address)
-    async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+    if ended == 0:
+        await worker.hand_over(timeout_seconds=config.drain_seconds)
+    async with asyncio.timeout(config.drain_seconds + CLOSE_TIMEOUT_SECONDS):
         await worker.close()
         reporting.cancel()
         await worker.leave()
@@ -245,11 +255,16 @@ def _replica_host(config: WorkerConfig) -> ReplicaHost:
     host = config.advertised_host or Address.parse(config.listen).host
     return ReplicaHost(
         home=config.home,
-        run_directory=private_directory(config.run_directory, "replicas"),
+        run_directory=private_directory(config.run_directory, "replicas", keep=True),
         cluster_key=config.cluster_key.encode(),
         command=config.replica_command,
         listen_host=None if host in _LOOPBACK else host,
         listen_ports=config.replica_ports,
+        drain_seconds=config.drain_seconds,
+        lifeline=config.lifeline,
+        journal=None
+        if config.lifeline is None
+        else ReplicaJournal(private_directory(config.run_directory, "journal", keep=True)),
     )
 
 
@@ -266,11 +281,21 @@ def _on_signals() -> asyncio.Event:
     return told_to_end
 
 
-def _die_with_tree() -> None:
+def _die_with_replicas(worker: WorkerActor) -> None:
     """The guardian is gone: kill everything below and end, at once."""
-    for pid in PLATFORM.children_of(os.getpid()):
+    # Why both: replicas that were adopted are nobody's children here.
+    for pid in (*PLATFORM.children_of(os.getpid()), *worker.pids):
         kill_tree(pid)
     os._exit(EXIT_FAILED)
+
+
+def _kill_unnoted(running: Sequence[RunningReplica]) -> None:
+    """Kill the processes of an earlier worker's replicas that nobody can adopt."""
+    noted = {one.spec.instance for one in running}
+    owners = PLATFORM.tagged(OWNER_VARIABLE)
+    for pid, instance in PLATFORM.tagged(INSTANCE_VARIABLE).items():
+        if instance not in noted and owners.get(pid) == os.environ.get(OWNER_VARIABLE):
+            kill_tree(pid)
 
 
 async def _first_of(*waits: Any) -> int:

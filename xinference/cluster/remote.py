@@ -31,15 +31,16 @@ from xinference.protocol.deployment import (
     ReplicaStatus,
 )
 from xinference.protocol.generation import GenerationRequest
-from xinference.protocol.nodes import ClusterInfo
+from xinference.protocol.nodes import ClusterInfo, GatewayRouting
+from xinference.protocol.vectors import VectorRequest
 
 from .control_bus import ControlBus, Endpoint
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
-from .interface import GenerationStream
+from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
-from .routing import routes_of
+from .routing import ready_models, routes_of
 from .worker import SUPERVISOR
 from .xoscar_bus import XoscarBus
 
@@ -218,6 +219,16 @@ class RemoteCluster:
         story: list[ModelEvent] = await self._ask("events", model, returns=list[ModelEvent])
         return story
 
+    def routing(self) -> GatewayRouting:
+        """See `Cluster`."""
+        router = self._router
+        return GatewayRouting(
+            num_ready_models=len(ready_models(self._table)),
+            num_retried=router.num_retried,
+            num_continued=router.num_continued,
+            num_ejected=sum(router.balancer.is_ejected(route.instance) for route in self._routes()),
+        )
+
     async def info(self) -> ClusterInfo:
         """See `Cluster`."""
         info: ClusterInfo = await self._ask("info", returns=ClusterInfo)
@@ -261,6 +272,10 @@ class RemoteCluster:
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
         """See `Cluster`."""
         return await self._router.start(model, request)
+
+    async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
+        """See `Cluster`."""
+        return await self._router.compute(model, request)
 
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float

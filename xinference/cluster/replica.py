@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of one replica: `python -m xinference.cluster.replica`.
 
-In: one line of JSON on stdin, {"instance", "key", "listen", "model_uid"}; then LOAD and requests
-over the data plane. Out: one line of JSON on stdout, {"address", "pid"}, as soon as it listens,
-which is before torch is imported; logs on stderr. It ends when it is told to stop, on SIGTERM,
-when its engine dies, and when stdin does: then whoever started it is gone.
+In: one line of JSON on stdin, {"instance", "key", "listen", "model_uid", "lifeline"}; then LOAD and
+requests over the data plane. Out: one line of JSON on stdout, {"address", "pid"}, as soon as it
+listens, which is before torch is imported; logs on stderr. It ends when it is told to stop, on
+SIGTERM, when its engine dies, and when its lifeline does: then all that could want it is gone.
 
 Its threads: the event loop, which only carries; the engine's, inside `xinference.models`; one
 that imports, loads and then turns prompts into tokens; and those that do so with long prompts and
@@ -14,6 +14,7 @@ cluster key.
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import json
 import logging
@@ -21,9 +22,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 import uvloop
@@ -42,17 +43,23 @@ from xinference.protocol.generation import (
     ChatPrompt,
     Failed,
     Finished,
-    GenerationEvent,
     GenerationRequest,
     TextPrompt,
 )
+from xinference.protocol.vectors import (
+    AnswerEvent,
+    EmbeddingRequest,
+    ModelRequest,
+    RerankRequest,
+)
+from xinference.settings import Settings
 
 from .dataplane.address import UnixAddress, listening_socket, parse_address
 from .dataplane.server import DataPlaneServer
 from .dataplane.service import Deliver, OnProgress, ReplicaReport, ReplicaService, ServiceEvent
 
 if TYPE_CHECKING:
-    from xinference.models.base import Generates
+    from xinference.models.base import Model
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +88,8 @@ class Bootstrap:
     listen: str
     """unix:<path> or tcp:host:first-last."""
     model_uid: ModelUid
+    lifeline: int | None = None
+    """A file descriptor at whose end the process ends; None: its stdin."""
 
     def to_line(self) -> bytes:
         """Return it as the line that `from_line` reads."""
@@ -89,6 +98,7 @@ class Bootstrap:
             "key": self.key.hex(),
             "listen": self.listen,
             "model_uid": self.model_uid,
+            "lifeline": self.lifeline,
         }
         return json.dumps(named).encode() + b"\n"
 
@@ -106,6 +116,7 @@ class Bootstrap:
                 key=bytes.fromhex(named["key"]),
                 listen=str(named["listen"]),
                 model_uid=model_uid(named["model_uid"]),
+                lifeline=None if named.get("lifeline") is None else int(named["lifeline"]),
             )
         except (ValueError, KeyError, TypeError, XinferenceError) as error:
             raise InvalidSetting(
@@ -153,7 +164,7 @@ class Replica:
         self._model_uid = model
         self._loop = loop
         self._state = ReplicaState.STARTING
-        self._model: Generates | None = None
+        self._model: Model | None = None
         self._deliver: Deliver = _nobody_listens
         self._request_limits: int | None = None
         self._records: dict[RequestId, _Record] = {}
@@ -197,13 +208,14 @@ class Replica:
         def tell(progress: float, stage: str, info: str) -> None:
             self._post(on_progress, progress, stage, info)
 
-        def load_in_thread() -> "Generates":
+        def load_in_thread() -> "Model":
             tell(0.02, "loading", "importing torch and transformers")
-            with _quick_imports():
+            completed = with_process_defaults(spec, os.environ)
+            with _quick_imports(without_scipy=spec.model_type == "LLM"):
                 # Why here: the socket must answer while these imports take their seconds.
                 from xinference.models.loading import load_model
 
-                return load_model(spec, on_progress=tell)
+                return load_model(completed, on_progress=tell)
 
         # Why a thread that ends: its OpenMP team ends with it. Two teams are more threads than
         # cores; then the runtime no longer spins at barriers, and a step takes half as long again.
@@ -226,7 +238,7 @@ class Replica:
             config=dict(model.description()),
         )
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: ModelRequest) -> None:
         """Turn the prompt into tokens in another thread, and enqueue it from there.
 
         Raises:
@@ -255,7 +267,7 @@ class Replica:
         self._num_preparing += 1
         self._num_preparing_chars += num_chars
         worker = self._worker if num_chars < LONG_PROMPT_CHARS else self._long_worker
-        if request.sampling.grammar is not None:
+        if isinstance(request, GenerationRequest) and request.sampling.grammar is not None:
             worker = self._grammar_worker
         record.future = worker.submit(model.submit, request)
         record.future.add_done_callback(
@@ -310,12 +322,10 @@ class Replica:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _on_step_in_engine_thread(
-        self, events: Sequence[tuple[RequestId, GenerationEvent]]
-    ) -> None:
+    def _on_step_in_engine_thread(self, events: Sequence[tuple[RequestId, AnswerEvent]]) -> None:
         self._post(self._on_step, events)
 
-    def _on_step(self, events: Sequence[tuple[RequestId, GenerationEvent]]) -> None:
+    def _on_step(self, events: Sequence[tuple[RequestId, AnswerEvent]]) -> None:
         """Pass on the events of one step, but those of requests that are not yet told of."""
         told: list[tuple[RequestId, ServiceEvent]] = []
         for request_id, event in events:
@@ -349,7 +359,7 @@ class Replica:
 
     # --- the end
 
-    async def _watch(self, model: "Generates") -> None:
+    async def _watch(self, model: "Model") -> None:
         """End the process when the engine has died. Its requests were failed by then."""
         while model.is_alive:  # noqa: ASYNC110  # a thread that dies sets no event
             await asyncio.sleep(WATCH_SECONDS)
@@ -362,22 +372,38 @@ class Replica:
             self._ended.set_result(exit_code)
 
 
+def with_process_defaults(spec: ReplicaSpec, environ: Mapping[str, str]) -> ReplicaSpec:
+    """Return the specification with the settings of this process where its launch is silent.
+
+    Raises:
+        InvalidSetting: a variable has a malformed value.
+    """
+    settings, _ = Settings.from_environ(environ)
+    options = spec.encoder_options.completed(
+        batch_size=settings.batch_size, batch_interval=settings.batch_interval_seconds
+    )
+    return replace(spec, encoder_options=options)
+
+
 @contextlib.contextmanager
-def _quick_imports() -> Iterator[None]:
+def _quick_imports(*, without_scipy: bool) -> Iterator[None]:
     """Spare the imports and the load of a model what it will not need.
+
+    Args:
+        without_scipy: as if it were not installed; `sentence_transformers` needs it.
 
     Measured on the imports, of 3.5 s and 369 MB: without collections, which find nothing there,
     0.65 s less; without scipy, of which `transformers` wants losses for object detection, 0.2 s
     and 36 MB. What is there in the end stays: collections need not look at it ever again.
     """
     gc.disable()
-    has_scipy = "scipy" in sys.modules
-    if not has_scipy:
+    hides_scipy = without_scipy and "scipy" not in sys.modules
+    if hides_scipy:
         sys.modules["scipy"] = None  # type: ignore[assignment]  # "not installed", to importers
     try:
         yield
     finally:
-        if not has_scipy:
+        if hides_scipy:
             del sys.modules["scipy"]
         gc.freeze()
         gc.enable()
@@ -394,7 +420,12 @@ def _refusal(error: BaseException) -> XinferenceError:
     return InternalError(where="the replica", problem=f"{type(error).__name__}: {error}")
 
 
-def _num_chars(request: GenerationRequest) -> int:
+def _num_chars(request: ModelRequest) -> int:
+    match request:
+        case EmbeddingRequest(inputs=inputs):
+            return sum(map(len, inputs))
+        case RerankRequest(query=query, documents=documents):
+            return len(query) + sum(map(len, documents))
     prompt, grammar = request.prompt, request.sampling.grammar
     of_grammar = 0 if grammar is None else len(grammar.text)
     if isinstance(prompt, ChatPrompt):
@@ -414,7 +445,7 @@ async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.S
     Args:
         service: not yet started.
         bootstrap: whom to be and where to listen.
-        parent: ends when whoever started this process does.
+        parent: ends when this process is to end with it.
 
     Raises:
         InvalidSetting, InsufficientResources, OSError: it cannot listen there.
@@ -428,6 +459,8 @@ async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.S
         # Why: Ctrl-C in a terminal reaches every process of it; who started this one decides.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(json.dumps({"address": address, "pid": os.getpid()}), flush=True)  # noqa: T201  # the protocol of this process
+        # Why: who reads stdout may go before this process does, and writing would then fail.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         ended = asyncio.create_task(service.wait_ended(), name="wait for the end")
         orphaned = asyncio.create_task(parent.read(), name="wait for the end of stdin")
         await asyncio.wait({ended, orphaned}, return_when=asyncio.FIRST_COMPLETED)
@@ -435,6 +468,8 @@ async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.S
         logger.info("model %s: ending with exit code %d", bootstrap.model_uid, exit_code)
         for task in (ended, orphaned):
             task.cancel()
+        # Why first: a request that is aborted is over, one that is given up may go on elsewhere.
+        server.give_up()
         await service.aclose(STOP_SECONDS)
         await server.close()
         return exit_code
@@ -459,6 +494,11 @@ async def _main(make_service: MakeService) -> int:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
     async with asyncio.timeout(BOOTSTRAP_SECONDS):
         bootstrap = Bootstrap.from_line(await parent.readline())
+    if bootstrap.lifeline is not None:
+        # Why not stdin: a worker may be replaced by another one, and this process goes on.
+        parent = asyncio.StreamReader()
+        lifeline = os.fdopen(bootstrap.lifeline, "rb", buffering=0)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), lifeline)
     return await serve(make_service(bootstrap.model_uid, loop), bootstrap, parent)
 
 
@@ -467,6 +507,8 @@ def main(make_service: MakeService = Replica) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Who finds this process stuck sends SIGABRT; then the log says where its threads were.
+    faulthandler.enable()
     try:
         return uvloop.run(_main(make_service))
     except (XinferenceError, OSError, TimeoutError) as error:

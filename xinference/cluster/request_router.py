@@ -2,9 +2,11 @@
 """`RequestRouter`: sends a gateway's requests to replicas, and elsewhere when one fails them.
 
 In: requests, the routing table, connections. Out: streams that outlive a replica. What has
-delivered nothing is sent again; a stream that has goes on at another replica from the tokens that
-were delivered, with the same seed. Both are bounded: by the request's deadline, by a budget over
-all requests, and by the request itself, which is refused once it has been there at two crashes.
+delivered nothing is sent again; a stream of text that has goes on at another replica from the
+tokens that were delivered, with the same seed. Vectors and scores are delivered when all of them
+are there, so they can be computed anew. All of it is bounded: by the request's deadline, by a
+budget over all requests, and by the request itself, which is refused once it has been there at two
+crashes.
 
 Which replica it is, is decided in `routing.py`; how a request travels, in `dataplane/`.
 """
@@ -14,9 +16,10 @@ import contextlib
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from xinference.errors import (
     DuplicateRequest,
@@ -38,6 +41,7 @@ from xinference.protocol.generation import (
     ReasoningDelta,
     TextDelta,
 )
+from xinference.protocol.vectors import ModelRequest, VectorPiece, VectorRequest
 
 from .dataplane.client import ReplicaConnection, ReplicaStream
 from .messages import Route, RoutingTable
@@ -50,6 +54,7 @@ ACCEPT_TIMEOUT_SECONDS = 120.0
 PARK_SECONDS = 10.0
 """A request whose replica was lost waits so long for another."""
 PARK_LOOK_SECONDS = 0.5
+PING_TIMEOUT_SECONDS = 3.0
 MAX_CRASHES = 2
 SEED_BITS = 63
 
@@ -61,7 +66,7 @@ class _Flight:
     """A request from its arrival to its end, over all replicas that it meets."""
 
     model: ModelUid
-    request: GenerationRequest
+    request: ModelRequest
     cost: RequestCost
     deadline: float
     park_until: float = 0.0
@@ -71,7 +76,7 @@ class _Flight:
     """Why it is not where it was sent last."""
     route: Route | None = None
     connection: ReplicaConnection | None = None
-    stream: ReplicaStream | None = None
+    stream: ReplicaStream[Any] | None = None
     lease: Lease | None = None
     num_crashes: int = 0
     is_suspect: bool = False
@@ -84,15 +89,15 @@ class _Flight:
     is_answering: bool = False
     """Whether the replica that it is on now has given something."""
 
-    def to_send(self) -> GenerationRequest:
+    def to_send(self) -> ModelRequest:
         """Return the request as the next replica is to have it."""
-        if not self.token_ids:
+        if not isinstance(self.request, GenerationRequest) or not self.token_ids:
             return self.request
         return replace(self.request, resume_token_ids=tuple(self.token_ids))
 
 
-class RoutedStream:
-    """An accepted request; see `interface.GenerationStream`. It may change replicas unnoticed."""
+class _RoutedStream:
+    """An accepted request that may change replicas unnoticed."""
 
     def __init__(self, router: "RequestRouter", flight: _Flight) -> None:
         self._router = router
@@ -110,34 +115,31 @@ class RoutedStream:
         """Iterate once."""
         return self
 
-    async def __anext__(self) -> Delta | Finished:
-        """Return the next event.
+    async def _next(self) -> Any:
+        """Return the next event of the replica it is on; None: it is on another one now.
 
         Raises:
             ReplicaLost: the replica is gone, and no other could go on with the answer.
             RequestCrashesModel: it was there when two replicas crashed.
             XinferenceError: the engine failed this request.
         """
-        while True:
-            try:
-                event = await self._stream.__anext__()
-            except ReplicaLost as lost:
-                await self._move(lost)
-                continue
-            except StopAsyncIteration:
-                self._router.end(self._flight)
-                raise
-            except InternalError:
-                self._router.fail(self._flight)
-                raise
-            except XinferenceError:
-                self._router.end(self._flight)
-                raise
-            if isinstance(event, Finished):
-                self._router.end(self._flight, is_good=True)
-                return event
-            self._router.note(self._flight, event)
-            return event
+        try:
+            event = await self._stream.__anext__()
+        except ReplicaLost as lost:
+            await self._move(lost)
+            return None
+        except StopAsyncIteration:
+            self._router.end(self._flight)
+            raise
+        except InternalError:
+            self._router.fail(self._flight)
+            raise
+        except XinferenceError:
+            self._router.end(self._flight)
+            raise
+        if isinstance(event, Finished):
+            self._router.end(self._flight, is_good=True)
+        return event
 
     async def aclose(self) -> None:
         """Abort the request unless it has ended. Returns at once; may be called again."""
@@ -148,6 +150,62 @@ class RoutedStream:
         await self._router.move(self._flight, lost)
         assert self._flight.stream is not None, "it was placed"
         self._stream = self._flight.stream
+
+
+class RoutedStream(_RoutedStream):
+    """An accepted request for text; see `interface.GenerationStream`."""
+
+    async def __anext__(self) -> Delta | Finished:
+        """Return the next event.
+
+        Raises:
+            ReplicaLost: the replica is gone, and no other could go on with the answer.
+            RequestCrashesModel: it was there when two replicas crashed.
+            XinferenceError: the engine failed this request.
+        """
+        event: Delta | Finished | None = None
+        while event is None:
+            event = await self._next()
+        if not isinstance(event, Finished):
+            self._router.note(self._flight, event)
+        return event
+
+
+class RoutedVectors(_RoutedStream):
+    """An accepted request for vectors or scores; see `interface.VectorStream`.
+
+    Pieces are given when all of them are there: whoever waits for them needs them all, and another
+    replica can compute them anew if this one is lost.
+    """
+
+    def __init__(self, router: "RequestRouter", flight: _Flight) -> None:
+        super().__init__(router, flight)
+        self._pieces: deque[VectorPiece] = deque()
+        self._end: Finished | None = None
+
+    async def __anext__(self) -> VectorPiece | Finished:
+        """Return the next piece.
+
+        Raises:
+            ReplicaLost: the replica is gone, and there is no other.
+            RequestCrashesModel: it was there when two replicas crashed.
+            XinferenceError: the model failed this request.
+        """
+        while self._end is None:
+            event = await self._next()
+            if event is None:
+                self._pieces.clear()
+            elif isinstance(event, Finished):
+                self._end = event
+            else:
+                self._router.note_answering(self._flight)
+                self._pieces.append(event)
+        return self._pieces.popleft() if self._pieces else self._take_end()
+
+    def _take_end(self) -> Finished:
+        end, self._end = self._end, None
+        assert end is not None, "it is taken once"
+        return end
 
 
 class RequestRouter:
@@ -191,16 +249,27 @@ class RequestRouter:
             ReplicaLost: its replica is gone, and there is no other.
             XinferenceError: a replica refused it.
         """
-        ready_routes(self._table(), model)
-        name = (model, request.request_id)
-        if name in self._live:
-            raise DuplicateRequest(request_id=request.request_id)
-        self._budget.note_request()
         sampling = request.sampling
         if self._continues_streams and sampling.seed is None:
             # Why here: another replica must draw as this one would have.
             sampling = replace(sampling, seed=secrets.randbits(SEED_BITS))
             request = replace(request, sampling=sampling)
+        return RoutedStream(self, await self._take_off(model, request))
+
+    async def compute(self, model: ModelUid, request: VectorRequest) -> RoutedVectors:
+        """Send a request for vectors or scores to a replica; return when one has accepted it.
+
+        Raises:
+            As `start`.
+        """
+        return RoutedVectors(self, await self._take_off(model, request))
+
+    async def _take_off(self, model: ModelUid, request: ModelRequest) -> _Flight:
+        ready_routes(self._table(), model)
+        name = (model, request.request_id)
+        if name in self._live:
+            raise DuplicateRequest(request_id=request.request_id)
+        self._budget.note_request()
         flight = _Flight(
             model=model,
             request=request,
@@ -213,7 +282,7 @@ class RequestRouter:
         except BaseException:
             self.end(flight)
             raise
-        return RoutedStream(self, flight)
+        return flight
 
     async def move(self, flight: _Flight, lost: ReplicaLost) -> None:
         """Place a request elsewhere whose replica is gone.
@@ -245,6 +314,8 @@ class RequestRouter:
 
     def _can_continue(self, flight: _Flight) -> bool:
         request = flight.request
+        if not isinstance(request, GenerationRequest):
+            return False
         # Of several answers nobody can tell which of their tokens belong together, and of a prompt
         # that is told of nobody can tell how much was.
         is_plain = request.num_made == 1 and not (
@@ -255,14 +326,18 @@ class RequestRouter:
     def note(self, flight: _Flight, event: Delta) -> None:
         """Take in a piece of an answer that goes to its consumer."""
         flight.has_delivered = True
-        if not flight.is_answering:
-            flight.is_answering = True
-            flight.is_suspect = False
-            self._end_trial(flight, passed=True)
+        self.note_answering(flight)
         if isinstance(event, TextDelta | ReasoningDelta) and event.token_ids:
             flight.token_ids += event.token_ids
             if flight.lease is not None:
                 self.balancer.progress(flight.lease, len(event.token_ids))
+
+    def note_answering(self, flight: _Flight) -> None:
+        """Take in that the replica which a request is on has given something."""
+        if not flight.is_answering:
+            flight.is_answering = True
+            flight.is_suspect = False
+            self._end_trial(flight, passed=True)
 
     def fail(self, flight: _Flight) -> None:
         """Note that a replica failed a request by a fault of its own, and end it."""
@@ -352,11 +427,15 @@ class RequestRouter:
             await self._begin_trial(flight, route)
         try:
             flight.connection = None
-            flight.connection = await self._connect(route)
+            connection = await self._connect(route)
+            if flight.num_crashes:
+                # Why: a replica that died at the same time is none that this request has crashed.
+                await connection.ping(PING_TIMEOUT_SECONDS)
+            flight.connection = connection
             flight.route, flight.is_answering = route, False
             flight.lease = self.balancer.begin(route, flight.cost)
             left = max(0.0, flight.deadline - time.monotonic())
-            flight.stream = await flight.connection.generate(flight.to_send(), timeout_seconds=left)
+            flight.stream = await flight.connection.request(flight.to_send(), timeout_seconds=left)
         except ReplicaLost:
             if flight.connection is None:
                 now = time.monotonic()

@@ -17,7 +17,8 @@ from statistics import median
 from xinference.errors import LoadFailed, ModelNotFound, ModelNotReady
 from xinference.identifiers import InstanceId, ModelUid
 from xinference.protocol.deployment import ModelState
-from xinference.protocol.generation import ChatPrompt, GenerationRequest, TextPrompt
+from xinference.protocol.generation import ChatPrompt, TextPrompt
+from xinference.protocol.vectors import EmbeddingRequest, ModelRequest, RerankRequest
 
 from .messages import Route, RoutingTable
 
@@ -87,8 +88,14 @@ class RequestCost:
     """Names of the prompt's beginnings, each a block longer than the one before."""
 
 
-def cost_of(model: ModelUid, request: GenerationRequest) -> RequestCost:
+def cost_of(model: ModelUid, request: ModelRequest) -> RequestCost:
     """Return the cost of a request. Takes microseconds, however long the prompt is."""
+    match request:
+        case EmbeddingRequest(inputs=inputs):
+            return RequestCost(sum(map(len, inputs)) // CHARS_PER_TOKEN + 1, 0, ())
+        case RerankRequest(query=query, documents=documents):
+            num_chars = len(query) * len(documents) + sum(map(len, documents))
+            return RequestCost(num_chars // CHARS_PER_TOKEN + 1, 0, ())
     prompt = request.prompt
     if isinstance(prompt, TextPrompt):
         num_chars, beginning = len(prompt.text), prompt.text

@@ -57,7 +57,7 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
-from xinference.protocol.nodes import NodeResources, NodeStatus
+from xinference.protocol.nodes import NodeResources, NodeState, NodeStatus
 
 from .messages import (
     Command,
@@ -89,8 +89,11 @@ from .placement import (
     wishes_of,
 )
 
-LEASE_SECONDS = 5.0
-"""A worker that was silent for this long is lost."""
+SUSPECT_SECONDS = 2.5
+"""A worker that was silent for this long gets nothing new."""
+LEASE_SECONDS = 10.0
+"""One that was silent for this long is lost. Until then its replicas keep their routes: they serve
+without it, and gateways notice for themselves if they do not."""
 RECOVERY_SECONDS = 3.0
 """After its start a supervisor waits this long for workers to say what runs."""
 RESTART_WINDOW_SECONDS = 300.0
@@ -148,6 +151,14 @@ class _Assignment:
     gpu_idx: tuple[int, ...] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    """Where a replica still serves while it is brought up elsewhere."""
+
+    assigned: _Assignment
+    report: InstanceReport
+
+
 @dataclass(slots=True)
 class _Replica:
     uid: ReplicaUid
@@ -159,11 +170,19 @@ class _Replica:
     assigned: _Assignment | None = None
     report: InstanceReport | None = None
     """The latest of the assigned instance; None until its worker has shown it."""
+    outgoing: _Outgoing | None = None
     not_before: float = -math.inf
     """Monotonic; no start earlier than this."""
     deaths: list[float] = field(default_factory=list)
     num_restarts: int = 0
     problem: str = ""
+
+    @property
+    def serving(self) -> tuple[_Assignment, InstanceReport] | None:
+        """Where it serves, if it does."""
+        if self.state is ReplicaState.READY and self.assigned and self.report:
+            return self.assigned, self.report
+        return None if self.outgoing is None else (self.outgoing.assigned, self.outgoing.report)
 
 
 class _Wish(StrEnum):
@@ -203,6 +222,16 @@ class _Node:
     resources: NodeResources
     instances: dict[InstanceId, InstanceReport]
     seen_at: float
+    is_leaving: bool = False
+    is_suspect: bool = False
+    """It does not answer; it may be restarting."""
+
+    @property
+    def state(self) -> NodeState:
+        """How it is; only one that is ready gets anything new."""
+        if self.is_suspect:
+            return NodeState.SUSPECT
+        return NodeState.LEAVING if self.is_leaving else NodeState.READY
 
 
 class ClusterState:
@@ -388,6 +417,7 @@ class ClusterState:
             resources=report.resources,
             instances={instance.instance: instance for instance in report.instances},
             seen_at=now.monotonic,
+            is_leaving=report.is_leaving,
         )
         return True
 
@@ -400,10 +430,16 @@ class ClusterState:
             return False
         node.seen_at = now.monotonic
         node.resources = beat.resources
+        node.is_suspect = False
         return True
 
+    def node_silent(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
+        """The worker's process does not answer: it hangs, restarts, or is gone with its host."""
+        if node in self._nodes and self._nodes[node].worker_epoch == worker_epoch:
+            self._nodes[node].is_suspect = True
+
     def node_lost(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
-        """The worker's process is gone, and its replicas with it."""
+        """The worker's process has ended in order, and its replicas before it."""
         if node in self._nodes and self._nodes[node].worker_epoch == worker_epoch:
             del self._nodes[node]
 
@@ -423,6 +459,7 @@ class ClusterState:
         for model in list(self._models.values()):
             for replica in list(model.replicas):
                 effects += self._assign(model, replica, loads, now)
+                self._drop_outgoing(model, replica)
             self._end(model)
         self._update_routes()
         effects += self._commands()
@@ -451,7 +488,9 @@ class ClusterState:
 
     def _expire_leases(self, now: Moment) -> None:
         for name, node in list(self._nodes.items()):
-            if now.monotonic - node.seen_at > LEASE_SECONDS:
+            silence = now.monotonic - node.seen_at
+            node.is_suspect |= silence > SUSPECT_SECONDS
+            if silence > LEASE_SECONDS:
                 del self._nodes[name]
 
     def _observe(self, model: _Model, replica: _Replica, now: Moment) -> list[Effect]:
@@ -460,6 +499,12 @@ class ClusterState:
         if assigned is None:
             return []
         node = self._nodes.get(assigned.node)
+        if node is not None and node.worker_epoch != assigned.worker_epoch:
+            adopted = node.instances.get(assigned.instance)
+            if adopted is not None and adopted.state is not InstanceState.EXITED:
+                assigned = replace(assigned, worker_epoch=node.worker_epoch)
+                replica.assigned = assigned
+                model.tell("INFO", f"{replica.uid} was adopted by a new worker.", now)
         if node is None or node.worker_epoch != assigned.worker_epoch:
             replica.assigned = replica.report = None
             replica.state = ReplicaState.PENDING
@@ -474,7 +519,12 @@ class ClusterState:
         if report.state is InstanceState.EXITED:
             replica.assigned = replica.report = None
             replica.state = ReplicaState.PENDING
-            return self._died(model, replica, report, now) if model.runs(replica) else []
+            if report.error is None or not model.runs(replica):
+                return []  # it was told to end, maybe by its worker, which leaves
+            return self._died(model, replica, from_wire(report.error), now)
+        if node.is_leaving and model.runs(replica):
+            self._move_away(model, replica, assigned, report, now)
+            return []
         before, replica.state = replica.state, _STATES[report.state]
         if replica.state is before:
             return []
@@ -484,6 +534,34 @@ class ClusterState:
         replica.problem = ""
         model.retry_after_seconds = RETRY_AFTER_SECONDS
         return self._note_ready(model, replica) if model.runs(replica) else []
+
+    def _move_away(
+        self,
+        model: _Model,
+        replica: _Replica,
+        assigned: _Assignment,
+        report: InstanceReport,
+        now: Moment,
+    ) -> None:
+        """Let a replica go from a node that leaves; if it can be elsewhere, only once it is."""
+        place_elsewhere = self._place(_need(model, replica.desired.placement), self._loads())
+        if report.state is InstanceState.READY and place_elsewhere is not None:
+            replica.outgoing = _Outgoing(assigned, report)
+        replica.assigned = replica.report = None
+        replica.state = ReplicaState.PENDING
+        replica.problem = f"node {assigned.node} is leaving"
+        model.tell("INFO", f"{replica.uid}: node {assigned.node} is leaving.", now)
+
+    def _drop_outgoing(self, model: _Model, replica: _Replica) -> None:
+        """End what a replica was before it moved, once it is elsewhere, or if it is gone."""
+        outgoing = replica.outgoing
+        if outgoing is None:
+            return
+        node = self._nodes.get(outgoing.assigned.node)
+        report = None if node is None else node.instances.get(outgoing.assigned.instance)
+        serves = report is not None and report.state is InstanceState.READY
+        if replica.state is ReplicaState.READY or not serves or not model.runs(replica):
+            replica.outgoing = None
 
     def _note_ready(self, model: _Model, replica: _Replica) -> list[Effect]:
         """Remember for good what has succeeded."""
@@ -498,15 +576,10 @@ class ClusterState:
         return [] if model.desired == before else [SaveModel(model.desired)]
 
     def _died(
-        self, model: _Model, replica: _Replica, report: InstanceReport, now: Moment
+        self, model: _Model, replica: _Replica, error: XinferenceError, now: Moment
     ) -> list[Effect]:
         """Its process ended unasked: back off, or give up."""
         uid = model.desired.model_uid
-        error = (
-            LoadFailed(model=uid, problem="its process ended")
-            if report.error is None
-            else from_wire(report.error)
-        )
         replica.problem = str(error)
         if not replica.desired.has_been_ready:
             return self._failed_to_load(model, replica, error, now)
@@ -566,6 +639,7 @@ class ClusterState:
             for name, node in self._nodes.items()
             for report in node.instances.values()
             if report.replica == replica.uid and report.state is not InstanceState.EXITED
+            if not node.is_leaving
         ]
         for name, node, report in living:
             if (
@@ -577,7 +651,8 @@ class ClusterState:
                 )
                 model.tell("INFO", f"{replica.uid} was found running on {name}.", now)
                 return self._observe(model, replica, now)
-        # Invariant: never two live instances of a replica; the old one goes before the new one.
+        # Invariant: never two live instances of a replica; the old one goes before the new one,
+        # unless it is on a node that leaves, and ends as soon as this one is ready.
         is_due = now.monotonic >= replica.not_before and replica.state is not ReplicaState.FAILED
         if living or self.is_recovering(now=now) or not is_due:
             return []
@@ -633,12 +708,20 @@ class ClusterState:
             for replica in model.replicas
             if replica.assigned is not None
         }
+        outgoing = {
+            replica.outgoing.assigned.instance
+            for model in self._models.values()
+            for replica in model.replicas
+            if replica.outgoing is not None
+        }
         commands: list[Effect] = []
         for name, node in self._nodes.items():
             start, stop, forget = [], [], []
             for report in node.instances.values():
                 # What could be adopted has been, by now; the rest is surplus.
-                is_wanted = report.instance in assigned and _Model.runs(*assigned[report.instance])
+                is_wanted = report.instance in outgoing or (
+                    report.instance in assigned and _Model.runs(*assigned[report.instance])
+                )
                 if report.state is InstanceState.EXITED:
                     forget.append(report.instance)
                 elif not is_wanted and report.state is not InstanceState.STOPPING:
@@ -665,8 +748,12 @@ class ClusterState:
         return commands
 
     def _loads(self) -> dict[NodeId, NodeLoad]:
-        """Return every node with what is meant to run on it."""
-        loads = {name: NodeLoad.of(name, node.resources) for name, node in self._nodes.items()}
+        """Return every node that takes replicas, with what is meant to run on it."""
+        loads = {
+            name: NodeLoad.of(name, node.resources)
+            for name, node in self._nodes.items()
+            if node.state is NodeState.READY
+        }
         for model in self._models.values():
             memory_bytes = _memory_of(model)
             for replica in model.replicas:
@@ -694,9 +781,9 @@ class ClusterState:
         Raises:
             InvalidRequest, InsufficientResources
         """
-        if not self._nodes:
-            raise InsufficientResources(problem="No worker has joined this cluster.")
         loads = self._loads()
+        if not loads:
+            raise InsufficientResources(problem="No worker has joined this cluster.")
         places: list[Place] = []
         known = Need() if model is None else _need(model, ReplicaPlacement())
         for wish in wishes:
@@ -776,6 +863,7 @@ class ClusterState:
                 num_replicas=sum(
                     report.state is not InstanceState.EXITED for report in node.instances.values()
                 ),
+                state=node.state,
             )
             for name, node in sorted(self._nodes.items())
         ]
@@ -978,6 +1066,8 @@ def _spec(
         envs=model.desired.spec.envs,
         request_limits=model.desired.spec.request_limits,
         gpu_idx=assigned.gpu_idx,
+        model_type=model.desired.spec.model_type,
+        encoder_options=model.desired.spec.encoder_options,
     )
 
 
@@ -986,9 +1076,7 @@ def _stop(replica: ReplicaUid, instance: InstanceId, launch_id: LaunchId) -> Sto
 
 
 def _is_ready(model: _Model) -> bool:
-    return model.wish is _Wish.RUN and any(
-        replica.state is ReplicaState.READY for replica in model.wanted
-    )
+    return model.wish is _Wish.RUN and any(replica.serving is not None for replica in model.wanted)
 
 
 def _state_of(model: _Model) -> ModelState:
@@ -1014,17 +1102,15 @@ def _description_of(model: _Model, address: str | None) -> ModelDescription:
 
 
 def _routes_of(model: _Model) -> ModelRoutes:
-    routes = [
-        Route(
-            replica=replica.uid, instance=replica.assigned.instance, address=replica.report.address
-        )
-        for replica in model.replicas
-        if model.runs(replica)
-        and replica.state is ReplicaState.READY
-        and replica.assigned is not None
-        and replica.report is not None
-        and replica.report.address is not None
-    ]
+    routes = []
+    for replica in model.replicas:
+        serving = replica.serving
+        if serving is not None and model.runs(replica) and serving[1].address is not None:
+            assigned, report = serving
+            route = Route(
+                replica=replica.uid, instance=assigned.instance, address=str(report.address)
+            )
+            routes.append(route)
     return ModelRoutes(
         state=_state_of(model),
         retry_after_seconds=model.retry_after_seconds,
@@ -1041,16 +1127,19 @@ def _problem_of(error: XinferenceError | None) -> str:
 
 
 def _replica_status(replica: _Replica) -> ReplicaStatus:
+    assigned, report, state = replica.assigned, replica.report, replica.state
+    if replica.serving is not None:
+        (assigned, report), state = replica.serving, ReplicaState.READY
     return ReplicaStatus(
         replica=replica.uid,
-        state=replica.state,
-        node=None if replica.assigned is None else replica.assigned.node,
-        address=None if replica.report is None else replica.report.address,
-        instance=None if replica.assigned is None else replica.assigned.instance,
+        state=state,
+        node=None if assigned is None else assigned.node,
+        address=None if report is None else report.address,
+        instance=None if assigned is None else assigned.instance,
         created_ts=replica.created_ts,
         num_restarts=replica.num_restarts,
         error_message=replica.problem,
-        gpu_idx=None if replica.assigned is None else replica.assigned.gpu_idx,
+        gpu_idx=None if assigned is None else assigned.gpu_idx,
     )
 
 

@@ -23,6 +23,11 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
+INSTANCE_VARIABLE = "XINFERENCE_INSTANCE"
+"""In the environment of every process below a replica: whose instance it is."""
+OWNER_VARIABLE = "XINFERENCE_OWNER"
+"""In that of every process below a guardian: `owner_of` it."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -44,6 +49,21 @@ class Platform(Protocol):
 
     def variable_of(self, pid: int, name: str) -> str | None:
         """Return an environment variable that the process was started with."""
+        ...
+
+    def tagged(self, name: str) -> dict[int, str]:
+        """Return every process that was started with this variable, and its value."""
+        ...
+
+    def start_of(self, pid: int) -> int | None:
+        """Return when a process started, in ticks; None if there is none, or a dead one.
+
+        With the pid it names a process for good: pids come again.
+        """
+        ...
+
+    def is_stopped(self, pid: int) -> bool:
+        """Return whether a process was stopped by a signal and waits to be continued."""
         ...
 
 
@@ -78,6 +98,28 @@ class LinuxPlatform:
             if entry.startswith(prefix):
                 return entry[len(prefix) :].decode(errors="replace")
         return None
+
+    def tagged(self, name: str) -> dict[int, str]:
+        """See `Platform`."""
+        found = {}
+        for entry in os.listdir("/proc"):  # noqa: PTH208
+            if entry.isdecimal() and (value := self.variable_of(int(entry), name)) is not None:
+                found[int(entry)] = value
+        return found
+
+    def start_of(self, pid: int) -> int | None:
+        """See `Platform`."""
+        fields = self._stat(pid)
+        return None if not fields or fields[0] in {b"Z", b"X"} else int(fields[19])
+
+    def is_stopped(self, pid: int) -> bool:
+        """See `Platform`."""
+        return self._stat(pid)[:1] == [b"T"]
+
+    @staticmethod
+    def _stat(pid: int) -> list[bytes]:
+        """Return the fields behind the name, which may hold anything; the first is the state."""
+        return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
     @staticmethod
     def _prctl(option: int, argument: int) -> None:
@@ -114,12 +156,46 @@ class PortablePlatform:
         """See `Platform`; not to be known."""
         return None
 
+    def tagged(self, name: str) -> dict[int, str]:
+        """See `Platform`; not to be known."""
+        return {}
+
+    def start_of(self, pid: int) -> int | None:
+        """See `Platform`; only whether there is one."""
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return 0
+        return 0
+
+    def is_stopped(self, pid: int) -> bool:
+        """See `Platform`; not to be known."""
+        return False
+
 
 PLATFORM: Platform = LinuxPlatform() if sys.platform == "linux" else PortablePlatform()
 
 
+def owner_of(home: str) -> str:
+    """Return a name of this process, as the guardian of a home, that no other has."""
+    return f"{os.getpid()}:{PLATFORM.start_of(os.getpid())}:{home}"
+
+
+def kill_leftovers(home: str) -> int:
+    """Kill what guardians of a home have left that are gone themselves; return how much."""
+    num_killed = 0
+    for pid, owner in PLATFORM.tagged(OWNER_VARIABLE).items():
+        guardian, started, owned_home = owner.split(":", 2)
+        if owned_home == home and str(PLATFORM.start_of(int(guardian))) != started:
+            num_killed += PLATFORM.start_of(pid) is not None
+            kill_tree(pid)
+    return num_killed
+
+
 def launch_argv(argv: Iterable[str], *, signal_number: int, oom_score_adj: int = 0) -> list[str]:
-    """Return what starts `argv` as a process that gets the signal when this one ends."""
+    """Return what starts `argv` as a process that gets the signal when this one ends; 0: none."""
     return [
         sys.executable,
         "-I",
@@ -180,8 +256,22 @@ def kill_strays(known: Iterable[int], *, tag: str = "", spared: Iterable[str] = 
     return num_left
 
 
-def describe_exit(return_code: int) -> str:
-    """Say how a process ended, from `Popen.returncode`."""
+def kill_tagged(tag: str, value: str) -> int:
+    """Kill every process with this value of a variable, but this one; return how many there were.
+
+    Call it again until there is none: what is dying still counts, what is dead does not.
+    """
+    pids = [pid for pid, found in PLATFORM.tagged(tag).items() if found == value]
+    left = [pid for pid in pids if pid != os.getpid() and PLATFORM.start_of(pid) is not None]
+    for pid in left:
+        kill_tree(pid)
+    return len(left)
+
+
+def describe_exit(return_code: int | None) -> str:
+    """Say how a process ended, from `Popen.returncode`; None: only that it did."""
+    if return_code is None:
+        return "it ended"
     if return_code >= 0:
         return f"exit status {return_code}"
     try:
@@ -207,7 +297,8 @@ def _signal(pid: int, number: int) -> None:
 
 def _launch(arguments: list[str]) -> None:
     parent_pid, signal_number, oom_score_adj, *argv = arguments
-    PLATFORM.die_with_parent(int(parent_pid), int(signal_number))
+    if signal_number != "0":
+        PLATFORM.die_with_parent(int(parent_pid), int(signal_number))
     if oom_score_adj != "0":
         with (
             contextlib.suppress(OSError),

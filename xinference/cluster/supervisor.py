@@ -172,7 +172,8 @@ class SupervisorActor:
         if self._watched.get(node, ("",))[0] == worker_epoch:
             self._watched.pop(node)[1]()
         logger.info("Worker %s left", node)
-        self._lose(node, worker_epoch)
+        self._state.node_lost(node, worker_epoch)
+        self.reconcile()
 
     # From gateways.
 
@@ -555,15 +556,12 @@ class SupervisorActor:
         try:
             await self._bus.lookup(Endpoint(node, WORKER), timeout_seconds=PROBE_TIMEOUT_SECONDS)
         except PeerUnreachable:
-            logger.warning("Worker %s is gone", node)
-            self._lose(node, worker_epoch)
+            logger.warning("Worker %s does not answer; its replicas keep their routes", node)
+            self._state.node_silent(node, worker_epoch)
+            self.reconcile()
         else:
             # It lives, or another process is in its place already, and reports soon.
             self._watch(node, worker_epoch)
-
-    def _lose(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
-        self._state.node_lost(node, worker_epoch)
-        self.reconcile()
 
     async def _stop(self) -> None:
         """Tell every worker to end, wait until they have, then let this process end."""

@@ -3,14 +3,15 @@
 
 Requests and text never pass through it. It obeys the supervisor's `apply` and reports what runs:
 at once when something changed, and a heartbeat every second. Without a supervisor it keeps its
-replicas serving and looks for one. It decides nothing and keeps nothing on disk.
+replicas serving and looks for one. It decides nothing. Where its replicas may outlive it, it adopts
+what the worker before it has left.
 """
 
 import asyncio
 import logging
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from xinference.errors import InternalError, PeerUnreachable, ProtocolError, XinferenceError
@@ -18,6 +19,7 @@ from xinference.identifiers import InstanceId, NodeId
 from xinference.protocol.nodes import NodeResources
 
 from .control_bus import ControlBus, Endpoint, Presence, remote
+from .journal import RunningReplica
 from .messages import (
     Command,
     Heartbeat,
@@ -29,8 +31,7 @@ from .messages import (
     WorkerEpoch,
     WorkerReport,
 )
-from .model_actor import INSTANCE_VARIABLE
-from .supervision import kill_strays
+from .supervision import INSTANCE_VARIABLE, kill_strays, kill_tagged
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class ReplicaActor(Protocol):
 
     ended: asyncio.Event
     """Set when no process of it is left."""
+    settled: asyncio.Event
+    """Set when it is ready, or will not be."""
 
     @property
     def report(self) -> InstanceReport:
@@ -78,6 +81,7 @@ class NewReplica(Protocol):
         *,
         sweep: Callable[[InstanceId], int],
         on_change: Callable[[], None],
+        adopted: RunningReplica | None = None,
     ) -> ReplicaActor:
         """See `ModelActor`."""
         ...
@@ -119,6 +123,7 @@ class WorkerActor:
         self._supervisor_epoch = 0
         self._sequence = 0
         self._reported_sequence = -1
+        self._is_leaving = False
         self._changed = asyncio.Event()
 
     @remote
@@ -152,6 +157,35 @@ class WorkerActor:
             raise ProtocolError(problem="the command is of an older supervisor")
         self.shutdown_requested.set()
 
+    async def adopt(self, running: Sequence[RunningReplica], *, timeout_seconds: float) -> None:
+        """Take over what an earlier worker of this host has left; before the first report.
+
+        Returns when each is ready again or lost, or the time is over: what is reported as it is
+        keeps its route.
+        """
+        actors = []
+        for one in running:
+            actor = self._new_replica(
+                StartInstance(spec=one.spec, launch_id=one.launch_id),
+                sweep=self._sweep,
+                on_change=self._on_change,
+                adopted=one,
+            )
+            self._replicas[one.spec.instance] = actor
+            actor.start()
+            await self._bus.serve(str(one.spec.replica), actor)
+            actors.append(actor)
+        settling = [asyncio.create_task(actor.settled.wait()) for actor in actors]
+        if settling:
+            _, late = await asyncio.wait(settling, timeout=timeout_seconds)
+            for task in late:
+                task.cancel()
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of all replicas here."""
+        return [actor.pid for actor in self._replicas.values() if actor.pid is not None]
+
     def report(self) -> WorkerReport:
         """Return all that runs here."""
         running = [actor.report for actor in self._replicas.values()]
@@ -161,6 +195,7 @@ class WorkerActor:
             sequence=self._sequence,
             resources=self._read_resources(),
             instances=(*running, *self._never_started.values()),
+            is_leaving=self._is_leaving,
         )
 
     async def report_forever(self) -> None:
@@ -183,8 +218,25 @@ class WorkerActor:
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))
                 delay = min(2 * delay, 10 * self._first_retry_seconds)
 
+    async def hand_over(self, *, timeout_seconds: float) -> None:
+        """Say that this worker leaves, and let the supervisor end what runs here, for a while.
+
+        It does so at once, or when a replica is ready on another node.
+        """
+        self._is_leaving = True
+        self._on_change()
+        living = [actor for actor in self._replicas.values() if not actor.ended.is_set()]
+        if not living or not self.joined.is_set():
+            return
+        ending = [asyncio.create_task(actor.ended.wait()) for actor in living]
+        _, late = await asyncio.wait(ending, timeout=timeout_seconds)
+        for task in late:
+            task.cancel()
+
     async def close(self) -> None:
-        """Stop every replica; return when nothing of them is left."""
+        """Let every replica finish what runs, and stop; return when nothing of them is left."""
+        self._is_leaving = True
+        self._on_change()
         for actor in self._replicas.values():
             actor.stop()
         for actor in list(self._replicas.values()):
@@ -272,6 +324,7 @@ class WorkerActor:
             instance in self._replicas
             or instance in self._never_started
             or instance in self._forgotten
+            or self._is_leaving
             or self.shutdown_requested.is_set()
         ):
             return
@@ -328,7 +381,9 @@ class WorkerActor:
         actors = [actor for actor in self._replicas.values() if not actor.ended.is_set()]
         living = [one.report.instance for one in actors if one.report.instance != ending]
         known = [actor.pid for actor in actors if actor.pid is not None]
-        return kill_strays(known, tag=INSTANCE_VARIABLE, spared=living)
+        num_left = kill_strays(known, tag=INSTANCE_VARIABLE, spared=living)
+        # Why: what an adopted replica leaves goes to the guardian, not to this worker.
+        return num_left + kill_tagged(INSTANCE_VARIABLE, ending)
 
 
 def new_worker_epoch() -> WorkerEpoch:

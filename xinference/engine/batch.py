@@ -8,6 +8,7 @@ Tokens of row r are [query_starts[r], query_starts[r + 1]) of the concatenation:
     position:  41   7   0 1 2 3 4   9 10 11      of the token in its own sequence
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,3 +52,15 @@ class Batch:
         rows = np.repeat(np.arange(len(self.context_lens)), self.query_lens)
         blocks = self.block_tables[rows, self.positions // self.block_size]
         return blocks * self.block_size + self.positions % self.block_size
+
+
+def padded_groups(context_lens: IntArray, max_tokens: int) -> Iterator[IntArray]:
+    """Yield rows in order, in groups whose contexts, padded to the longest, are at most
+    `max_tokens` in all; a longer row is a group by itself."""
+    start = 0
+    while start < len(context_lens):
+        longest = np.maximum.accumulate(context_lens[start:])
+        padded = longest * np.arange(1, len(longest) + 1)
+        size = max(1, int(np.searchsorted(padded, max_tokens, side="right")))
+        yield np.arange(start, start + size)
+        start += size

@@ -175,13 +175,10 @@ def make_engine(
     if can_pack(placement.device, placement.dtype):
         logger.info("%d linear layers are packed for the CPU", pack_linears(model))
     report(0.9)
-    backends = backend_names(placement)
-    if backend is not None:
-        backends, known = backends[:1], {backends[0]: lambda: backend}
-    else:
-        known = _BACKENDS
+    names = backend_names(placement)
+    backends = {names[0]: lambda: backend} if backend else {one: _BACKENDS[one] for one in names}
     ways: dict[str, Callable[[], Execution]] = {
-        one: partial(_ragged, model, known[one]) for one in backends
+        one: partial(_ragged, model, make_backend) for one, make_backend in backends.items()
     }
     ways[PADDED] = lambda: PaddedExecution(model)
     attention, execution = _first_that_is_right(

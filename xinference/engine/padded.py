@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .attention.interface import BlockCache, Pages
-from .batch import Batch, IntArray
+from .batch import Batch, IntArray, padded_groups
 
 # Why: bounds what one forward of single tokens gathers, padding included.
 _MAX_GATHERED_TOKENS = 65536
@@ -211,13 +211,8 @@ def _run(
 def _groups(batch: Batch, device: torch.device) -> Iterator[_Group]:
     """Yield the single tokens as few groups, then each chunk, in the order of the batch."""
     num_decode, num_rows = batch.num_decode_rows, len(batch.context_lens)
-    start = 0
-    while start < num_decode:
-        longest = np.maximum.accumulate(batch.context_lens[start:num_decode])
-        gathered = longest * np.arange(1, len(longest) + 1)
-        size = max(1, int(np.searchsorted(gathered, _MAX_GATHERED_TOKENS, side="right")))
-        yield _group_of(batch, np.arange(start, start + size), device)
-        start += size
+    for rows in padded_groups(batch.context_lens[:num_decode], _MAX_GATHERED_TOKENS):
+        yield _group_of(batch, rows, device)
     for row in range(num_decode, num_rows):
         yield _group_of(batch, np.array([row]), device)
 

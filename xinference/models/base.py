@@ -4,15 +4,17 @@
 `cluster/replica.py` holds one of these and puts it on the data plane. No heavy imports here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from xinference.errors import AbilityMissing
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import ReplicaSpec
-from xinference.protocol.generation import Accepted, GenerationEvent, GenerationRequest
+from xinference.protocol.generation import Accepted, GenerationRequest
+from xinference.protocol.vectors import AnswerEvent, EmbeddingRequest, ModelRequest, RerankRequest
 
-Sink = Callable[[list[tuple[RequestId, GenerationEvent]]], None]
+Sink = Callable[[Sequence[tuple[RequestId, AnswerEvent]]], None]
 """Takes the events of one step, in the model's own thread. Must not block or raise."""
 
 OnProgress = Callable[[float, str, str], None]
@@ -23,10 +25,12 @@ class ModelKind(StrEnum):
     """What a model is for, in the words of the catalogue."""
 
     LANGUAGE = "LLM"
+    EMBEDDING = "embedding"
+    RERANK = "rerank"
 
 
-class Generates(Protocol):
-    """A model that answers with text.
+class Model(Protocol):
+    """A model that answers requests of its kind, with text, vectors or scores.
 
     Every accepted request gets exactly one Finished or Failed through the sink, after `abort`,
     `stop` or the death of its thread too. Any thread may call any method.
@@ -34,12 +38,12 @@ class Generates(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Prompt and answer, in tokens."""
+        """Of a language model, prompt and answer in tokens; of others, one input."""
         ...
 
     @property
     def max_num_seqs(self) -> int:
-        """Requests that run at once."""
+        """Requests, or of other models inputs, that run at once."""
         ...
 
     @property
@@ -59,10 +63,11 @@ class Generates(Protocol):
         """Begin to answer. Call once."""
         ...
 
-    def submit(self, request: GenerationRequest) -> Accepted:
-        """Turn the prompt into tokens and enqueue it. Events may come before this returns.
+    def submit(self, request: ModelRequest) -> Accepted:
+        """Turn the text into tokens and enqueue it. Events may come before this returns.
 
         Raises:
+            AbilityMissing: the request is for another kind of model.
             XinferenceError: it was refused; nothing was enqueued.
         """
         ...
@@ -83,7 +88,7 @@ class Generates(Protocol):
 class Loader(Protocol):
     """Makes a model of one kind. Blocks; called in a thread of its own."""
 
-    def __call__(self, spec: ReplicaSpec, *, on_progress: OnProgress) -> Generates:
+    def __call__(self, spec: ReplicaSpec, *, on_progress: OnProgress) -> Model:
         """Load it.
 
         Raises:
@@ -91,3 +96,23 @@ class Loader(Protocol):
             InvalidRequest: an option asks for what this model or machine cannot do.
         """
         ...
+
+
+SomeRequest = TypeVar("SomeRequest", GenerationRequest, EmbeddingRequest, RerankRequest)
+
+_ABILITIES = {
+    GenerationRequest: "generate text",
+    EmbeddingRequest: "embed",
+    RerankRequest: "rerank",
+}
+
+
+def expect(request: ModelRequest, kind: type[SomeRequest], *, model_name: str) -> SomeRequest:
+    """Return the request, which must be of this kind.
+
+    Raises:
+        AbilityMissing: it is for another kind of model.
+    """
+    if not isinstance(request, kind):
+        raise AbilityMissing(model=model_name, ability=_ABILITIES[type(request)])
+    return request

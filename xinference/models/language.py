@@ -6,16 +6,15 @@ thoughts and calls (`answer.py`). It owns the chat template, what the family add
 (stop texts and tokens), and the engine's thread; it knows no sockets and no event loop.
 """
 
-import importlib.resources
 import logging
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from xinference.catalog.family import GUIDE_URI
 from xinference.engine import (
     Engine,
     EngineLoop,
@@ -30,7 +29,6 @@ from xinference.errors import (
     ContextLengthExceeded,
     DuplicateRequest,
     InvalidRequest,
-    LoadFailed,
 )
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
@@ -49,17 +47,18 @@ from xinference.protocol.generation import (
     ToolChoice,
     Usage,
 )
+from xinference.protocol.vectors import ModelRequest
 
 from .answer import AnswerReader, AnswerReaders
-from .base import OnProgress, Sink
+from .base import OnProgress, Sink, expect
 from .chat_template import ChatTemplate
 from .constraint import frame_of
+from .files import model_directory
 from .parsing.grammars import AnswerFormat
 from .parsing.reader import NUM_CALL_ID_CHARS
 
 logger = logging.getLogger(__name__)
 
-PACKAGED = "package:"
 IMPORTS_SHARE = 0.3
 """Of the time that loading takes, what the imports before it take."""
 
@@ -74,7 +73,7 @@ class Prepared:
 
 
 class LanguageModel:
-    """A loaded language model. Implements `Generates`; any thread may call any method."""
+    """A loaded language model. Implements `Model`; any thread may call any method."""
 
     def __init__(self, engine: Engine, spec: ReplicaSpec) -> None:
         self._engine = engine
@@ -143,15 +142,16 @@ class LanguageModel:
         self._loop = EngineLoop(self._engine, read)
         self._loop.start()
 
-    def submit(self, request: GenerationRequest) -> Accepted:
+    def submit(self, request: ModelRequest) -> Accepted:
         """Turn the prompt into tokens and enqueue it. Takes time that grows with the prompt.
 
         Raises:
-            AbilityMissing: the model cannot chat, or cannot complete.
+            AbilityMissing: the model cannot chat, or the request is not for text.
             InvalidRequest, ContextLengthExceeded, ModelOverloaded, DuplicateRequest
             In every case nothing was enqueued.
         """
         assert self._loop is not None, "start() comes first"
+        request = expect(request, GenerationRequest, model_name=self._name)
         prepared = self.prepare(request)
         if request.count_only:
             return self._count(request, prepared)
@@ -479,26 +479,10 @@ def load_language_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> Langua
     return LanguageModel(engine, spec)
 
 
-def model_directory(path: str, *, model_name: str) -> Path:
-    """Return the directory that a source names; "package:guide" is one inside this package.
-
-    Raises:
-        LoadFailed: it is not there.
-    """
-    if path.startswith(PACKAGED):
-        found = importlib.resources.files("xinference.catalog") / path.removeprefix(PACKAGED)
-        directory = Path(str(found))
-    else:
-        directory = Path(path).expanduser()
-    if not directory.is_dir():
-        raise LoadFailed(model=model_name, problem=f"{directory} is not a directory on this node")
-    return directory
-
-
 def engine_options(spec: ReplicaSpec) -> EngineOptions:
     """Return the launch's options, with what the packaged model wants where they are silent."""
     options = spec.engine_options
-    if spec.source.path.startswith(PACKAGED) and options.dtype == "auto":
+    if spec.source.path == GUIDE_URI and options.dtype == "auto":
         # Why: it is small enough for the caches, where float32 is the faster type on CPU, and its
         # answers are then the same on every machine.
         return replace(options, dtype="float32")

@@ -1,23 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which loader makes a model of which kind. Importing this imports torch."""
+"""Which loader makes a model of which kind. Loading one imports torch."""
 
 from collections.abc import Mapping
+from importlib import import_module
 
 from xinference.protocol.deployment import ReplicaSpec
 
-from .base import Generates, Loader, ModelKind, OnProgress
-from .language import load_language_model
+from .base import Loader, Model, ModelKind, OnProgress
 
-LOADERS: Mapping[ModelKind, Loader] = {
-    ModelKind.LANGUAGE: load_language_model,
+LOADERS: Mapping[ModelKind, tuple[str, str]] = {
+    ModelKind.LANGUAGE: ("language", "load_language_model"),
+    ModelKind.EMBEDDING: ("embedding", "load_embedding_model"),
+    ModelKind.RERANK: ("rerank", "load_rerank_model"),
 }
+"""Module of this package and function. Imported by name: each kind has its own libraries."""
 
 
-def load_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> Generates:
+def loader_of(kind: ModelKind) -> Loader:
+    """Return what loads a model of this kind."""
+    module, function = LOADERS[kind]
+    loader: Loader = getattr(import_module(f"xinference.models.{module}"), function)
+    return loader
+
+
+def load_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> Model:
     """Load the model of a replica, ready to be started.
 
     Raises:
         LoadFailed: its files do not load.
         InvalidRequest: an option asks for what this model or machine cannot do.
     """
-    return LOADERS[ModelKind.LANGUAGE](spec, on_progress=on_progress)
+    return loader_of(ModelKind(spec.model_type))(spec, on_progress=on_progress)

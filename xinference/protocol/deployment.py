@@ -14,6 +14,8 @@ from typing import Any, Self
 from xinference.errors import InvalidRequest
 from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
+from .encoding import EncoderOptions, RerankTemplate
+
 MAX_REPLICAS = 1000
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MIN_STEP_SECONDS, MAX_STEP_SECONDS = 0.001, 60.0
@@ -198,6 +200,8 @@ class LaunchSpec:
     worker_ip: str | None = None
     envs: dict[str, str] = field(default_factory=dict)
     engine_options: EngineOptions = field(default_factory=EngineOptions)
+    encoder_options: EncoderOptions = field(default_factory=EncoderOptions)
+    """Of models that embed or rerank."""
     request_limits: int | None = None
     """Requests that each replica has at once; one more is refused. None: as many as queue up."""
     n_gpu: int | None = None
@@ -260,7 +264,7 @@ def _check_gpus(n_gpu: int | None, gpu_idx: tuple[int, ...] | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """What a model is: the fields that `GET /v1/models` shows of a language model."""
+    """What a model is: what `GET /v1/models` shows of it."""
 
     model_uid: ModelUid
     model_type: str
@@ -280,6 +284,10 @@ class ModelDescription:
     address: str | None = None
     """Where its process listens; None until it is ready."""
     accelerators: tuple[str, ...] = ()
+    dimensions: int | None = None
+    """Of a model that embeds: how many numbers a vector has."""
+    rerank_type: str | None = None
+    """Of a model that reranks: how it scores, in the catalogue's words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +304,10 @@ class ModelSource:
     """How its calls of tools are written; None: it makes none."""
     reasoning_start_tag: str | None = None
     reasoning_end_tag: str | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Of a model that embeds: what is put before texts, by the name of what they are for."""
+    rerank_template: RerankTemplate | None = None
+    """Of a language model that reranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +327,9 @@ class ReplicaSpec:
     """Requests at once; one more is refused with `ModelOverloaded`."""
     gpu_idx: tuple[int, ...] | None = None
     """The GPUs of the node that the process sees; none of them if empty. None: as it finds it."""
+    model_type: str = "LLM"
+    encoder_options: EncoderOptions = field(default_factory=EncoderOptions)
+    """Of models that embed or rerank."""
 
 
 class ModelState(StrEnum):

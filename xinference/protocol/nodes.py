@@ -2,6 +2,7 @@
 """What a machine of the cluster has, and how busy it is."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from xinference.identifiers import NodeId
 
@@ -31,6 +32,16 @@ class NodeResources:
     devices: tuple[Device, ...] = ()
 
 
+class NodeState(StrEnum):
+    """Of a worker, as the supervisor sees it."""
+
+    READY = "ready"
+    SUSPECT = "suspect"
+    """It does not answer; its replicas keep their routes for a while."""
+    LEAVING = "leaving"
+    """It ends in order; its replicas are brought up elsewhere."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """A worker as the supervisor sees it."""
@@ -39,6 +50,21 @@ class NodeStatus:
     resources: NodeResources
     seconds_since_report: float
     num_replicas: int
+    state: NodeState = NodeState.READY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayRouting:
+    """What one gateway has done to get requests to replicas."""
+
+    num_ready_models: int
+    """Models that it can send requests to now."""
+    num_retried: int
+    """Requests that it sent again, because a replica had failed them before it gave anything."""
+    num_continued: int
+    """Streams that went on at another replica."""
+    num_ejected: int
+    """Replicas that get no requests now, or one at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

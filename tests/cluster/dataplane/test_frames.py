@@ -4,6 +4,7 @@
 import contextlib
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,18 @@ from xinference.protocol.generation import (
     ToolCallArguments,
     ToolCallStart,
     ToolChoice,
+)
+from xinference.protocol.vectors import (
+    DenseVectors,
+    EmbeddingRequest,
+    InputType,
+    ModelRequest,
+    RerankRequest,
+    Scores,
+    SparseVector,
+    TokenVectors,
+    VectorKind,
+    VectorPiece,
 )
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -105,7 +118,16 @@ MESSAGES = st.builds(
     name=st.none() | TEXT,
     reasoning_content=st.none() | TEXT,
 )
+FLOATS = st.binary(max_size=16)
+SCORE = st.floats(allow_nan=False)
+VECTOR_PIECES = st.one_of(
+    st.builds(DenseVectors, indices=TOKEN_IDS, data=FLOATS),
+    st.builds(SparseVector, index=NUMBER, token_ids=TOKEN_IDS, weights=FLOATS),
+    st.builds(TokenVectors, index=NUMBER, dimensions=NUMBER, data=FLOATS),
+    st.builds(Scores, scores=st.lists(SCORE, max_size=4).map(tuple)),
+)
 SERVER_FRAMES = st.one_of(
+    st.builds(frames.Vectors.of, NUMBER, VECTOR_PIECES),
     st.builds(frames.Challenge, NUMBER, st.binary(max_size=40)),
     st.builds(frames.Welcome, st.binary(max_size=40), TEXT),
     st.builds(frames.Close, ERROR),
@@ -158,6 +180,33 @@ REQUESTS = st.builds(
 )
 
 
+VECTOR_REQUESTS = st.one_of(
+    st.builds(
+        EmbeddingRequest,
+        request_id=TEXT.map(RequestId),
+        inputs=st.lists(TEXT.filter(bool), min_size=1, max_size=3).map(tuple),
+        kinds=st.sets(st.sampled_from(VectorKind), min_size=1).map(tuple),
+        dimensions=st.none() | st.integers(1, 4096),
+        input_type=st.none() | st.sampled_from(InputType),
+        truncate_to=st.none() | st.integers(-1, 100).filter(bool),
+    ),
+    st.builds(
+        EmbeddingRequest,
+        request_id=TEXT.map(RequestId),
+        inputs=st.lists(TOKEN_IDS.filter(bool), min_size=1, max_size=3).map(tuple),
+    ),
+    st.builds(
+        RerankRequest,
+        request_id=TEXT.map(RequestId),
+        query=TEXT.filter(bool),
+        documents=st.lists(TEXT, min_size=1, max_size=3).map(tuple),
+        instruction=st.none() | TEXT,
+        max_chunks_per_doc=st.none() | st.integers(1, 9),
+        max_tokens_per_doc=st.none() | st.integers(1, 9),
+    ),
+)
+
+
 def decoder_of_server_frames() -> frames.FrameDecoder:
     decoder = frames.FrameDecoder.of_server_frames()
     decoder.max_frame_bytes = frames.MAX_FRAME_BYTES
@@ -197,14 +246,14 @@ def test_a_delta_without_its_last_field_is_content() -> None:
     assert received.deltas[0].event() == TextDelta(text="hi", token_ids=(5,))
 
 
-@given(REQUESTS)
-def test_a_request_comes_back_as_it_was(request: GenerationRequest) -> None:
+@given(REQUESTS | VECTOR_REQUESTS)
+def test_a_request_comes_back_as_it_was(request: ModelRequest) -> None:
     decoder = frames.FrameDecoder.of_client_frames()
 
     (received,) = decoder.feed(frames.encode_request(3, request))
 
     assert received.stream == 3
-    assert frames.decode_request(received.request) == request
+    assert frames.decode_request(received.request, received.kind) == request
 
 
 @given(st.binary(max_size=200))
@@ -302,3 +351,29 @@ def test_what_msgpack_cannot_hold_is_the_callers_mistake() -> None:
 @pytest.mark.parametrize("wire", [{}, {"code": 1}, {"fields": {}}, {"code": "x", "fields": 3}])
 def test_an_error_that_is_described_badly_is_an_error_still(wire: dict[str, object]) -> None:
     assert isinstance(str(frames.error_of(wire)), str)
+
+
+@given(VECTOR_PIECES)
+def test_a_piece_of_numbers_comes_back_as_it_was(piece: VectorPiece) -> None:
+    (received,) = decoder_of_server_frames().feed(frames.encode(frames.Vectors.of(5, piece)))
+
+    assert (received.stream, received.event()) == (5, piece)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "field"),
+    [
+        ("embed", {"request_id": "r", "inputs": ["a"], "dimension": 3}, ""),
+        ("embed", {"request_id": "r", "inputs": []}, "input"),
+        ("embed", {"request_id": "r", "inputs": ["a"], "dimensions": 0}, "dimensions"),
+        ("rerank", {"request_id": "r", "query": "", "documents": ["a"]}, "query"),
+        ("paint", {"request_id": "r"}, "kind"),
+    ],
+)
+def test_a_bad_request_for_numbers_is_refused_by_name(kind: str, given: object, field: str) -> None:
+    raw = msgspec.Raw(msgspec.msgpack.encode(given))
+
+    with pytest.raises(InvalidRequest) as caught:
+        frames.decode_request(raw, kind)
+
+    assert caught.value.field == field

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cluster as a whole: what it is made of, how busy it is, and how it is stopped."""
 
+import asyncio
 import time
 
 from fastapi import APIRouter, Request
@@ -10,8 +11,11 @@ from xinference import __version__
 from xinference.api.answers import json_answer
 from xinference.api.gateway import gateway_of
 from xinference.api.openapi import refusals
+from xinference.errors import XinferenceError
 
 from .convert import cluster_nodes, host_of, status_page, worker_item
+
+READY_TIMEOUT_SECONDS = 2.0
 
 router = APIRouter(tags=["Cluster"], default_response_class=Response)
 
@@ -20,6 +24,29 @@ router = APIRouter(tags=["Cluster"], default_response_class=Response)
 async def status(request: Request) -> Response:
     """Say how long the cluster runs, and how busy its workers are."""
     return json_answer(status_page(await gateway_of(request).cluster.info(), now=time.time()))
+
+
+@router.get("/health", responses=refusals())
+async def health(request: Request) -> Response:
+    """Say that this process lives; it asks nobody else."""
+    return json_answer({"status": "ok"})
+
+
+@router.get("/ready", responses=refusals(503))
+async def ready(request: Request) -> Response:
+    """Say whether this gateway can serve: there is a worker, or at least a model that answers."""
+    cluster = gateway_of(request).cluster
+    num_models = cluster.routing().num_ready_models
+    problem = ""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_SECONDS):
+            if not (await cluster.info()).workers:
+                problem = "no worker has joined"
+    except (XinferenceError, TimeoutError):
+        # Why not always: while the supervisor is away, what runs is served.
+        problem = "" if num_models else "the supervisor does not answer"
+    answer = {"ready": not problem, "problem": problem, "num_ready_models": num_models}
+    return json_answer(answer, status=503 if problem else 200)
 
 
 @router.get("/v1/address", responses=refusals(503))

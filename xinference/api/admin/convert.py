@@ -15,17 +15,19 @@ from xinference.protocol.deployment import (
     EngineOptions,
     LaunchProgress,
     LaunchSpec,
+    ModelDescription,
     ModelStatus,
     ReplicaPlacement,
     ReplicaState,
     ReplicaStatus,
 )
+from xinference.protocol.encoding import EncoderOptions, split_options
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
 
 from .schema import LaunchRequest, ReplicaConfig, ScaleRequest
 
-MODEL_TYPE = "LLM"
-"""The one type that this version runs."""
+LANGUAGE = "LLM"
+ENCODERS = ("embedding", "rerank")
 
 _SIZE = re.compile(r"(\d{1,6})(?:[._](\d{1,6}))?")
 _MIB = 2**20
@@ -44,15 +46,22 @@ REPLICA_STATES = {
 
 def launch_spec(body: LaunchRequest) -> LaunchSpec:
     """Return what a launch asks for."""
-    if body.model_type != MODEL_TYPE:
-        problem = f"must be {MODEL_TYPE!r} in this version, got {body.model_type[:60]!r}"
+    types = {one.casefold(): one for one in (LANGUAGE, *ENCODERS)}
+    model_type = types.get(body.model_type.casefold())
+    if model_type is None:
+        known = ", ".join(types.values())
+        problem = f"must be one of {known} in this version, got {body.model_type[:60]!r}"
         raise InvalidRequest(field="model_type", problem=problem)
-    if not body.model_engine:
+    if not body.model_engine and model_type == LANGUAGE:
         raise InvalidRequest(field="model_engine", problem="is required for language models")
+    options = _options(body)
+    encoder_options = EncoderOptions()
+    if model_type in ENCODERS:
+        encoder_options, options = split_options(options)
     return LaunchSpec(
         model_uid=None if body.model_uid is None else model_uid(body.model_uid),
         model_name=family_name(body.model_name),
-        model_type=body.model_type,
+        model_type=model_type,
         model_engine=body.model_engine,
         model_size_in_billions=_size(body),
         model_format=body.model_format,
@@ -64,7 +73,8 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         gpu_idx=_gpu_indices(body.gpu_idx),
         replica_config=tuple(map(placement, body.replica_config or ())),
         envs=_envs(body.envs),
-        engine_options=_engine_options(body),
+        engine_options=EngineOptions.from_mapping(options),
+        encoder_options=encoder_options,
         request_limits=body.request_limits,
     )
 
@@ -136,7 +146,7 @@ def _envs(given: dict[str, Any] | None) -> dict[str, str]:
     return dict(given or {})
 
 
-def _engine_options(body: LaunchRequest) -> EngineOptions:
+def _options(body: LaunchRequest) -> dict[str, Any]:
     given = {name: value for name, value in (body.model_extra or {}).items() if value is not None}
     if _num_gpus(body.n_gpu) == 0:
         if given.get("device", "cpu") != "cpu":
@@ -145,7 +155,7 @@ def _engine_options(body: LaunchRequest) -> EngineOptions:
         given["device"] = "cpu"
     if body.enable_thinking is not None:
         given["enable_thinking"] = body.enable_thinking
-    return EngineOptions.from_mapping(given)
+    return given
 
 
 def model_item(model: ModelStatus) -> dict[str, Any]:
@@ -156,14 +166,34 @@ def model_item(model: ModelStatus) -> dict[str, Any]:
         "created": model.created_ts,
         "owned_by": "xinference",
         "status": model.state,
-        **asdict(model.description),
+        **description_item(model.description),
     }
+
+
+def description_item(what: ModelDescription) -> dict[str, Any]:
+    """Return what a model is, in the words that are known for its type."""
+    fields = asdict(what)
+    dimensions, rerank_type = fields.pop("dimensions"), fields.pop("rerank_type")
+    if what.model_type in ENCODERS:
+        fields["max_tokens"] = fields.pop("context_length")
+        fields["language"] = fields.pop("model_lang")
+        fields["model_revision"] = fields.pop("revision")
+    if what.model_type == "embedding":
+        fields["dimensions"] = dimensions
+    if what.model_type == "rerank":
+        fields["type"] = rerank_type
+    return fields
 
 
 def instance_item(model: ModelStatus) -> dict[str, Any]:
     """Return a model and how its replicas are."""
     what = model.description
-    variant = (f"{what.model_size_in_billions}B", what.model_format, what.quantization)
+    variant = [what.model_format, what.quantization]
+    match what.model_type:
+        case "embedding":
+            variant[:0] = [str(what.context_length), str(what.dimensions)]
+        case "LLM":
+            variant.insert(0, f"{what.model_size_in_billions}B")
     return {
         "model_name": what.model_name,
         "model_uid": model.model_uid,
@@ -227,6 +257,8 @@ def status_page(info: ClusterInfo, *, now: float) -> dict[str, Any]:
         "workers": {
             worker.node: {
                 "update_time": now - worker.seconds_since_report,
+                "state": worker.state,
+                "num_replicas": worker.num_replicas,
                 "status": _node_status(worker.resources),
             }
             for worker in info.workers
@@ -292,7 +324,7 @@ def worker_item(worker: NodeStatus, models: list[ModelStatus]) -> dict[str, Any]
     return {
         "work-ip": worker.node,
         "models": {
-            str(replica.replica): asdict(model.description)
+            str(replica.replica): description_item(model.description)
             for model in models
             for replica in model.replicas
             if replica.node == worker.node

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from xinference.api.fields import Answer, Body, Only, Shaped
 from xinference.api.keys.key import MAX_LIMIT, MAX_MODELS, MAX_NAME_LEN
 from xinference.protocol.deployment import MAX_REPLICAS, EngineOptions
+from xinference.protocol.encoding import EncoderOptions
 
 MAX_BLOCK_SECONDS = 3600
 MAX_UID_LEN = 100
@@ -60,6 +61,10 @@ class LaunchRequest(Body):
         extra="allow",
         json_schema_extra=lambda schema: schema["properties"].update(
             {option.name: {"description": "An engine option."} for option in fields(EngineOptions)}
+            | {
+                option.name: {"description": "An option of models that embed or rerank."}
+                for option in fields(EncoderOptions)
+            }
             | {"context_length": {"description": "Another name of max_model_len."}}
         ),
     )
@@ -69,6 +74,7 @@ class LaunchRequest(Body):
     model_engine: str | None = None
     """Required for language models; upper and lower case are the same."""
     model_type: str = "LLM"
+    """LLM, embedding or rerank."""
     model_uid: str | None = None
     """Null: the model's name, with random characters behind it if that is taken."""
     model_size_in_billions: int | float | str | None = None
@@ -181,12 +187,23 @@ class ModelItem(Answer):
     model_size_in_billions: str
     quantization: str
     model_family: str
-    model_lang: list[str]
+    model_lang: list[str] | None = None
+    """Of a language model."""
     model_ability: list[str]
     model_description: str
     model_hub: str
-    revision: str | None
-    context_length: int
+    revision: str | None = None
+    """Of a language model."""
+    context_length: int | None = None
+    """Of a language model."""
+    max_tokens: int | None = None
+    """Of one that embeds or reranks, as the next two."""
+    language: list[str] | None = None
+    model_revision: str | None = None
+    dimensions: int | None = None
+    """Of one that embeds."""
+    type: str | None = None
+    """Of one that reranks."""
     replica: int
     address: str | None
     accelerators: list[str]

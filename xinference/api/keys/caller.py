@@ -5,14 +5,17 @@ Every route gets its cluster here, so what a key may ask, how often, and in whos
 in one place for every protocol.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
-from xinference.cluster.interface import Cluster, GenerationStream
+from xinference.cluster.interface import Cluster, GenerationStream, VectorStream
 from xinference.errors import DuplicateRequest, ModelNotFound, RequestAborted
 from xinference.identifiers import ModelUid, RequestId
 from xinference.protocol.deployment import AbortOutcome, ModelStatus
 from xinference.protocol.generation import GenerationRequest
+from xinference.protocol.vectors import VectorRequest
 
 from .key import ApiKey, Scope
 from .keyring import Keyring
@@ -42,14 +45,14 @@ class _CallersCluster:
             # Why not the request's own: somebody with many users would get many turns.
             fairness_key=self._key.key_id,
         )
-        try:
+        with self._told_as_asked(request.request_id):
             return await self._cluster.generate(model, own)
-        except ModelNotFound as error:
-            raise self._narrowed(error) from None
-        except DuplicateRequest:
-            raise DuplicateRequest(request_id=request.request_id) from None
-        except RequestAborted:
-            raise RequestAborted(request_id=request.request_id) from None
+
+    async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
+        self._keyring.start(self._key, model)
+        own = replace(request, request_id=self._own(request.request_id))
+        with self._told_as_asked(request.request_id):
+            return await self._cluster.compute(model, own)
 
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float
@@ -78,6 +81,18 @@ class _CallersCluster:
             return await self._cluster.model(model)
         except ModelNotFound as error:
             raise self._narrowed(error) from None
+
+    @contextmanager
+    def _told_as_asked(self, request_id: RequestId) -> Iterator[None]:
+        """Let errors name a request as its caller does, and only models that are the key's."""
+        try:
+            yield
+        except ModelNotFound as error:
+            raise self._narrowed(error) from None
+        except DuplicateRequest:
+            raise DuplicateRequest(request_id=request_id) from None
+        except RequestAborted:
+            raise RequestAborted(request_id=request_id) from None
 
     def _own(self, request_id: RequestId) -> RequestId:
         """Return what the cluster knows a request by.

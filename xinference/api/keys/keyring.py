@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import date
 from types import MappingProxyType
 
 from xinference.errors import InvalidApiKey, NotAllowed, RateLimitReached
@@ -25,6 +25,8 @@ from .store import KeyStore, UsageOf, Used
 logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 0.5
+SECONDS_OF_A_DAY = 86400
+EPOCH = date(1970, 1, 1).toordinal()
 
 HOW_TO = (
     "Send an API key as 'Authorization: Bearer KEY' or 'x-api-key: KEY' "
@@ -40,7 +42,9 @@ class Keyring:
         self._clock = clock
         self._generation = -1
         self._keys: Mapping[str, ApiKey] = MappingProxyType({})
-        self._used: dict[UsageOf, Used] = {}
+        self._used: dict[UsageOf, list[int]] = {}
+        """By what it is of: the fields of a `Used`, counted up in place."""
+        self._day_number, self._day_text = -1, ""
         self.refresh()
 
     @property
@@ -144,16 +148,12 @@ class Keyring:
     def count(self, key: ApiKey | None, model: str, usage: Usage) -> None:
         """Count what a request used that a model had accepted."""
         key_id = "" if key is None else key.key_id
-        day = datetime.fromtimestamp(self._clock(), UTC).date().isoformat()
-        of = (day, key_id, model)
-        used = Used(
-            requests=1,
-            prompt_tokens=usage.num_prompt_tokens,
-            completion_tokens=usage.num_completion_tokens,
-            cached_tokens=usage.num_cached_tokens,
-            reasoning_tokens=usage.num_reasoning_tokens,
-        )
-        self._used[of] = self._used.get(of, Used()) + used
+        counts = self._used.setdefault((self._day(), key_id, model), [0, 0, 0, 0, 0])
+        counts[0] += 1
+        counts[1] += usage.num_prompt_tokens
+        counts[2] += usage.num_completion_tokens
+        counts[3] += usage.num_cached_tokens
+        counts[4] += usage.num_reasoning_tokens
         if key is None or key.spec.tokens_per_minute is None:
             return
         try:
@@ -171,8 +171,15 @@ class Keyring:
     def flush(self) -> None:
         """Write down what was used; what cannot be written waits for the next time."""
         if self._used:
-            self._store.add_usage(self._used)
+            self._store.add_usage({of: Used(*counts) for of, counts in self._used.items()})
             self._used = {}
+
+    def _day(self) -> str:
+        number = int(self._clock() // SECONDS_OF_A_DAY)
+        if number != self._day_number:
+            self._day_number = number
+            self._day_text = date.fromordinal(EPOCH + number).isoformat()
+        return self._day_text
 
     async def run(self) -> None:
         """Keep copy and file together until cancelled."""

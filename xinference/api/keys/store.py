@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS usage (
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Used:
     """What a number of requests used, in tokens."""
 
@@ -59,15 +59,6 @@ class Used:
     """Of the prompts."""
     reasoning_tokens: int = 0
     """Of the completions."""
-
-    def __add__(self, other: "Used") -> "Used":
-        return Used(
-            requests=self.requests + other.requests,
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
-        )
 
 
 UsageOf = tuple[str, str, str]

@@ -81,9 +81,8 @@ def generate_request(body: OllamaGenerateRequest, request_id: RequestId) -> Gene
     return _request(body, prompt, request_id)
 
 
-def check_keep_alive(body: OllamaParameters) -> None:
+def check_keep_alive(given: float | str | None) -> None:
     """Refuse to unload a model with a request: who wants its end has a route for that."""
-    given = body.keep_alive
     if given == 0 or (isinstance(given, str) and _ZERO.fullmatch(given.strip())):
         raise InvalidRequest(
             field="keep_alive",
@@ -92,7 +91,7 @@ def check_keep_alive(body: OllamaParameters) -> None:
 
 
 def _request(body: OllamaParameters, prompt: Prompt, request_id: RequestId) -> GenerationRequest:
-    check_keep_alive(body)
+    check_keep_alive(body.keep_alive)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequest(field="top_logprobs", problem="is only for requests with logprobs")
     options = body.options or OllamaOptions.model_construct()

@@ -74,7 +74,7 @@ def _answer(
 
 async def _loaded(request: Request, body: OllamaParameters, form: OllamaForm) -> Response:
     """Say that a model is loaded: what Ollama's clients ask by asking nothing."""
-    check_keep_alive(body)
+    check_keep_alive(body.keep_alive)
     model = await gateway_of(request).cluster.model(model_of(body.model))
     if model.state is not ModelState.READY:
         raise ModelNotReady(

@@ -38,6 +38,7 @@ CAPABILITIES = {
     "generate": "completion",
     "tools": "tools",
     "vision": "vision",
+    "embed": "embedding",
     "reasoning": "thinking",
     "hybrid": "thinking",
 }

@@ -70,6 +70,9 @@ class OllamaOptions(Body):
     embedding_only: Annotated[object, Only(False)] = None
 
 
+KeepAlive = Annotated[float | str | None, Shaped("seconds, or a text such as 5m")]
+
+
 class OllamaParameters(Body):
     """What chat and generate have in common."""
 
@@ -83,7 +86,7 @@ class OllamaParameters(Body):
     """What the answer has to look like."""
     think: Annotated[bool | Literal["low", "medium", "high"] | None, Shaped("true or false")] = None
     """Whether to think before the answer. Null: as the model was launched."""
-    keep_alive: Annotated[float | str | None, Shaped("seconds, or a text such as 5m")] = None
+    keep_alive: KeepAlive = None
     """A model stays until it is terminated; only zero, which asks for its end, is refused."""
     logprobs: bool | None = None
     """Tell how likely each token was."""
@@ -92,6 +95,49 @@ class OllamaParameters(Body):
 
     truncate: Annotated[object, Only(False)] = None
     shift: Annotated[object, Only(False)] = None
+
+
+class OllamaEmbedRequest(Body):
+    """`POST /api/embed`."""
+
+    model: ModelName
+    input: Annotated[
+        str | Annotated[list[str], Field(fail_fast=True, min_length=1)],
+        Shaped("a text or a list of texts"),
+    ]
+    truncate: bool | None = None
+    """False: texts that are too long for the model are refused. Else they are cut."""
+    dimensions: int | None = Field(None, ge=1, le=MAX_TOKEN_COUNT)
+    """The first so many numbers of each vector, of unit length again."""
+    keep_alive: KeepAlive = None
+    """As of a chat."""
+    options: Annotated[object, Only({})] = None
+
+
+class OllamaEmbeddingRequest(Body):
+    """`POST /api/embeddings`."""
+
+    model: ModelName
+    prompt: str
+    keep_alive: KeepAlive = None
+    """As of a chat."""
+    options: Annotated[object, Only({})] = None
+
+
+class OllamaEmbedAnswer(Answer):
+    """The vectors of the texts, in their order."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class OllamaEmbeddingAnswer(Answer):
+    """The vector of the text."""
+
+    embedding: list[float]
 
 
 class OllamaFunctionCall(Body):

@@ -23,7 +23,7 @@ from xinference.protocol.generation import (
     ToolCallStart,
 )
 
-from .convert import chat_request, wants_usage
+from .convert import chat_request, wants_obfuscation, wants_usage
 from .form import AnswerParts, Form, with_top
 from .schema import ChatAnswer, ChatRequest
 from .stored_chats import stored_messages
@@ -96,7 +96,13 @@ async def chat_generation(gateway: Gateway, body: ChatRequest, request_id: Reque
     """
     asked = chat_request(body, request_id)
     tier = served_as(body.service_tier) if body.service_tier is not None else None
-    form = ChatForm(asked, body.model, with_usage=wants_usage(body), service_tier=tier)
+    form = ChatForm(
+        asked,
+        body.model,
+        with_usage=wants_usage(body),
+        is_padded=wants_obfuscation(body),
+        service_tier=tier,
+    )
 
     async def keep(whole: bytes) -> None:
         labels = {"metadata": body.metadata, "prompt_cache_key": body.prompt_cache_key}

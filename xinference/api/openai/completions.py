@@ -15,7 +15,7 @@ from xinference.api.openapi import body_of, refusals
 from xinference.identifiers import ModelUid, RequestId
 from xinference.protocol.generation import TokenLogprob
 
-from .convert import completion_request, wants_usage
+from .convert import completion_request, wants_obfuscation, wants_usage
 from .form import AnswerParts, Form, token_text
 from .schema import CompletionAnswer, CompletionRequest
 
@@ -75,7 +75,9 @@ async def completion_generation(
         InvalidRequest
     """
     asked = completion_request(body, request_id)
-    form = CompletionForm(asked, body.model, with_usage=wants_usage(body))
+    form = CompletionForm(
+        asked, body.model, with_usage=wants_usage(body), is_padded=wants_obfuscation(body)
+    )
     return Generation(model=ModelUid(body.model), asked=asked, form=form)
 
 

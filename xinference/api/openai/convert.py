@@ -94,6 +94,11 @@ def wants_usage(body: SharedParameters) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
+def wants_obfuscation(body: SharedParameters) -> bool:
+    """Return whether the sizes of a stream's chunks are to tell nothing."""
+    return bool(body.stream_options and body.stream_options.include_obfuscation)
+
+
 def _request(
     body: SharedParameters,
     prompt: Prompt,
@@ -106,7 +111,7 @@ def _request(
     echo: bool = False,
     more_prompts: tuple[TextPrompt | TokenPrompt, ...] = (),
 ) -> GenerationRequest:
-    if wants_usage(body) and not body.stream:
+    if (wants_usage(body) or wants_obfuscation(body)) and not body.stream:
         raise InvalidRequest(field="stream_options", problem="is only for requests with stream")
     n = body.n or 1
     if body.stream and (body.best_of or n) > n:

@@ -30,6 +30,8 @@ from xinference.protocol.generation import (
     Usage,
 )
 
+from .obfuscation import padded
+
 DONE = b"data: [DONE]\n\n"
 
 
@@ -88,15 +90,18 @@ class Form(AnswerForm):
         model: str,
         *,
         with_usage: bool,
+        is_padded: bool = False,
         service_tier: str | None = None,
     ) -> None:
         """Take what is asked.
 
         Args:
             with_usage: a stream ends with the usage.
+            is_padded: the sizes of a stream's chunks tell nothing of their text.
             service_tier: said with every answer and chunk; None: not a word.
         """
         self._with_usage = with_usage
+        self._is_padded = is_padded
         self._num_choices = asked.num_choices
         self._with_logprobs = asked.sampling.logprobs is not None
         self._about: dict[str, Any] = {
@@ -160,6 +165,12 @@ class Form(AnswerForm):
 
         Nothing if it says nothing.
         """
+        chunks = self._chunks_of(delta)
+        if not self._is_padded or not chunks:
+            return chunks
+        return padded(chunks, delta.name if isinstance(delta, ToolCallStart) else delta.text)
+
+    def _chunks_of(self, delta: Delta) -> bytes:
         index = delta.choice_index
         if not isinstance(delta, TextDelta):
             piece = self.other_piece(delta)

@@ -48,7 +48,8 @@ class StreamOptions(Body):
 
     include_usage: bool | None = None
     """One more chunk before the end, without choices, with the usage."""
-    include_obfuscation: Annotated[object, Only(False)] = None
+    include_obfuscation: bool | None = None
+    """Random characters beside each piece, so that its size tells nothing. Null: none."""
 
 
 class JsonSchemaFormat(Body):

@@ -272,8 +272,10 @@ def _counted(connection: sqlite3.Connection, seq: int, text: str) -> dict[str, A
             "SELECT coalesce(sum(is_error), 0), count(*) FROM batch_line WHERE batch_seq = ?",
             (seq,),
         ).fetchone()
-        counts = {"completed": num_done - num_failed, "failed": num_failed}
-        document["request_counts"] = document["request_counts"] | counts
+        # Why the greater: what is given up before it was checked has no total yet.
+        total = max(document["request_counts"]["total"], num_done)
+        counts = {"total": total, "completed": num_done - num_failed, "failed": num_failed}
+        document["request_counts"] = counts
     return document
 
 

@@ -48,8 +48,12 @@ class Files:
         filename: str,
         purpose: str,
         lifetime_seconds: int | None,
+        is_bounded: bool = True,
     ) -> StoredFile:
         """Store a file. Nobody sees it before it is whole; nothing of it stays if that fails.
+
+        Args:
+            is_bounded: the limits hold. Results that were computed are kept beyond them.
 
         Raises:
             InvalidRequest: it is too large, alone or with all others.
@@ -67,7 +71,7 @@ class Files:
         try:
             position = 0
             async for piece in pieces:
-                await self._append(seq, position, piece)
+                await self._append(seq, position, piece, is_bounded=is_bounded)
                 position += 1
             await self._database.write(
                 lambda connection: connection.execute(
@@ -81,13 +85,15 @@ class Files:
             raise
         return await self.get(owner, file_id)
 
-    async def _append(self, seq: int, position: int, piece: bytes) -> None:
+    async def _append(self, seq: int, position: int, piece: bytes, *, is_bounded: bool) -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT INTO file_chunk VALUES (?, ?, ?)", (seq, position, piece))
             (num_bytes,) = connection.execute(
                 "UPDATE file SET num_bytes = num_bytes + ? WHERE seq = ? RETURNING num_bytes",
                 (len(piece), seq),
             ).fetchone()
+            if not is_bounded:
+                return
             if num_bytes > self._limits.max_file_bytes:
                 raise InvalidRequest(
                     field="file", problem=f"is larger than {self._limits.max_file_bytes} bytes"

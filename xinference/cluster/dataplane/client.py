@@ -14,7 +14,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from xinference.errors import (
     PeerUnreachable,
@@ -37,6 +37,15 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
+from xinference.protocol.vectors import (
+    DenseVectors,
+    ModelRequest,
+    Scores,
+    SparseVector,
+    TokenVectors,
+    VectorPiece,
+    VectorRequest,
+)
 
 from . import frames
 from .address import UnixAddress, parse_address
@@ -56,27 +65,27 @@ MAX_BUFFERED_CHARS = 4 * 1024 * 1024
 """What one stream may hold that its consumer has not taken."""
 
 Answer = TypeVar("Answer")
+Piece = TypeVar("Piece", bound=Delta | VectorPiece)
 
 
-class ReplicaStream:
-    """An accepted request: zero or more deltas, then one `Finished`, or it raises.
+class ReplicaStream(Generic[Piece]):
+    """An accepted request: zero or more pieces, then one `Finished`, or it raises.
 
-    Implements `GenerationStream`. It belongs to one task, which iterates it to its end or calls
-    `aclose`; cancelling a wait for the next event loses none. Of a resumed request it gives what
-    comes after the tokens that the request has brought.
+    Implements `GenerationStream` and `VectorStream`. It belongs to one task, which iterates it to
+    its end or calls `aclose`; cancelling a wait for the next event loses none. Of a resumed request
+    it gives what comes after the tokens that the request has brought.
     """
 
-    def __init__(
-        self, connection: "ReplicaConnection", stream: int, request: GenerationRequest
-    ) -> None:
+    def __init__(self, connection: "ReplicaConnection", stream: int, request: ModelRequest) -> None:
         self._connection = connection
         self._stream = stream
         self._request_id = request.request_id
-        self._num_repeated = len(request.resume_token_ids)
+        resumed = request.resume_token_ids if isinstance(request, GenerationRequest) else ()
+        self._num_repeated = len(resumed)
         """Tokens that are still to come for the second time."""
         self._is_repeating = False
         self._accepted: Accepted | None = None
-        self._events: deque[Delta | Finished | Failed] = deque()
+        self._events: deque[Piece | Finished | Failed] = deque()
         self._num_chars = 0
         self._arrived = asyncio.Event()
         self._is_over = False
@@ -92,7 +101,7 @@ class ReplicaStream:
         """Iterate once."""
         return self
 
-    async def __anext__(self) -> Delta | Finished:
+    async def __anext__(self) -> Piece | Finished:
         """Return the next event.
 
         Raises:
@@ -140,29 +149,29 @@ class ReplicaStream:
         if self._accepted is None:
             raise ProtocolError(problem=f"{frame} before ACCEPT on stream {self._stream}")
 
-    def _is_repeated(self, delta: Delta) -> bool:
+    def _is_repeated(self, piece: Piece) -> bool:
         """Return whether a piece of a resumed answer is what was generated before.
 
         Of the pieces of one token the first has it, and those behind it have none.
         """
         if not self._is_repeating and not self._num_repeated:
             return False
-        num_tokens = len(delta.token_ids) if isinstance(delta, TextDelta | ReasoningDelta) else 0
+        num_tokens = len(piece.token_ids) if isinstance(piece, TextDelta | ReasoningDelta) else 0
         if num_tokens or self._num_repeated:
             self._is_repeating = self._num_repeated > 0
             self._num_repeated = max(0, self._num_repeated - num_tokens)
         return self._is_repeating
 
-    def _push(self, delta: Delta) -> None:
-        if self._is_repeated(delta):
+    def _push(self, piece: Piece) -> None:
+        if self._is_repeated(piece):
             return
-        self._num_chars += _num_chars(delta)
+        self._num_chars += _num_chars(piece)
         if len(self._events) >= MAX_BUFFERED_EVENTS or self._num_chars > MAX_BUFFERED_CHARS:
             logger.warning("request %s: its consumer is too slow; aborted", self._request_id)
             self._connection._forget(self._stream)
             self._finish(Failed(error=RequestAborted(request_id=self._request_id)))
         else:
-            self._events.append(delta)
+            self._events.append(piece)
             self._arrived.set()
 
     def _finish(self, last: Finished | Failed) -> None:
@@ -196,7 +205,7 @@ class ReplicaConnection:
         self._writer = writer
         self._decoder = decoder
         self._silence_seconds = silence_seconds
-        self._streams: dict[int, ReplicaStream] = {}
+        self._streams: dict[int, ReplicaStream[Any]] = {}
         self._stream_numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[object]] = {}
         self._seqs = itertools.count()
@@ -272,7 +281,17 @@ class ReplicaConnection:
 
     async def generate(
         self, request: GenerationRequest, *, timeout_seconds: float
-    ) -> ReplicaStream:
+    ) -> ReplicaStream[Delta]:
+        """Send a request for text. See `request`."""
+        return await self.request(request, timeout_seconds=timeout_seconds)
+
+    async def compute(
+        self, request: VectorRequest, *, timeout_seconds: float
+    ) -> ReplicaStream[VectorPiece]:
+        """Send a request for vectors or scores. See `request`."""
+        return await self.request(request, timeout_seconds=timeout_seconds)
+
+    async def request(self, request: ModelRequest, *, timeout_seconds: float) -> ReplicaStream[Any]:
         """Send a request; return when the replica has accepted it.
 
         A caller that is cancelled meanwhile, or that runs out of time, leaves nothing behind.
@@ -284,7 +303,8 @@ class ReplicaConnection:
         self._check_open()
         number = next(self._stream_numbers)
         encoded = frames.encode_request(number, request)
-        stream = self._streams[number] = ReplicaStream(self, number, request)
+        stream: ReplicaStream[Any] = ReplicaStream(self, number, request)
+        self._streams[number] = stream
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._send(encoded)
@@ -352,14 +372,16 @@ class ReplicaConnection:
         self._check_open()
         await self._send(frames.encode(frames.Drain()))
 
-    async def stop(self) -> None:
-        """Tell the replica to fail what runs and to exit; `closed` is set when it has. Actors only.
+    async def stop(self, *, grace_seconds: float = 0.0) -> None:
+        """Tell the replica to exit; `closed` is set when it has. Actors only.
+
+        It takes no new requests, and ends those it has, for so long; what is left then fails.
 
         Raises:
             ReplicaLost
         """
         self._check_open()
-        await self._send(frames.encode(frames.Stop()))
+        await self._send(frames.encode(frames.Stop(grace_seconds)))
 
     async def aclose(self) -> None:
         """Close the connection; the replica aborts what still runs on it."""
@@ -483,6 +505,10 @@ class ReplicaConnection:
                     if (stream := self._streams.get(delta.stream)) is not None:
                         stream._check_accepted("CHUNK")
                         stream._push(delta.event())
+            case frames.Vectors(number):
+                if (stream := self._streams.get(number)) is not None:
+                    stream._check_accepted("VECTORS")
+                    stream._push(frame.event())
             case frames.Accept(number, num_prompt_tokens):
                 if (stream := self._streams.get(number)) is not None:
                     stream._accept(num_prompt_tokens)
@@ -619,8 +645,17 @@ def _finished(frame: frames.End) -> Finished:
     return Finished(reason=reason, usage=usage, stop_string=frame.stop_string)
 
 
-def _num_chars(delta: Delta) -> int:
-    return len(delta.name) if isinstance(delta, ToolCallStart) else len(delta.text)
+def _num_chars(piece: Delta | VectorPiece) -> int:
+    """Return how large a piece is, in characters or, of numbers, in bytes."""
+    match piece:
+        case ToolCallStart(name=name):
+            return len(name)
+        case DenseVectors(data=data) | TokenVectors(data=data) | SparseVector(weights=data):
+            return len(data)
+        case Scores(scores=scores):
+            return 8 * len(scores)
+        case _:
+            return len(piece.text)
 
 
 Choice = TypeVar("Choice", FinishReason, ReplicaState, AbortOutcome)

@@ -8,8 +8,9 @@ Values of `xinference.protocol` travel as maps, errors in the form of `to_wire`.
 Pure: bytes in, frames out, and back. `doc/data-plane.md` says who sends what, and when.
 """
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, get_type_hints
 
 import msgspec
 
@@ -34,6 +35,16 @@ from xinference.protocol.generation import (
     ToolChoice,
 )
 from xinference.protocol.generation import Delta as PieceOfAnswer
+from xinference.protocol.vectors import (
+    DenseVectors,
+    EmbeddingRequest,
+    ModelRequest,
+    RerankRequest,
+    Scores,
+    SparseVector,
+    TokenVectors,
+    VectorPiece,
+)
 
 VERSION = 1
 LENGTH_BYTES = 4
@@ -94,7 +105,9 @@ class Req(Frame, frozen=True, tag="REQ"):
 
     stream: int
     request: msgspec.Raw
-    """A `WireRequest`. Raw, so that a bad one costs its stream and not the connection."""
+    """What `kind` says. Raw, so that a bad one costs its stream and not the connection."""
+    kind: str = "generate"
+    """generate (a `WireRequest`), embed or rerank."""
 
 
 class Accept(Frame, frozen=True, tag="ACCEPT"):
@@ -240,6 +253,67 @@ class Chunk(Frame, frozen=True, tag="CHUNK"):
     deltas: list[Delta]
 
 
+class Dense(msgspec.Struct, frozen=True, array_like=True, tag="dense"):
+    """`DenseVectors`."""
+
+    indices: tuple[int, ...]
+    data: bytes
+
+
+class Sparse(msgspec.Struct, frozen=True, array_like=True, tag="sparse"):
+    """A `SparseVector`."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    weights: bytes
+
+
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
+    """`TokenVectors`."""
+
+    index: int
+    dimensions: int
+    data: bytes
+
+
+class Scored(msgspec.Struct, frozen=True, array_like=True, tag="scores"):
+    """`Scores`."""
+
+    scores: tuple[float, ...]
+
+
+class Vectors(Frame, frozen=True, tag="VECTORS"):
+    """Server: a piece of the answer of one stream that asked for vectors or scores."""
+
+    stream: int
+    piece: Dense | Sparse | Tokens | Scored
+
+    @classmethod
+    def of(cls, stream: int, piece: VectorPiece) -> "Vectors":
+        """Return a piece of an answer as it travels."""
+        match piece:
+            case DenseVectors(indices=indices, data=data):
+                return cls(stream, Dense(indices, data))
+            case SparseVector(index=index, token_ids=token_ids, weights=weights):
+                return cls(stream, Sparse(index, token_ids, weights))
+            case TokenVectors(index=index, dimensions=dimensions, data=data):
+                return cls(stream, Tokens(index, dimensions, data))
+            case Scores(scores=scores):
+                return cls(stream, Scored(scores))
+
+    def event(self) -> VectorPiece:
+        """Return the piece of an answer that has travelled."""
+        match self.piece:
+            case Dense(indices, data):
+                return DenseVectors(indices=indices, data=data)
+            case Sparse(index, token_ids, weights):
+                return SparseVector(index=index, token_ids=token_ids, weights=weights)
+            case Tokens(index, dimensions, data):
+                return TokenVectors(index=index, dimensions=dimensions, data=data)
+            case Scored(scores):
+                return Scores(scores=scores)
+
+
 class End(Frame, frozen=True, tag="END"):
     """Server: the answer is whole; the stream is over."""
 
@@ -334,7 +408,10 @@ class Drain(Frame, frozen=True, tag="DRAIN"):
 
 
 class Stop(Frame, frozen=True, tag="STOP"):
-    """Client: fail what runs, then end the process."""
+    """Client: take no new requests, and end the process when those you have are over."""
+
+    grace_seconds: float = 0.0
+    """After so long, fail what still runs."""
 
 
 ClientFrame = Hello | Req | Abort | AbortRequest | Ping | Load | Drain | Stop
@@ -345,6 +422,7 @@ ServerFrame = (
     | Accept
     | Reject
     | Chunk
+    | Vectors
     | End
     | Error
     | Aborted
@@ -400,8 +478,29 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     more_prompts: tuple[WireText | WireTokens, ...] = ()
 
 
+def _closed(value_type: type[Any]) -> type[msgspec.Struct]:
+    """Return a struct with the fields of a dataclass that refuses every other field."""
+    hints = get_type_hints(value_type)
+    own: list[Any] = [
+        (field.name, hints[field.name])
+        if field.default is dataclasses.MISSING
+        else (field.name, hints[field.name], field.default)
+        for field in dataclasses.fields(value_type)
+    ]
+    return msgspec.defstruct(
+        value_type.__name__, own, frozen=True, kw_only=True, forbid_unknown_fields=True
+    )
+
+
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(WireRequest)
+_VECTOR_REQUESTS: Mapping[str, type[EmbeddingRequest] | type[RerankRequest]] = {
+    "embed": EmbeddingRequest,
+    "rerank": RerankRequest,
+}
+_vector_decoders = {
+    kind: msgspec.msgpack.Decoder(_closed(request)) for kind, request in _VECTOR_REQUESTS.items()
+}
 _spec_decoder = msgspec.msgpack.Decoder(ReplicaSpec)
 _client_frames = msgspec.msgpack.Decoder(ClientFrame)
 _server_frames = msgspec.msgpack.Decoder(ServerFrame)
@@ -424,12 +523,16 @@ def encode(frame: Frame) -> bytes:
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
-def encode_request(stream: int, request: GenerationRequest) -> bytes:
+def encode_request(stream: int, request: ModelRequest) -> bytes:
     """Return the REQ frame of a request.
 
     Raises:
         InvalidRequest: it is larger than a frame may be, or holds what msgpack cannot.
     """
+    for kind, request_type in _VECTOR_REQUESTS.items():
+        if isinstance(request, request_type):
+            return encode(Req(stream, _raw(request), kind))
+    assert isinstance(request, GenerationRequest)
     prompt = request.prompt
     match prompt:
         case ChatPrompt():
@@ -462,12 +565,17 @@ def encode_request(stream: int, request: GenerationRequest) -> bytes:
     return encode(Req(stream, _raw(wire_request)))
 
 
-def decode_request(raw: msgspec.Raw) -> GenerationRequest:
-    """Read what a REQ frame carries.
+def decode_request(raw: msgspec.Raw, kind: str = "generate") -> ModelRequest:
+    """Read what a REQ frame carries, and as what.
 
     Raises:
-        InvalidRequest: a field is missing, unknown or has a bad value.
+        InvalidRequest: its kind is unknown; a field is missing, unknown or has a bad value.
     """
+    if kind in _VECTOR_REQUESTS:
+        given = _read(_vector_decoders[kind], raw)
+        return _VECTOR_REQUESTS[kind](**msgspec.structs.asdict(given))
+    if kind != "generate":
+        raise InvalidRequest(field="kind", problem=f"{kind[:60]!r} is none that is known")
     wire: WireRequest = _read(_request_decoder, raw)
     prompt: Prompt
     match wire.prompt:

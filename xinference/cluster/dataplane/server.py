@@ -39,6 +39,7 @@ from xinference.protocol.generation import (
     ToolCallArguments,
     ToolCallStart,
 )
+from xinference.protocol.vectors import DenseVectors, Scores, SparseVector, TokenVectors
 
 from . import frames
 from .handshake import HANDSHAKE_SECONDS, ROLES, Transcript, is_same, new_nonce
@@ -56,6 +57,7 @@ MAX_UNSENT_BYTES = 8 * 1024 * 1024
 SILENCE_SECONDS = 60.0
 """A peer that sends nothing for so long is gone. Clients ping far more often."""
 RETRY_AFTER_SECONDS = 5
+MAX_GRACE_SECONDS = 3600.0
 CLOSE_SECONDS = 1.0
 """How long last frames may take to leave when a connection is closed."""
 
@@ -120,6 +122,9 @@ class DataPlaneServer:
         self._loading: asyncio.Task[None] | None = None
         self._loaders: set[_Peer] = set()
         self._progress: frames.Progress | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._has_given_up = False
         self._outcome: frames.Loaded | frames.LoadFailed | None = None
         service.start(self._deliver)
 
@@ -143,18 +148,25 @@ class DataPlaneServer:
         """
         if self._server is not None:
             self._server.close()
-        gone = ReplicaLost(model=self._service.model, problem="it was stopped")
-        for request_id in self._table.live_ids():
-            self._deliver([(request_id, Failed(error=gone))])
-        if self._loading is not None:
-            self._loading.cancel()
+        gone = self.give_up()
         goodbye = frames.encode(frames.Close(gone.to_wire()))
         for peer in tuple(self._peers):
             peer.send(goodbye)
-        tasks = [*self._connections, *([self._loading] if self._loading else [])]
+        tasks = [task for task in (*self._connections, self._loading, self._stopping) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def give_up(self) -> ReplicaLost:
+        """Fail every live request: another replica may go on with it. Return what they are told.
+
+        What the service tells of them afterwards is not passed on.
+        """
+        self._has_given_up = True
+        gone = ReplicaLost(model=self._service.model, problem="it was stopped")
+        for request_id in self._table.live_ids():
+            self._deliver([(request_id, Failed(error=gone))])
+        return gone
 
     # --- one connection
 
@@ -283,8 +295,24 @@ class DataPlaneServer:
                 self._on_load(peer, frame)
             case frames.Drain():
                 self._service.drain()
-            case frames.Stop():
-                self._service.stop()
+            case frames.Stop(grace_seconds):
+                self._stop(grace_seconds)
+
+    def _stop(self, grace_seconds: float) -> None:
+        """Let the service end when nothing is live, or the time is over."""
+        self._service.drain()
+        if self._stopping is not None:
+            self._stopping.cancel()
+        waited = self._wait_idle(min(grace_seconds, MAX_GRACE_SECONDS))
+        self._stopping = asyncio.create_task(waited, name="stop when idle")
+
+    async def _wait_idle(self, grace_seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                while len(self._table):
+                    self._idle.clear()
+                    await self._idle.wait()
+        self._service.stop()
 
     def _on_request(self, peer: _Peer, frame: frames.Req) -> None:
         stream = frame.stream
@@ -297,7 +325,7 @@ class DataPlaneServer:
             peer.send(frames.encode(frames.Reject(stream, error.to_wire())))
 
     def _admit(self, peer: _Peer, frame: frames.Req) -> None:
-        request = frames.decode_request(frame.request)
+        request = frames.decode_request(frame.request, frame.kind)
         if self._service.state is not ReplicaState.READY:
             raise ModelNotReady(
                 model=self._service.model,
@@ -389,11 +417,14 @@ class DataPlaneServer:
         for request_id, event in events:
             entry = self._table.owner(request_id)
             if entry is None:
-                logger.error("an event for request %s, which is not live", request_id)
+                if not self._has_given_up:
+                    logger.error("an event for request %s, which is not live", request_id)
                 continue
             peer = entry.peer
             if isinstance(event, (Finished, Failed)):
                 self._table.end(request_id)
+                if not len(self._table):
+                    self._idle.set()
                 if peer is not None:
                     peer.requests.pop(entry.stream, None)
             if peer is not None:
@@ -435,6 +466,8 @@ class _Outbox:
                     self._cut()
                 self._deltas.append(delta)
                 self._num_bytes += delta.num_bytes
+            case DenseVectors() | SparseVector() | TokenVectors() | Scores():
+                self._chunks.append(frames.Vectors.of(stream, event))
             case Finished(reason=reason, usage=usage, stop_string=stop_string):
                 self._ends.append(
                     frames.End(

@@ -11,16 +11,11 @@ from typing import Protocol
 
 from xinference.identifiers import ModelUid, RequestId
 from xinference.protocol.deployment import ReplicaSpec, ReplicaState
-from xinference.protocol.generation import (
-    Accepted,
-    Delta,
-    Failed,
-    Finished,
-    GenerationRequest,
-)
+from xinference.protocol.generation import Accepted
+from xinference.protocol.vectors import AnswerEvent, ModelRequest
 
-ServiceEvent = Accepted | Delta | Finished | Failed
-"""Of a submitted request: Accepted, any number of deltas, then one Finished or Failed.
+ServiceEvent = Accepted | AnswerEvent
+"""Of a submitted request: Accepted, any number of pieces, then one Finished or Failed.
 
 Failed without Accepted before it is a rejection.
 """
@@ -82,7 +77,7 @@ class ReplicaService(Protocol):
         """
         ...
 
-    def submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: ModelRequest) -> None:
         """Start a request; everything that becomes of it is delivered as events.
 
         Invariant: exactly one Finished or Failed is delivered for it, after `abort` too.

@@ -40,10 +40,19 @@ class _DecodePlan:
     """(N,) the row each block is read for; 0 for a hole."""
     mask: Tensor
     """(N × Hkv, 1, P) 0 where the row sees the token, -inf where not, 0 in a hole."""
-    hole_bias: Tensor | None
-    """(N, 1) float32, 0 for a block and -inf for a hole; None if there are no holes."""
+    holes: Tensor | None
+    """(N, 1) bool, which are holes; None if there are none."""
     row_matrix: Tensor
     """(R, N) float32, 1 where the block belongs to the row: adds up the parts of each row."""
+
+    def add_up(self, parts: Tensor) -> Tensor:
+        """Do what a product with `row_matrix` does, slowly, where parts (N, n) may be NaN.
+
+        In the product, 0 times the NaN of one row, or of a hole, would reach every other row.
+        """
+        own = self.row_matrix.any(0).nonzero().squeeze(1)
+        added = parts.new_zeros(self.row_matrix.shape[0], parts.shape[1])
+        return added.index_add_(0, self.row_of_block[own], parts[own])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +74,8 @@ class CpuPlan:
     dtype: torch.dtype
     num_decode_rows: int
     chunks: tuple[_Chunk, ...]
+    fresh_blocks: Tensor | None
+    """Those whose first token this step stores; None if there are none."""
     decode_plans: dict[tuple[int | None, int, int], _DecodePlan] = field(default_factory=dict)
     store_indices: dict[int, Tensor] = field(default_factory=dict)
     chunk_masks: dict[tuple[int, int | None], tuple[int, Tensor]] = field(default_factory=dict)
@@ -103,7 +114,14 @@ class CpuAttention:
                     block_ids=torch.from_numpy(blocks),
                 )
             )
-        return CpuPlan(batch=batch, dtype=dtype, num_decode_rows=num_decode, chunks=tuple(chunks))
+        fresh = batch.cache_slots[batch.positions % batch.block_size == 0] // batch.block_size
+        return CpuPlan(
+            batch=batch,
+            dtype=dtype,
+            num_decode_rows=num_decode,
+            chunks=tuple(chunks),
+            fresh_blocks=torch.from_numpy(fresh) if fresh.size else None,
+        )
 
     def store(self, pages: Pages, plan: CpuPlan, key: Tensor, value: Tensor) -> None:
         num_kv_heads = key.shape[1]
@@ -112,6 +130,10 @@ class CpuAttention:
             index = _store_index(plan.batch, num_kv_heads)
             plan.store_indices[num_kv_heads] = index
         for stored, new in ((pages.key, key), (pages.value, value)):
+            if plan.fresh_blocks is not None:
+                # Why: blocks are read whole, and what somebody left at the end of one may be NaN,
+                # which stays NaN with weight 0.
+                stored.index_fill_(0, plan.fresh_blocks, 0)
             stored.view(-1, new.shape[-1]).index_copy_(0, index, new.reshape(-1, new.shape[-1]))
 
     def attend(
@@ -203,19 +225,22 @@ def _decode(pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Ten
         part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True)
     )
     highest = highest.view(-1, num_heads)
-    if paged.hole_bias is not None:
-        highest = highest + paged.hole_bias
+    if paged.holes is not None:
+        highest = highest.masked_fill(paged.holes, -torch.inf)
     highest_of_row = highest.new_full((num_rows, num_heads), -torch.inf).scatter_reduce_(
         0, paged.row_of_block.unsqueeze(1).expand_as(highest), highest, "amax"
     )
     if scoring.sinks is not None:
         highest_of_row = torch.maximum(highest_of_row, scoring.sinks.float())
     weights = highest.sub_(highest_of_row.index_select(0, paged.row_of_block)).exp_()
-    total_of_row = paged.row_matrix @ (weights * total.view(-1, num_heads))
+    totals = weights * total.view(-1, num_heads)
+    weighted = (mixed.view(*weights.shape, -1) * weights.unsqueeze(-1)).flatten(1)
+    total_of_row, summed = paged.row_matrix @ totals, paged.row_matrix @ weighted
+    if not (total_of_row.sum() + summed.sum()).isfinite():
+        total_of_row, summed = paged.add_up(totals), paged.add_up(weighted)
     if scoring.sinks is not None:
         total_of_row += (scoring.sinks.float() - highest_of_row).exp_()
-    weighted = mixed.view(*weights.shape, -1) * weights.unsqueeze(-1)
-    summed = (paged.row_matrix @ weighted.flatten(1)).view(num_rows, num_heads, -1)
+    summed = summed.view(num_rows, num_heads, -1)
     out: Tensor = summed.div_(total_of_row.unsqueeze(-1)).to(query.dtype)
     return out.flatten(1)
 
@@ -301,17 +326,17 @@ def _plan_decode(plan: CpuPlan, window: int | None, num_kv_heads: int, max_gap: 
     visible = (keys < context_lens[rows, None]) & (keys >= starts[rows, None])
     mask = np.zeros((num_read, block_size), np.float32)
     mask[place] = np.where(visible, 0.0, -np.inf)
-    hole_bias = None
+    holes = None
     if num_read > len(rows):
-        hole_bias = torch.full((num_read, 1), -torch.inf)
-        hole_bias[torch.from_numpy(place)] = 0.0
+        holes = torch.ones((num_read, 1), dtype=torch.bool)
+        holes[torch.from_numpy(place)] = False
     row_matrix = np.zeros((num_rows, num_read), np.float32)
     row_matrix[rows, place] = 1.0
     return _DecodePlan(
         ranges=tuple(ranges),
         row_of_block=torch.from_numpy(row_of_block),
         mask=torch.from_numpy(mask.repeat(num_kv_heads, axis=0)).to(plan.dtype).unsqueeze(1),
-        hole_bias=hole_bias,
+        holes=holes,
         row_matrix=torch.from_numpy(row_matrix),
     )
 

@@ -76,6 +76,17 @@ class Pages:
     value: Tensor
 
 
+def pages_by_token(
+    shape: LayerShape, num_tokens: int, *, dtype: torch.dtype, device: torch.device
+) -> Pages:
+    """Return zeroed pages in which tokens lie one after the other, (num_tokens, Hkv, D)."""
+    lead = (num_tokens, shape.num_kv_heads)
+    return Pages(
+        torch.zeros(*lead, shape.key_dim, dtype=dtype, device=device),
+        torch.zeros(*lead, shape.value_dim, dtype=dtype, device=device),
+    )
+
+
 class AttentionBackend(Protocol):
     """Stores to pages and reads from them. `Plan` is the backend's own: what all layers of one
     step share, computed once."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xinference.engine.batch import Batch, IntArray
+from xinference.engine.batch import Batch, IntArray, padded_groups
 
-from .interface import LayerShape, Pages, Scoring
+from .interface import LayerShape, Pages, Scoring, pages_by_token
 
 # Why: bounds the float32 copies of keys and of scores, whatever the batch.
 _MAX_GATHERED_TOKENS = 65536
@@ -30,7 +30,7 @@ class _Group:
     positions: Tensor
     """(rows, queries) of each query in its sequence."""
     cache_slots: Tensor
-    """(rows, longest context) where the keys lie; anything beyond a row's own context."""
+    """(rows, longest context) where the keys lie; beyond a row's own context its last again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,22 +52,12 @@ class ReferenceAttention:
         dtype: torch.dtype,
         device: torch.device,
     ) -> Pages:
-        lead = (num_blocks * block_size, shape.num_kv_heads)
-        return Pages(
-            torch.zeros(*lead, shape.key_dim, dtype=dtype, device=device),
-            torch.zeros(*lead, shape.value_dim, dtype=dtype, device=device),
-        )
+        return pages_by_token(shape, num_blocks * block_size, dtype=dtype, device=device)
 
     def plan(self, batch: Batch, *, dtype: torch.dtype, device: torch.device) -> ReferencePlan:
         num_decode = batch.num_decode_rows
-        rows_of_groups: list[IntArray] = []
-        start = 0
-        while start < num_decode:
-            longest = np.maximum.accumulate(batch.context_lens[start:num_decode])
-            gathered = longest * np.arange(1, len(longest) + 1)
-            size = max(1, int(np.searchsorted(gathered, _MAX_GATHERED_TOKENS, side="right")))
-            rows_of_groups.append(np.arange(start, start + size))
-            start += size
+        context_lens = batch.context_lens[:num_decode]
+        rows_of_groups = list(padded_groups(context_lens, _MAX_GATHERED_TOKENS))
         rows_of_groups += [np.array([row]) for row in range(num_decode, len(batch.context_lens))]
         groups = tuple(
             group for rows in rows_of_groups for group in self._groups(batch, rows, device)
@@ -114,8 +104,10 @@ class ReferenceAttention:
         return out.unsqueeze(0)
 
     def _groups(self, batch: Batch, rows: IntArray, device: torch.device) -> list[_Group]:
-        keys = np.arange(batch.context_lens[rows].max())
-        blocks = batch.block_tables[np.ix_(rows, keys // batch.block_size)]
+        context_lens = batch.context_lens[rows, None]
+        # Why not beyond a row's own: what is there may be NaN, which stays NaN with weight 0.
+        keys = np.minimum(np.arange(context_lens.max()), context_lens - 1)
+        blocks = batch.block_tables[rows[:, None], keys // batch.block_size]
         cache_slots = torch.from_numpy(blocks * batch.block_size + keys % batch.block_size)
         first, last = batch.query_starts[rows], batch.query_starts[rows + 1]
         groups = []

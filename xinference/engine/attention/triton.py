@@ -24,10 +24,11 @@ from torch import Tensor
 
 from xinference.engine.batch import Batch, IntArray
 
-from .interface import LayerShape, Pages, Scoring
+from .interface import LayerShape, Pages, Scoring, pages_by_token
 
 _NUM_SPLITS = 8
-_KEYS_AT_ONCE = 64
+_KEYS_AT_ONCE = {2: 64, 4: 32}
+"""By the bytes of a number; what is loaded at once must fit a processor's shared memory."""
 _MIN_MATRIX = 16
 """Rows and columns of the smallest matrix product."""
 _MAX_CHUNK_MATRIX = 64
@@ -67,11 +68,7 @@ class TritonAttention:
         dtype: torch.dtype,
         device: torch.device,
     ) -> Pages:
-        lead = (num_blocks * block_size, shape.num_kv_heads)
-        return Pages(
-            torch.zeros(*lead, shape.key_dim, dtype=dtype, device=device),
-            torch.zeros(*lead, shape.value_dim, dtype=dtype, device=device),
-        )
+        return pages_by_token(shape, num_blocks * block_size, dtype=dtype, device=device)
 
     def plan(self, batch: Batch, *, dtype: torch.dtype, device: torch.device) -> TritonPlan:
         num_decode, num_rows = batch.num_decode_rows, len(batch.context_lens)
@@ -263,7 +260,7 @@ def _constants(pages: Pages, plan: TritonPlan, scoring: Scoring, group: int) -> 
         "block_size": plan.block_size,
         "window": scoring.window or 0,
         "softcap": scoring.softcap or 0.0,
-        "keys_at_once": _KEYS_AT_ONCE,
+        "keys_at_once": _KEYS_AT_ONCE[pages.key.element_size()],
     }
 
 

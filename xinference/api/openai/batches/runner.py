@@ -25,6 +25,7 @@ from xinference.errors import (
     ClusterError,
     InternalError,
     InvalidApiKey,
+    InvalidRequest,
     ObjectNotFound,
     StoreUnavailable,
     XinferenceError,
@@ -154,8 +155,9 @@ class _Job:
             async for position, custom_id, _ in self._lines_left(await batches.renew(self.lease)):
                 line = given_up(custom_id, code=f"batch_{status}", message=message)
                 await batches.save_line(self.lease, position, line, is_error=True)
-        except ObjectNotFound:
-            logger.info("The input of a batch that is %s was deleted", status)
+        except (ObjectNotFound, InvalidRequest) as error:
+            # It was deleted, or given up before anybody had checked it.
+            logger.info("The input of a batch that is %s cannot be read: %s", status, error)
         await self._finish(status)
 
     async def _validate(self, document: dict[str, Any]) -> dict[str, Any]:
@@ -280,6 +282,7 @@ class _Job:
             filename=f"{document['id']}_{name}.jsonl",
             purpose="batch_output",
             lifetime_seconds=expires_after["seconds"] if expires_after else MAX_LIFETIME_SECONDS,
+            is_bounded=False,
         )
         return file.id
 

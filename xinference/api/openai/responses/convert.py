@@ -16,7 +16,15 @@ from xinference.protocol.generation import (
     ToolChoice,
 )
 
-from .schema import AllowedTools, FunctionTool, NamedTool, ResponseRequest, TextFormat
+from .schema import (
+    AllowedTools,
+    FunctionTool,
+    InputTokensRequest,
+    NamedTool,
+    ResponsePrompt,
+    ResponseRequest,
+    TextFormat,
+)
 
 
 def response_request(
@@ -29,6 +37,32 @@ def response_request(
     """
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest(field="stream_options", problem="is only for requests with stream")
+    return GenerationRequest(
+        request_id=request_id,
+        prompt=_prompt(body, messages),
+        sampling=SamplingParams(
+            max_tokens=body.max_output_tokens,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k,
+            seed=body.seed,
+            logprobs=_logprobs(body),
+            grammar=_grammar(body.text.format if body.text is not None else None),
+        ),
+        priority=priority_of(body.service_tier, body.priority),
+        fairness_key=body.user or body.safety_identifier or "",
+        cache_salt=body.cache_salt or "",
+    )
+
+
+def count_request(
+    body: InputTokensRequest, messages: tuple[Message, ...], request_id: RequestId
+) -> GenerationRequest:
+    """Return what tells how long the prompt of a body is."""
+    return GenerationRequest(request_id=request_id, prompt=_prompt(body, messages), count_only=True)
+
+
+def _prompt(body: ResponsePrompt, messages: tuple[Message, ...]) -> ChatPrompt:
     choice = ToolChoice.AUTO
     named: str | None = None
     allowed: tuple[str, ...] | None = None
@@ -44,30 +78,15 @@ def response_request(
     check_tools(tools, is_required=choice is ToolChoice.REQUIRED, chosen=chosen)
     if body.instructions is not None:
         messages = (Message(role="system", content=body.instructions), *messages)
-    return GenerationRequest(
-        request_id=request_id,
-        prompt=ChatPrompt(
-            messages=messages,
-            tools=tools,
-            tool_choice=choice,
-            tool_name=named,
-            parallel_tool_calls=body.parallel_tool_calls is not False,
-            enable_thinking=body.enable_thinking,
-            allowed_tools=allowed,
-            reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
-        ),
-        sampling=SamplingParams(
-            max_tokens=body.max_output_tokens,
-            temperature=body.temperature,
-            top_p=body.top_p,
-            top_k=body.top_k,
-            seed=body.seed,
-            logprobs=_logprobs(body),
-            grammar=_grammar(body.text.format if body.text is not None else None),
-        ),
-        priority=priority_of(body.service_tier, body.priority),
-        fairness_key=body.user or body.safety_identifier or "",
-        cache_salt=body.cache_salt or "",
+    return ChatPrompt(
+        messages=messages,
+        tools=tools,
+        tool_choice=choice,
+        tool_name=named,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        enable_thinking=body.enable_thinking,
+        allowed_tools=allowed,
+        reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
     )
 
 

@@ -15,6 +15,7 @@ from xinference.api.error_shapes import openai_body
 from xinference.api.errors import told
 from xinference.api.generation import AnswerForm
 from xinference.api.openai.form import with_top
+from xinference.api.openai.obfuscation import padding
 from xinference.api.openai.tier import served_as
 from xinference.errors import XinferenceError
 from xinference.protocol.generation import (
@@ -40,6 +41,14 @@ DELTA_EVENTS = {
     "reasoning": "response.reasoning_text",
     "function_call": "response.function_call_arguments",
 }
+
+
+FIELD_NAMES: Mapping[str, str] = {
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+}
+"""What a replica may refuse, in the words of this API."""
 
 
 class Output:
@@ -146,17 +155,15 @@ def _part(kind: str, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any
 class ResponseForm(AnswerForm):
     """Writes the answer of one request."""
 
-    field_names: ClassVar[Mapping[str, str]] = {
-        "max_tokens": "max_output_tokens",
-        "messages": "input",
-        "reasoning_effort": "reasoning.effort",
-    }
+    field_names: ClassVar[Mapping[str, str]] = FIELD_NAMES
 
     def __init__(self, body: ResponseRequest, response_id: str) -> None:
         self._about = _about(body, response_id)
         self._response_id = response_id
         self._seal_thoughts = "reasoning.encrypted_content" in (body.include or ())
         self._output = self._new_output()
+        options = body.stream_options
+        self._is_padded = options is not None and bool(options.include_obfuscation)
         self._num_events = 0
         self._completed_at: int | None = None
 
@@ -241,6 +248,8 @@ class ResponseForm(AnswerForm):
         for event in events:
             event["sequence_number"] = self._num_events
             self._num_events += 1
+            if self._is_padded and "delta" in event:
+                event["obfuscation"] = padding(event["delta"])
             lines.append(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event)))
         return b"".join(lines)
 

@@ -11,17 +11,17 @@ from xinference.api.answers import json_answer
 from xinference.api.body import read_body
 from xinference.api.edge import name_request
 from xinference.api.gateway import Gateway, gateway_of
-from xinference.api.generation import Generation, GenerationAnswer
+from xinference.api.generation import Generation, GenerationAnswer, count_prompt_tokens
 from xinference.api.openai.lists import After, Limit, Order, page_of_items
 from xinference.api.openapi import body_of, refusals
 from xinference.api.store.answers import AnswerKind, StoredAnswer
 from xinference.errors import InvalidRequest, ObjectNotFound
 from xinference.identifiers import ModelUid, RequestId
 
-from .convert import response_request
-from .form import ResponseForm
+from .convert import count_request, response_request
+from .form import FIELD_NAMES, ResponseForm
 from .items import kept_items, messages_of
-from .schema import Includable, ResponseRequest
+from .schema import Includable, InputTokensRequest, ResponseRequest
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -96,6 +96,27 @@ async def create_response(request: Request) -> Response:
     request_id = name_request(request, body.request_id)
     generation = await response_generation(gateway, body, request_id)
     return GenerationAnswer(gateway, generation, stream=bool(body.stream))
+
+
+@router.post(
+    "/v1/responses/input_tokens",
+    response_model=None,
+    openapi_extra=body_of(InputTokensRequest),
+    responses=refusals(400, 404, 413, 429, 503),
+)
+async def count_input_tokens(request: Request) -> Response:
+    """Say how many tokens the prompt of a response has, without making it."""
+    gateway = gateway_of(request)
+    body = await read_body(request, InputTokensRequest)
+    before = await _items_before(gateway, body.previous_response_id)
+    messages = messages_of(before, kept_items(body.input))
+    count = await count_prompt_tokens(
+        gateway.cluster,
+        ModelUid(body.model),
+        count_request(body, messages, name_request(request, None)),
+        field_names=FIELD_NAMES,
+    )
+    return json_answer({"object": "response.input_tokens", "input_tokens": count})
 
 
 @router.get("/v1/responses/{response_id}", response_model=None, responses=refusals(400, 404, 503))

@@ -217,14 +217,15 @@ class ReasoningOptions(Body):
 class ResponseStreamOptions(Body):
     """How to stream."""
 
-    include_obfuscation: Annotated[object, Only(False)] = None
+    include_obfuscation: bool | None = None
+    """Random characters beside each piece, so that its size tells nothing. Null: none."""
 
 
 Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 
 
-class ResponseRequest(Body):
-    """`POST /v1/responses`."""
+class ResponsePrompt(Body):
+    """What makes the prompt of a response."""
 
     model: str = Field(min_length=1, max_length=MAX_MODEL_LEN)
     """The uid of a running model."""
@@ -240,19 +241,6 @@ class ResponseRequest(Body):
     """What the system says before it. Not carried over by `previous_response_id`."""
     previous_response_id: Id | None = None
     """A stored response that this one goes on from."""
-    store: bool | None = None
-    """Whether to keep the response, for a time. Null: true."""
-    metadata: Metadata | None = None
-    """Labels that are kept with it."""
-    max_output_tokens: int | None = Field(None, ge=1, le=MAX_TOKEN_COUNT)
-    """Null: as many as the context holds."""
-    temperature: float | None = Field(None, ge=0, le=2)
-    """0 is greedy. Null: the model's own default, as for `top_p` and `top_k`."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_COUNT)
-    """0 or -1 keeps every token."""
-    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    """The same seed draws the same tokens. Null: a random one."""
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
@@ -267,6 +255,35 @@ class ResponseRequest(Body):
     """Null: auto."""
     parallel_tool_calls: bool | None = None
     """False: the answer ends with its first call."""
+    enable_thinking: bool | None = None
+    """Whether to think before the answer. Null: as the model was launched."""
+
+    conversation: Annotated[object, Only()] = None
+    truncation: Annotated[object, Only("disabled")] = None
+
+
+class InputTokensRequest(ResponsePrompt):
+    """`POST /v1/responses/input_tokens`."""
+
+    personality: Annotated[object, Only()] = None
+
+
+class ResponseRequest(ResponsePrompt):
+    """`POST /v1/responses`."""
+
+    store: bool | None = None
+    """Whether to keep the response, for a time. Null: true."""
+    metadata: Metadata | None = None
+    """Labels that are kept with it."""
+    max_output_tokens: int | None = Field(None, ge=1, le=MAX_TOKEN_COUNT)
+    """Null: as many as the context holds."""
+    temperature: float | None = Field(None, ge=0, le=2)
+    """0 is greedy. Null: the model's own default, as for `top_p` and `top_k`."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_COUNT)
+    """0 or -1 keeps every token."""
+    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    """The same seed draws the same tokens. Null: a random one."""
     include: Annotated[list[Includable], Field(fail_fast=True, max_length=16)] | None = None
     """What to tell in addition."""
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -287,14 +304,10 @@ class ResponseRequest(Body):
     """Lower is earlier. Null: as `service_tier` says."""
     cache_salt: str | None = Field(None, min_length=1, max_length=MAX_SALT_LEN)
     """Only requests with the same one share what is cached of their prompts."""
-    enable_thinking: bool | None = None
-    """Whether to think before the answer. Null: as the model was launched."""
 
     background: Annotated[object, Only(False)] = None
     background_options: Annotated[object, Only()] = None
-    conversation: Annotated[object, Only()] = None
     prompt: Annotated[object, Only()] = None
-    truncation: Annotated[object, Only("disabled")] = None
     max_tool_calls: Annotated[object, Only()] = None
     moderation: Annotated[object, Only()] = None
     prompt_cache_options: Annotated[object, Only()] = None

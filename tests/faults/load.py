@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests at a fixed rate, half of them read piece by piece, and what became of each."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from xinference.cluster.interface import Cluster
+from xinference.errors import XinferenceError
+from xinference.identifiers import ModelUid, new_request_id
+from xinference.protocol.generation import (
+    Finished,
+    GenerationRequest,
+    SamplingParams,
+    TextDelta,
+    TextPrompt,
+)
+
+RATE_PER_SECOND = 25.0
+NUM_TOKENS = 40
+DEADLINE_SECONDS = 20.0
+GOLDEN = "".join(f" {number}" for number in range(1, NUM_TOKENS + 1))
+
+
+@dataclass(slots=True)
+class Sent:
+    """One request."""
+
+    is_streamed: bool
+    sent_at: float
+    ended_at: float | None = None
+    outcome: str = "hung"
+    """good, wrong, an error's code, or hung."""
+
+
+@dataclass
+class Load:
+    """An open loop: it sends on, whatever becomes of what was sent."""
+
+    cluster: Cluster
+    model: ModelUid
+    sent: list[Sent] = field(default_factory=list)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _sending: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._sending = asyncio.create_task(self._send())
+
+    async def stop(self) -> None:
+        """Send no more; return when each has ended or its time is over."""
+        assert self._sending is not None
+        self._sending.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DEADLINE_SECONDS + 1.0)
+
+    def count(self, *outcomes: str, is_streamed: bool | None = None) -> int:
+        """Return how many ended so."""
+        return sum(
+            one.outcome in outcomes and is_streamed in {None, one.is_streamed} for one in self.sent
+        )
+
+    def failures(self) -> dict[str, int]:
+        """Return how many ended by each error."""
+        codes = [one.outcome for one in self.sent if one.outcome not in {"good", "hung", "wrong"}]
+        return {code: codes.count(code) for code in sorted(set(codes))}
+
+    def seconds_until_good(self, since: float) -> float:
+        """Return how long after a moment the first request was answered that was sent after it."""
+        good = [
+            one.ended_at
+            for one in self.sent
+            if one.outcome == "good" and one.sent_at >= since and one.ended_at is not None
+        ]
+        return min(good, default=float("inf")) - since
+
+    async def _send(self) -> None:
+        while True:
+            one = Sent(is_streamed=len(self.sent) % 2 == 0, sent_at=time.monotonic())
+            self.sent.append(one)
+            task = asyncio.create_task(self._ask(one))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            await asyncio.sleep(1.0 / RATE_PER_SECOND)
+
+    async def _ask(self, one: Sent) -> None:
+        request = GenerationRequest(
+            request_id=new_request_id(),
+            prompt=TextPrompt(text="count"),
+            sampling=SamplingParams(max_tokens=NUM_TOKENS),
+        )
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                one.outcome = await self._answer(request)
+        except TimeoutError:
+            return
+        except XinferenceError as error:
+            one.outcome = error.code
+        one.ended_at = time.monotonic()
+
+    async def _answer(self, request: GenerationRequest) -> str:
+        text = ""
+        async for event in await self.cluster.generate(self.model, request):
+            if isinstance(event, TextDelta):
+                text += event.text
+            elif isinstance(event, Finished):
+                return "good" if text == GOLDEN else "wrong"
+        return "wrong"

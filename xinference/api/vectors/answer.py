@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request for vectors or scores as an HTTP answer: asked when it is sent, written when whole.
+
+While the cluster works, the client's side of the connection is watched; when the client leaves,
+the request is aborted at once. What the JSON looks like is a function of the route.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from xinference.api.gateway import gateway_of
+from xinference.cluster.interface import Cluster
+from xinference.errors import ReplicaLost, RequestAborted
+from xinference.identifiers import ModelUid
+from xinference.protocol.generation import Accepted, Finished, FinishReason, Usage
+from xinference.protocol.vectors import VectorPiece, VectorRequest
+
+JSON_HEADERS = [(b"content-type", b"application/json")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """A whole answer of a model."""
+
+    accepted: Accepted
+    pieces: list[VectorPiece]
+    usage: Usage
+
+
+Write = Callable[[Computed], AsyncIterator[bytes]]
+"""Yields the body; awaits now and then, for a large body takes long to write."""
+
+
+async def computed(cluster: Cluster, model: ModelUid, asked: VectorRequest) -> Computed:
+    """Ask, and return the answer when it is whole.
+
+    Raises:
+        XinferenceError: it was refused, or failed.
+    """
+    stream = await cluster.compute(model, asked)
+    pieces: list[VectorPiece] = []
+    try:
+        async for event in stream:
+            if not isinstance(event, Finished):
+                pieces.append(event)
+            elif event.reason is FinishReason.ABORT:
+                raise RequestAborted(request_id=asked.request_id)
+            else:
+                return Computed(accepted=stream.accepted, pieces=pieces, usage=event.usage)
+    finally:
+        await stream.aclose()
+    raise ReplicaLost(model=model, problem="its answer ended before it was whole")
+
+
+class VectorAnswer(Response):
+    """Sends the request to the cluster when it is itself sent; used once."""
+
+    def __init__(self, request: Request, model: str, asked: VectorRequest, write: Write) -> None:
+        super().__init__()
+        self._gateway = gateway_of(request)
+        self._model = ModelUid(model)
+        self._asked = asked
+        self._write = write
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; a client that leaves gets nothing more, and its request is aborted.
+
+        Raises:
+            XinferenceError: the request was refused, or failed.
+        """
+        with self._gateway.observe(self._model, stream=False) as observation:
+            answer = await self._computed_unless_left(receive)
+            if answer is None:
+                return
+            usage = Finished(reason=FinishReason.STOP, usage=answer.usage)
+            observation.note([answer.accepted, usage])
+            # Why whole: its length tells a client whether it has come whole.
+            async with aclosing(self._write(answer)) as pieces:  # type: ignore[type-var]
+                body = b"".join([piece async for piece in pieces])
+        headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _computed_unless_left(self, receive: Receive) -> Computed | None:
+        work = asyncio.create_task(computed(self._gateway.cluster, self._model, self._asked))
+        watch = asyncio.create_task(_wait_disconnected(receive))
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            return await work if work.done() else None
+        finally:
+            watch.cancel()
+            work.cancel()
+            await asyncio.gather(watch, work, return_exceptions=True)
+
+
+async def _wait_disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
