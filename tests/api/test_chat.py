@@ -173,6 +173,16 @@ async def test_every_honoured_parameter_reaches_the_model(
     )
 
 
+async def test_who_speaks_is_passed_on(http: httpx.AsyncClient, cluster: FakeCluster) -> None:
+    said = {"role": "user", "name": "ann", "content": "Hi", "provider_specific_fields": {"a": 1}}
+
+    await http.post(CHAT, json=chat(messages=[said]))
+
+    prompt = cluster.requests[0].prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.messages == (Message(role="user", content="Hi", name="ann"),)
+
+
 async def test_what_is_not_given_is_left_to_the_model(
     http: httpx.AsyncClient, cluster: FakeCluster
 ) -> None:

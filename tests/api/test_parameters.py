@@ -287,7 +287,7 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
         ),
         ({"reasoning_effort": "much"}, "reasoning_effort"),
         ({"extra_body": {"n": 2}}, "extra_body.n"),
-        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x", "name": ""}]}, "messages[0].name"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content[0].type",

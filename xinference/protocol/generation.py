@@ -217,7 +217,7 @@ class Message:
     tool_call_id: str | None = None
     """Of a tool: the call whose result this is."""
     name: str | None = None
-    """Of a tool: the function that was called."""
+    """Of a tool: the function that was called. Of others: who speaks."""
     reasoning_content: str | None = None
     """Of an assistant: what it thought before."""
 

@@ -185,7 +185,7 @@ def _messages(given: list[ChatMessage]) -> tuple[Message, ...]:
 def _check_role(message: ChatMessage, where: str) -> None:
     """Refuse what only another role may have; it would be ignored."""
     owners = {"tool_calls": "assistant", "reasoning_content": "assistant"}
-    owners |= {"tool_call_id": "tool", "name": "tool"}
+    owners |= {"tool_call_id": "tool"}
     for field, role in owners.items():
         if getattr(message, field) and message.role != role:
             raise InvalidRequest(

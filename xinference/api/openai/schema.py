@@ -234,7 +234,10 @@ class ChatMessage(Body):
     reasoning_content: str | None = None
     """Of an assistant: what it thought; templates show it or leave it out."""
     name: str | None = Field(None, min_length=1, max_length=MAX_TOOL_NAME_LEN)
-    """Of a tool: the function. By default that of the call."""
+    """Of a tool: the function, by default that of the call. Of others: who speaks; templates show
+    it or leave it out."""
+    provider_specific_fields: dict[str, Any] | None = None
+    """What LiteLLM's conversations carry along; a label."""
 
     refusal: Annotated[object, Only("")] = None
     annotations: Annotated[object, Only([])] = None
