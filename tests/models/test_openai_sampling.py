@@ -235,7 +235,9 @@ async def test_streamed_and_whole_are_the_same_whatever_is_asked(
             )
             assert len(expected) == case.get("n", 1)
             for text, logprobs, _ in expected.values():
-                assert bool(logprobs) == bool(extra and text), case
+                # An empty answer may have had tokens, before a stop string took their text.
+                assert bool(logprobs) == bool(extra) or not text, case
+                assert extra or not logprobs, case
         assert expected[0][0] != plain[0][0] or case.keys() & {"n", "bad_words", "stop"}, case
 
 
