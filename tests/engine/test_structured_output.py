@@ -442,7 +442,12 @@ def test_a_grammar_that_breaks_fails_its_request_alone(
     }
     alone = answers(engine, others)
     culprit = engine.validate(
-        EngineRequest(request_id=RequestId("culprit"), prompt_token_ids=PROMPT)
+        EngineRequest(
+            request_id=RequestId("culprit"),
+            prompt_token_ids=PROMPT,
+            # Why: a first token that ends the answer would leave the grammar nothing to break.
+            sampling=SamplingParams(ignore_eos=True, max_tokens=20),
+        )
     )
     engine.add(replace(culprit, matcher=Breaks(where, error)))
 
