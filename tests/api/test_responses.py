@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,9 @@ from pydantic import TypeAdapter
 from tests.fakes.cluster import FakeCluster, endless
 from xinference.api.app import create_app
 from xinference.api.openai.responses.schema import InputTokensRequest, ResponseRequest
+from xinference.api.store.answers import AnswerKind
+from xinference.api.store.page import Page
+from xinference.api.store.store import Store
 from xinference.errors import ReplicaLost
 from xinference.protocol.generation import (
     ChatPrompt,
@@ -491,10 +495,13 @@ async def test_a_stream_that_fails_says_so_twice_and_raises_in_openais_client(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_leaving_aborts_the_request_and_stores_nothing(stream: bool) -> None:
+async def test_leaving_aborts_the_request_and_stores_nothing(stream: bool, tmp_path: Path) -> None:
     cluster = await FakeCluster.running(words=endless)
     cluster.allow(3)
-    async with serving(create_app(cluster)) as port:
+    async with serving(create_app(cluster, store=Store(tmp_path / "store.db"))) as port:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            stayed = await whole(http, max_output_tokens=2)
+        cluster.num_steps = 0
         body = json.dumps(asked(stream=stream, request_id="mine")).encode()
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         head = f"POST {RESPONSES} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -502,8 +509,14 @@ async def test_leaving_aborts_the_request_and_stores_nothing(stream: bool) -> No
         await cluster.wait_until(lambda: cluster.num_steps == 3)
         writer.transport.abort()
         await cluster.wait_until(lambda: cluster.aborted)
+    store = Store(tmp_path / "store.db")  # the server has ended, so nothing more comes
+    kept, _ = await store.answers.page(
+        "", AnswerKind.RESPONSE, Page(limit=10), model=None, metadata={}
+    )
+    await store.aclose()
 
     assert cluster.aborted == ["mine"]
+    assert [answer.id for answer in kept] == [stayed["id"]]
 
 
 async def test_openais_client_makes_streams_and_retrieves(port: int, cluster: FakeCluster) -> None:
