@@ -60,8 +60,10 @@ from xinference.protocol.generation import (
     Accepted,
     ChatPrompt,
     Delta,
+    Failed,
     Finished,
     FinishReason,
+    GenerationEvent,
     GenerationRequest,
     Prompt,
     TextDelta,
@@ -250,6 +252,25 @@ class FakeStream:
 
     def stir(self) -> None:
         self._stirred.set()
+
+
+class QueueStream:
+    """A stream of the events that somebody, such as a real model, puts into a queue."""
+
+    def __init__(self, accepted: Accepted, events: "asyncio.Queue[GenerationEvent]") -> None:
+        self.accepted = accepted
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[Delta | Finished]:
+        while True:
+            event = await self._events.get()
+            assert not isinstance(event, Failed), event
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    async def aclose(self) -> None:
+        pass
 
 
 class FakeVectorStream:

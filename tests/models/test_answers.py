@@ -4,7 +4,7 @@
 import asyncio
 import queue
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.api.conftest import serving
-from tests.fakes.cluster import FakeCluster
+from tests.fakes.cluster import FakeCluster, QueueStream
 from tests.models_tiny import make_model
 from xinference.api.app import create_app
 from xinference.engine import Engine
@@ -32,7 +32,6 @@ from xinference.models.language import LanguageModel
 from xinference.models.parsing.reader import AnswerParser
 from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec
 from xinference.protocol.generation import (
-    Accepted,
     ChatPrompt,
     Delta,
     Failed,
@@ -483,25 +482,6 @@ def test_the_events_say_the_same_however_the_text_falls_into_tokens(
     assert whole_reason is not FinishReason.TOOL_CALLS or whole[2]
 
 
-class _Stream:
-    """A stream of one request to a scripted model."""
-
-    def __init__(self, accepted: Accepted, events: "asyncio.Queue[GenerationEvent]") -> None:
-        self.accepted = accepted
-        self._events = events
-
-    async def __aiter__(self) -> AsyncIterator[Delta | Finished]:
-        while True:
-            event = await self._events.get()
-            assert not isinstance(event, Failed), event
-            yield event
-            if isinstance(event, Finished):
-                return
-
-    async def aclose(self) -> None:
-        pass
-
-
 class ScriptedCluster(FakeCluster):
     """A cluster whose model is a scripted one."""
 
@@ -516,7 +496,7 @@ class ScriptedCluster(FakeCluster):
         while not isinstance(last, Finished | Failed):
             last = await asyncio.to_thread(self.scripted.told.get, timeout=20)
             events.put_nowait(last)
-        return _Stream(accepted, events)
+        return QueueStream(accepted, events)
 
 
 async def test_openais_client_and_a_real_model_streamed_and_not(scripted: Scripted) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.api.conftest import serving
-from tests.fakes.cluster import FakeCluster
+from tests.fakes.cluster import FakeCluster, QueueStream
 from tests.models_tiny import CHAT_TEMPLATE, make_model, make_tokenizer
 from xinference.api.app import create_app
 from xinference.engine.config import Placement
@@ -20,10 +20,6 @@ from xinference.identifiers import InstanceId, ModelUid, ReplicaUid, RequestId
 from xinference.models.language import LanguageModel
 from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec
 from xinference.protocol.generation import (
-    Accepted,
-    Delta,
-    Failed,
-    Finished,
     GenerationEvent,
     GenerationRequest,
 )
@@ -32,23 +28,6 @@ EOS = 2
 TOKENIZER = make_tokenizer()
 TEXT = "Wörld, hello 世界! and more of it"
 ROUTES = ("chat", "completions")
-
-
-class _Stream:
-    def __init__(self, accepted: Accepted, events: "asyncio.Queue[GenerationEvent]") -> None:
-        self.accepted = accepted
-        self._events = events
-
-    async def __aiter__(self) -> AsyncIterator[Delta | Finished]:
-        while True:
-            event = await self._events.get()
-            assert not isinstance(event, Failed), event
-            yield event
-            if isinstance(event, Finished):
-                return
-
-    async def aclose(self) -> None:
-        pass
 
 
 class EngineCluster(FakeCluster):
@@ -68,7 +47,7 @@ class EngineCluster(FakeCluster):
     async def generate(self, model: ModelUid, request: GenerationRequest) -> Any:
         events = self._queues[request.request_id] = asyncio.Queue()
         accepted = await asyncio.to_thread(self._real.submit, request)
-        return _Stream(accepted, events)
+        return QueueStream(accepted, events)
 
 
 @pytest.fixture
