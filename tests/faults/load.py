@@ -42,6 +42,7 @@ class Load:
     sent: list[Sent] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _sending: asyncio.Task[None] | None = None
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def start(self) -> None:
         """Begin."""
@@ -53,6 +54,13 @@ class Load:
         self._sending.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DEADLINE_SECONDS + 1.0)
+
+    async def wait_good(self, number: int) -> None:
+        """Return when so many have been answered."""
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while self.count("good") < number:
+                self._ended.clear()
+                await self._ended.wait()
 
     def count(self, *outcomes: str, is_streamed: bool | None = None) -> int:
         """Return how many ended so."""
@@ -97,6 +105,7 @@ class Load:
         except XinferenceError as error:
             one.outcome = error.code
         one.ended_at = time.monotonic()
+        self._ended.set()
 
     async def _answer(self, request: GenerationRequest) -> str:
         text = ""
