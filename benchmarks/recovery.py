@@ -7,8 +7,9 @@
 Each round starts `xinference-local` with the guide model, asks it one short question after
 another, kills a part with SIGKILL, and goes on asking until answers are good again. Printed for
 each part: the seconds from the kill to the first good answer (median and maximum over the
-rounds), the seconds without any answer at all, the statuses seen meanwhile, and the processes of
-the old life that were left. Nothing else should be running.
+rounds), the seconds without any answer at all, the statuses seen meanwhile, and the processes
+below the killed one that are still there: of a worker its replicas, which serve on and are adopted,
+of anything else none. Nothing else should be running.
 """
 
 import argparse

@@ -236,6 +236,7 @@ def _decode(pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Ten
     totals = weights * total.view(-1, num_heads)
     weighted = (mixed.view(*weights.shape, -1) * weights.unsqueeze(-1)).flatten(1)
     total_of_row, summed = paged.row_matrix @ totals, paged.row_matrix @ weighted
+    # Why afterwards: it is rare, and to look at two sums is cheaper than a product that minds NaN.
     if not (total_of_row.sum() + summed.sum()).isfinite():
         total_of_row, summed = paged.add_up(totals), paged.add_up(weighted)
     if scoring.sinks is not None:
