@@ -43,7 +43,7 @@ HOMES = {
     "pydantic": {"api"},
     "prometheus_client": {"api"},
     "uvicorn": {"cli"},
-    "httpx": {"client", "cli"},
+    "httpx": {"client", "cli", "models"},
     "click": {"cli"},
     "rich": {"cli"},
 }

@@ -5,11 +5,12 @@ Pure: names, numbers and texts only. What is not asked for is chosen: the first 
 order of the data, that the engine can run. Every refusal says what would be accepted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from xinference.errors import InvalidRequest, UnsupportedVariant
+from xinference.protocol.servers import ServerEngine, server_engine_named
 
 from .family import ModelFamily, Variant, parse_size, size_text
 from .schema import did_you_mean
@@ -18,10 +19,11 @@ TRANSFORMERS = "Transformers"
 MAX_SUGGESTIONS = 8
 
 _LATER = "is not served by this version yet; use Transformers"
+ENGINES: tuple[str, ...] = (TRANSFORMERS, ServerEngine.LLAMA_CPP)
+"""Those that are served, in the order in which users see them."""
 OTHER_ENGINES = {
     "vLLM": _LATER,
     "SGLang": _LATER,
-    "llama.cpp": _LATER,
     "TRT-LLM": _LATER,
     "MLX": "is for Apple silicon, which this version does not serve; use Transformers",
     "LMDEPLOY": "is not served; use Transformers",
@@ -34,9 +36,14 @@ _NOT_BY_TRANSFORMERS = {
     "bnb": "needs bitsandbytes, which this version does not use",
     "fp8": "needs fp8 kernels, which this version does not have",
     "fp4": "needs fp4 kernels, which this version does not have",
-    "ggufv2": "is for llama.cpp, which is not served by this version yet",
+    "ggufv2": "is for the engine llama.cpp",
     "mlx": "is for MLX on Apple silicon, which this version does not serve",
 }
+
+_SERVER_FORMATS: Mapping[str, tuple[str, ...]] = {
+    ServerEngine.LLAMA_CPP: ("ggufv2",),
+}
+"""What the engines that are servers of their own can read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +98,19 @@ def engine_named(name: str | None) -> str:
     Raises:
         InvalidRequest: there is none of this name, or this version does not serve it.
     """
-    if name is None or name.casefold() == TRANSFORMERS.casefold():
+    if name is None:
         return TRANSFORMERS
+    server = server_engine_named(name)
+    known = name if server is None else str(server)
+    for engine in ENGINES:
+        if known.casefold() == engine.casefold():
+            return str(engine)
     for other, reason in OTHER_ENGINES.items():
-        if name.casefold() == other.casefold():
+        if known.casefold() == other.casefold():
             raise InvalidRequest(field="model_engine", problem=f"{other} {reason}")
     raise InvalidRequest(
         field="model_engine",
-        problem=f"{name!r} is not an engine" + did_you_mean(name, (TRANSFORMERS, *OTHER_ENGINES)),
+        problem=f"{name!r} is not an engine" + did_you_mean(name, (*ENGINES, *OTHER_ENGINES)),
     )
 
 
@@ -110,8 +122,18 @@ def refusal_of_transformers(variant: Variant) -> str | None:
     return reason and f"{variant} {reason}"
 
 
-def match(family: ModelFamily, wish: Wish) -> Variant:
-    """Choose the variant to launch with the Transformers engine.
+def refusal(engine: str, variant: Variant) -> str | None:
+    """Say why an engine cannot run the variant; None if it can."""
+    if engine == TRANSFORMERS:
+        return refusal_of_transformers(variant)
+    formats = _SERVER_FORMATS[engine]
+    if variant.model_format not in formats:
+        return f"{variant} is not for {engine}, which reads {', '.join(formats)}"
+    return None
+
+
+def match(family: ModelFamily, wish: Wish, engine: str = TRANSFORMERS) -> Variant:
+    """Choose the variant to launch with an engine.
 
     Raises:
         UnsupportedVariant: none fits the wish, or none that fits can run.
@@ -121,26 +143,28 @@ def match(family: ModelFamily, wish: Wish) -> Variant:
         raise UnsupportedVariant(
             family=family.model_name,
             problem="there is no variant " + missing_words(family.variants, wish),
-            suggestions=_near(family, wish),
+            suggestions=_near(family, wish, engine),
         )
     for variant in fitting:
-        if refusal_of_transformers(variant) is None:
+        if refusal(engine, variant) is None:
             return variant
     raise UnsupportedVariant(
         family=family.model_name,
-        problem=refusal_of_transformers(fitting[0]) or "",
-        suggestions=_near(family, wish),
+        problem=refusal(engine, fitting[0]) or "",
+        suggestions=_near(family, wish, engine),
     )
 
 
-def parameter_objects(family: ModelFamily) -> list[dict[str, object]] | str:
-    """Return what `GET /v1/engines` shows of Transformers: one object for each format and size.
+def parameter_objects(
+    family: ModelFamily, engine: str = TRANSFORMERS
+) -> list[dict[str, object]] | str:
+    """Return what `GET /v1/engines` shows of an engine: one object for each format and size.
 
     A text says why none of the variants can run.
     """
-    runnable = [one for one in family.variants if refusal_of_transformers(one) is None]
+    runnable = [one for one in family.variants if refusal(engine, one) is None]
     if not runnable:
-        return refusal_of_transformers(family.variants[0]) or ""
+        return refusal(engine, family.variants[0]) or ""
     grouped: dict[tuple[str, Decimal], list[str]] = {}
     for variant in runnable:
         quantizations = grouped.setdefault((variant.model_format, variant.size), [])
@@ -168,11 +192,11 @@ def missing_words(variants: Sequence[Variant], wish: Wish) -> str:
     return " ".join(asked)
 
 
-def _near(family: ModelFamily, wish: Wish) -> list[str]:
+def _near(family: ModelFamily, wish: Wish, engine: str) -> list[str]:
     def distance(variant: Variant) -> tuple[int, Decimal]:
         size = wish.size if wish.size is not None else Decimal(0)
         return wish.num_misses(variant), abs(variant.size - size)
 
-    runnable = [one for one in family.variants if refusal_of_transformers(one) is None]
+    runnable = [one for one in family.variants if refusal(engine, one) is None]
     nearest = sorted(runnable, key=distance)
     return list(dict.fromkeys(str(variant) for variant in nearest))[:MAX_SUGGESTIONS]

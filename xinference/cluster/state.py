@@ -1068,6 +1068,7 @@ def _spec(
         gpu_idx=assigned.gpu_idx,
         model_type=model.desired.spec.model_type,
         encoder_options=model.desired.spec.encoder_options,
+        server_options=model.desired.spec.server_options,
     )
 
 

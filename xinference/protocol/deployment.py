@@ -15,6 +15,7 @@ from xinference.errors import InvalidRequest
 from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
 from .encoding import EncoderOptions, RerankTemplate
+from .servers import ServerOptions
 
 MAX_REPLICAS = 1000
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -210,6 +211,8 @@ class LaunchSpec:
     """One GPU for each replica, in their order; one may be there more than once."""
     replica_config: tuple[ReplicaPlacement, ...] = ()
     """Where each replica goes, instead of `worker_ip`, `n_gpu` and `gpu_idx`."""
+    server_options: ServerOptions | None = None
+    """Of engines that are servers of their own; None: the engine is none of them."""
 
     def __post_init__(self) -> None:
         if isinstance(self.replica, bool) or not 1 <= self.replica <= MAX_REPLICAS:
@@ -330,6 +333,8 @@ class ReplicaSpec:
     model_type: str = "LLM"
     encoder_options: EncoderOptions = field(default_factory=EncoderOptions)
     """Of models that embed or rerank."""
+    server_options: ServerOptions | None = None
+    """Of an engine that is a server of its own, which the process then starts and asks."""
 
 
 class ModelState(StrEnum):
