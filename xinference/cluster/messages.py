@@ -89,7 +89,7 @@ class InstanceReport:
     progress: float = 0.0
     """Of loading, from 0 to 1."""
     info: str = ""
-    """What loading does now."""
+    """What loading does now; of an EXITED one, what it has left behind."""
     context_length: int | None = None
     """What the loaded model can take, in tokens; None until it is READY."""
     error: dict[str, Any] | None = None

@@ -35,6 +35,7 @@ from .child_process import AdoptedProcess, ChildProcess
 from .control_bus import remote
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
+from .device_ledger import DeviceLedger
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
 from .messages import InstanceReport, InstanceState, StartInstance
@@ -52,6 +53,9 @@ STOP_GRACE_SECONDS = 3.0
 """For a ready replica to end by itself once its requests are over."""
 DRAIN_SECONDS = 30.0
 GONE_TIMEOUT_SECONDS = 5.0
+HELD_SECONDS = 5.0
+"""Devices that are not free so long after the last process ended are quarantined."""
+HELD_LOOK_SECONDS = 0.05
 QUESTION_TIMEOUT_SECONDS = 2.0
 STATS_ARE_GOOD_FOR_SECONDS = 1.0
 WATCH_SECONDS = 1.0
@@ -85,6 +89,8 @@ class ReplicaHost:
     """What replicas live by, so that they outlive this worker; None: they end with it."""
     journal: ReplicaJournal | None = None
     """Where they are noted for the next worker."""
+    devices: DeviceLedger = field(default_factory=lambda: DeviceLedger(lambda: ()))
+    """What they hold of the host's GPUs."""
 
 
 class ModelActor:
@@ -131,6 +137,7 @@ class ModelActor:
         self._log_start = 0
         self._verdict = ""
         """Why it is replaced though its process lives."""
+        self._used_before: dict[int, int] = {}
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()
         """Set when it is ready, or will not be."""
@@ -217,6 +224,7 @@ class ModelActor:
             error = InternalError(where="model actor", problem=repr(failure))
         finally:
             await self._leave_nothing()
+        left = await self._free_devices()
         if self._is_stopping.is_set():
             error = None
         if error is not None:
@@ -224,6 +232,7 @@ class ModelActor:
         self._change(
             state=InstanceState.EXITED,
             address=None,
+            info=left,
             error=None if error is None else error.to_wire(),
         )
         self.settled.set()
@@ -231,6 +240,11 @@ class ModelActor:
 
     async def _run(self) -> XinferenceError | None:
         """Return why the process ended, or None when it was told to; it may still be there."""
+        self._used_before = self._host.devices.started(
+            self._spec.instance,
+            self._spec.gpu_idx,
+            used_before=None if self._adopted is None else self._adopted.used_before,
+        )
         process = self._process = self._adopt() or self._spawn()
         logger.info("%s is process %d", self._spec.replica, process.pid)
         serving = asyncio.create_task(self._serve(process), name="serve")
@@ -318,6 +332,7 @@ class ModelActor:
             address=address,
             launch_id=self._report.launch_id,
             spec=self._spec,
+            used_before=self._used_before,
         )
         try:
             self._host.journal.write(running)
@@ -356,6 +371,7 @@ class ModelActor:
             info="",
             context_length=loaded.context_length,
         )
+        self._note_devices()
         self.settled.set()
         discarding = asyncio.create_task(process.discard_output(), name="discard output")
         watching = asyncio.create_task(self._watch(connection, process.pid), name="watch progress")
@@ -420,6 +436,7 @@ class ModelActor:
         process = self._process
         if process is None:
             return
+        self._note_devices()
         process.kill_tree()
         try:
             async with asyncio.timeout(GONE_TIMEOUT_SECONDS):
@@ -432,6 +449,22 @@ class ModelActor:
         self._socket_path().unlink(missing_ok=True)
         if self._host.journal is not None:
             self._host.journal.forget(self._spec.instance)
+
+    def _note_devices(self) -> None:
+        """Let the ledger know which processes on the devices are of this instance."""
+        if self._spec.gpu_idx:
+            tagged = PLATFORM.tagged(INSTANCE_VARIABLE)
+            own = [pid for pid, instance in tagged.items() if instance == self._spec.instance]
+            self._host.devices.saw(self._spec.instance, own)
+
+    async def _free_devices(self) -> str:
+        """Return when no device is held by this instance, or say which are, in quarantine."""
+        deadline = time.monotonic() + HELD_SECONDS
+        while not self._host.devices.is_free_of(self._spec.instance):
+            if time.monotonic() > deadline:
+                return self._host.devices.quarantine(self._spec.instance)
+            await asyncio.sleep(HELD_LOOK_SECONDS)
+        return ""
 
     def _death(
         self, process: ChildProcess | AdoptedProcess, how: str, *, is_killed: bool = False
