@@ -83,6 +83,8 @@ class ReplicaHost:
     listen_host: str | None
     """None: replicas listen on unix sockets, for this host alone."""
     listen_ports: tuple[int, int] | None = None
+    encrypts: bool = True
+    """Whether what other hosts send to a replica, and get, is encrypted."""
     drain_seconds: float = DRAIN_SECONDS
     """For what runs on a replica to end, once it is told to stop."""
     lifeline: int | None = None
@@ -502,7 +504,8 @@ class ModelActor:
             first, last = self._host.listen_ports or (0, 0)
             ports = f"{first}-{last}" if last else "0"
             host = self._host.listen_host
-            listen = f"tcp:[{host}]:{ports}" if ":" in host else f"tcp:{host}:{ports}"
+            kind = "tls" if self._host.encrypts else "tcp"
+            listen = f"{kind}:[{host}]:{ports}" if ":" in host else f"{kind}:{host}:{ports}"
         return Bootstrap(
             instance=instance,
             key=instance_key(self._host.cluster_key, instance),

@@ -288,6 +288,7 @@ def _replica_host(config: WorkerConfig, devices: DeviceLedger) -> ReplicaHost:
         command=config.replica_command,
         listen_host=None if host in _LOOPBACK else host,
         listen_ports=config.replica_ports,
+        encrypts=config.encrypts,
         drain_seconds=config.drain_seconds,
         lifeline=config.lifeline,
         devices=devices,

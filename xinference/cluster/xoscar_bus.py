@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from xinference.errors import PeerUnreachable
-from xinference.identifiers import Address
+from xinference.errors import InvalidSetting, PeerUnreachable
+from xinference.identifiers import Address, is_wildcard
 
 from .control_bus import Endpoint, Presence, Service, decode_answer, encode_arguments
 
@@ -90,7 +90,13 @@ class XoscarBus:
 
         Raises:
             OSError: the address cannot be bound.
+            InvalidSetting: peers would be told of "every address", which leads them nowhere.
         """
+        host = "" if listen is None else advertised_host or listen.host
+        if listen is not None and is_wildcard(host):
+            raise InvalidSetting(
+                name="listen", value=str(listen), expected="an address that other hosts reach"
+            )
         # Hazard: xoscar reads both when it is imported or at each frame, and only from here.
         os.environ["XOSCAR_AUTH_KEY"] = key
         os.environ["XOSCAR_DIR"] = str(socket_directory)
@@ -102,7 +108,6 @@ class XoscarBus:
 
             if listen is None:
                 return cls(xoscar, None)
-            host = advertised_host or listen.host
             pool = await xoscar.create_actor_pool(
                 str(Address(host, listen.port)),
                 n_process=0,
