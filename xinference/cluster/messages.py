@@ -19,6 +19,9 @@ from xinference.protocol.deployment import (
 )
 from xinference.protocol.nodes import NodeResources
 
+CONTROL_VERSION = 1
+"""Of what supervisor, workers and gateways say to each other. Both ends must have the same."""
+
 LaunchId = NewType("LaunchId", str)
 """One wish for a model. A relaunch under the same uid is another one, so that a replica of the
 old cannot pass for one of the new."""

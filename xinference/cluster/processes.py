@@ -23,18 +23,19 @@ from typing import Any, NoReturn, Protocol
 
 import uvloop
 
+from xinference import __version__
 from xinference.catalog import Catalog
-from xinference.errors import InvalidSetting, PeerUnreachable, XinferenceError
+from xinference.errors import InvalidSetting, PeerUnreachable, ProtocolError, XinferenceError
 from xinference.identifiers import Address, new_instance_id
 from xinference.protocol.nodes import NodeResources
 
 from .cluster_key import key_refused
 from .configuration import RoleConfig, SupervisorConfig, WorkerConfig, private_directory
-from .control_bus import Endpoint, Presence
+from .control_bus import ControlBus, Endpoint, Presence
 from .device_ledger import DeviceLedger, DeviceUse
 from .devices import DeviceReader
 from .journal import ReplicaJournal, RunningReplica
-from .messages import LaunchId
+from .messages import CONTROL_VERSION, LaunchId
 from .model_actor import ModelActor, ReplicaHost
 from .placement import LaunchStrategy
 from .state import ClusterState
@@ -195,7 +196,7 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         _kill_unnoted(running)
         await worker.adopt(running, timeout_seconds=ADOPT_SECONDS)
     await bus.serve(WORKER, worker)
-    await _check_key(bus, directory, config)
+    await _check_join(bus, directory, config)
     reporting = asyncio.create_task(worker.report_forever(), name="report")
     sweeping = asyncio.create_task(_sweep_forever(devices), name="sweep devices")
     async with asyncio.timeout(JOIN_TIMEOUT_SECONDS):
@@ -252,11 +253,13 @@ def _get_json(url: str) -> Any:
         return json.loads(answer.read(4096))
 
 
-async def _check_key(bus: XoscarBus, directory: _SupervisorDirectory, config: WorkerConfig) -> None:
-    """Return when a supervisor with the same key answers.
+async def _check_join(
+    bus: ControlBus, directory: _SupervisorDirectory, config: WorkerConfig
+) -> None:
+    """Return when a supervisor answers that has the same key and speaks the same version.
 
     Raises:
-        InvalidSetting: it has another key; says what to type.
+        InvalidSetting: it has another key, or another version; says what to do.
         PeerUnreachable: none answered in time.
     """
     deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
@@ -265,12 +268,24 @@ async def _check_key(bus: XoscarBus, directory: _SupervisorDirectory, config: Wo
         try:
             supervisor = Endpoint(await directory.find(), SUPERVISOR)
             presence = await bus.lookup(supervisor, timeout_seconds=CALL_TIMEOUT_SECONDS)
+            if presence is Presence.PRESENT:
+                await bus.call(
+                    supervisor,
+                    "greet",
+                    bus.address,
+                    CONTROL_VERSION,
+                    __version__,
+                    timeout_seconds=CALL_TIMEOUT_SECONDS,
+                )
+                return
+        except ProtocolError as refused:
+            raise InvalidSetting(
+                name="xinference", value=__version__, expected=f"what the cluster runs: {refused}"
+            ) from refused
         except PeerUnreachable:
             if time.monotonic() > deadline:
                 raise
         else:
-            if presence is Presence.PRESENT:
-                return
             num_refusals += presence is Presence.REFUSED
             if num_refusals >= MAX_REFUSALS:
                 endpoint = config.endpoint or "http://<the supervisor's host>:9997"

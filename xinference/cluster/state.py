@@ -519,9 +519,6 @@ class ClusterState:
         if report.state is InstanceState.EXITED:
             replica.assigned = replica.report = None
             replica.state = ReplicaState.PENDING
-            if report.info:
-                told = f"{replica.uid} has ended on {assigned.node}: {report.info}; in quarantine."
-                model.tell("WARNING", told, now)
             if report.error is None or not model.runs(replica):
                 return []  # it was told to end, maybe by its worker, which leaves
             return self._died(model, replica, from_wire(report.error), now)
@@ -827,15 +824,6 @@ class ClusterState:
             return InvalidRequest(field="gpu_idx", problem=problem)
         if not there:
             return InvalidRequest(field="n_gpu", problem="no worker has a GPU")
-        held = {
-            device.index: device.quarantine
-            for node in at
-            for device in node.resources.devices
-            if device.quarantine and (wish.gpu_idx is None or device.index in wish.gpu_idx)
-        }
-        if held:
-            problem = "; ".join(held.values())
-            return InsufficientResources(problem=f"No GPU is free. In quarantine: {problem}.")
         return InsufficientResources(
             problem="Every GPU holds a replica already, and XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU "
             "is 0."
