@@ -194,7 +194,11 @@ class Catalog:
         variant = match(family, wish, trust_remote_code=trust)
         path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
         if path is None:
-            raise DownloadUnavailable(family=family.model_name, model_id=variant.model_id or "")
+            raise DownloadUnavailable(
+                family=family.model_name,
+                model_id=variant.model_id or "",
+                problem="this version does not download",
+            )
         _check_thinking(family, spec.engine_options)
         _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
         return Resolved(
@@ -316,7 +320,11 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
     variant = match_encoder(family, wish)
     path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
     if path is None:
-        raise DownloadUnavailable(family=family.model_name, model_id=variant.model_id or "")
+        raise DownloadUnavailable(
+            family=family.model_name,
+            model_id=variant.model_id or "",
+            problem="this version does not download",
+        )
     _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
     is_given = spec.model_path is not None
     limits = (family.max_tokens, spec.engine_options.max_model_len)
