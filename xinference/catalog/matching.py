@@ -5,7 +5,7 @@ Pure: names, numbers and texts only. What is not asked for is chosen: the first 
 order of the data, that the engine can run. Every refusal says what would be accepted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -13,9 +13,9 @@ from xinference.errors import InvalidRequest, UnsupportedVariant
 from xinference.protocol.servers import ServerEngine, server_engine_named
 
 from .family import ModelFamily, Variant, parse_size, size_text
+from .runnable import TRANSFORMERS, refusal
 from .schema import did_you_mean
 
-TRANSFORMERS = "Transformers"
 MAX_SUGGESTIONS = 8
 
 _LATER = "is not served by this version yet; use Transformers"
@@ -29,21 +29,6 @@ OTHER_ENGINES = {
     "LMDEPLOY": "is not served; use Transformers",
 }
 """Engines that users know by name, and why this version does not offer them."""
-
-_NOT_BY_TRANSFORMERS = {
-    "gptq": "needs gptqmodel, which this version does not use",
-    "awq": "needs gptqmodel, which this version does not use",
-    "bnb": "needs bitsandbytes, which this version does not use",
-    "fp8": "needs fp8 kernels, which this version does not have",
-    "fp4": "needs fp4 kernels, which this version does not have",
-    "ggufv2": "is for the engine llama.cpp",
-    "mlx": "is for MLX on Apple silicon, which this version does not serve",
-}
-
-_SERVER_FORMATS: Mapping[str, tuple[str, ...]] = {
-    ServerEngine.LLAMA_CPP: ("ggufv2",),
-}
-"""What the engines that are servers of their own can read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,26 +99,20 @@ def engine_named(name: str | None) -> str:
     )
 
 
-def refusal_of_transformers(variant: Variant) -> str | None:
-    """Say why the Transformers engine cannot run the variant; None if it can."""
-    reason = _NOT_BY_TRANSFORMERS.get(variant.model_format)
-    if reason is None and variant.quantization != "none":
-        reason = "needs bitsandbytes, which this version does not use"
-    return reason and f"{variant} {reason}"
-
-
-def refusal(engine: str, variant: Variant) -> str | None:
-    """Say why an engine cannot run the variant; None if it can."""
-    if engine == TRANSFORMERS:
-        return refusal_of_transformers(variant)
-    formats = _SERVER_FORMATS[engine]
-    if variant.model_format not in formats:
-        return f"{variant} is not for {engine}, which reads {', '.join(formats)}"
-    return None
-
-
-def match(family: ModelFamily, wish: Wish, engine: str = TRANSFORMERS) -> Variant:
+def match(
+    family: ModelFamily,
+    wish: Wish,
+    engine: str = TRANSFORMERS,
+    *,
+    trust_remote_code: bool = False,
+) -> Variant:
     """Choose the variant to launch with an engine.
+
+    Args:
+        family: to choose from.
+        wish: what the launch says.
+        engine: as it is written.
+        trust_remote_code: whether code that comes with the files may run.
 
     Raises:
         UnsupportedVariant: none fits the wish, or none that fits can run.
@@ -145,12 +124,13 @@ def match(family: ModelFamily, wish: Wish, engine: str = TRANSFORMERS) -> Varian
             problem="there is no variant " + missing_words(family.variants, wish),
             suggestions=_near(family, wish, engine),
         )
-    for variant in fitting:
-        if refusal(engine, variant) is None:
+    reasons = [refusal(family, one, engine, trust_remote_code=trust_remote_code) for one in fitting]
+    for variant, reason in zip(fitting, reasons, strict=True):
+        if reason is None:
             return variant
     raise UnsupportedVariant(
         family=family.model_name,
-        problem=refusal(engine, fitting[0]) or "",
+        problem=reasons[0] or "",
         suggestions=_near(family, wish, engine),
     )
 
@@ -162,9 +142,9 @@ def parameter_objects(
 
     A text says why none of the variants can run.
     """
-    runnable = [one for one in family.variants if refusal(engine, one) is None]
+    runnable = [one for one in family.variants if refusal(family, one, engine) is None]
     if not runnable:
-        return refusal(engine, family.variants[0]) or ""
+        return refusal(family, family.variants[0], engine) or ""
     grouped: dict[tuple[str, Decimal], list[str]] = {}
     for variant in runnable:
         quantizations = grouped.setdefault((variant.model_format, variant.size), [])
@@ -197,6 +177,6 @@ def _near(family: ModelFamily, wish: Wish, engine: str) -> list[str]:
         size = wish.size if wish.size is not None else Decimal(0)
         return wish.num_misses(variant), abs(variant.size - size)
 
-    runnable = [one for one in family.variants if refusal(engine, one) is None]
+    runnable = [one for one in family.variants if refusal(family, one, engine) is None]
     nearest = sorted(runnable, key=distance)
     return list(dict.fromkeys(str(variant) for variant in nearest))[:MAX_SUGGESTIONS]
