@@ -19,6 +19,7 @@ from xinference.cluster.dataplane.client import ReplicaConnection
 from xinference.cluster.local_bus import LocalBus
 from xinference.cluster.messages import Route
 from xinference.cluster.remote import RemoteCluster
+from xinference.errors import ReplicaLost
 from xinference.identifiers import InstanceId
 
 SECONDS = 4.0
@@ -155,6 +156,9 @@ async def test_f42_a_stranger_at_a_replicas_address_costs_no_answer(
     await load.wait_good(load.count("good") + 40)
     assert cluster.routing().num_ejected == 1
     await load.stop()
+    (stranger,) = [one for one in cluster._routes() if cluster.relays[one.instance] is relay]
+    with pytest.raises(ReplicaLost):  # and no error of ours, which would not be tried elsewhere
+        await cluster._open(stranger)
 
     assert load.failures() == {}
     assert load.count("hung", "wrong") == 0

@@ -3,8 +3,7 @@
 
 In: an ASGI application and a listening socket. What a connection may cost:
 
-    connections       `MAX_CONNECTIONS` of a process, or as many as it may have files open, less some
-                      for the rest; one more is told 503 and closed
+    connections       `max_connections` of a process; one more is told 503 and closed
     head              `MAX_HEAD_BYTES`, within `HEAD_SECONDS`; else 431, 408
     body              as the application allows (413), within `BODY_SECONDS`; else 408
     pipeline          `MAX_PIPELINED` requests sent before the first is answered
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 4096
 NUM_OTHER_FILES = 128
-"""Descriptors for what is no client: replicas, stores, logs. A gateway without any cannot answer."""
+"""Descriptors for what is no client: replicas, stores, logs. Without any nothing is answered."""
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_PIPELINED = 32
 CHUNK_OVERHEAD = 16
