@@ -3,6 +3,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from xinference.cluster.interface import Cluster
@@ -39,6 +40,7 @@ class Load:
 
     cluster: Cluster
     model: ModelUid
+    rate_per_second: float = RATE_PER_SECOND
     sent: list[Sent] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _sending: asyncio.Task[None] | None = None
@@ -57,8 +59,15 @@ class Load:
 
     async def wait_good(self, number: int) -> None:
         """Return when so many have been answered."""
+        await self._wait(lambda: self.count("good") >= number)
+
+    async def wait_good_since(self, since: float) -> None:
+        """Return when one has been answered that was sent after a moment."""
+        await self._wait(lambda: self.seconds_until_good(since) < float("inf"))
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while self.count("good") < number:
+            while not condition():
                 self._ended.clear()
                 await self._ended.wait()
 
@@ -89,7 +98,7 @@ class Load:
             task = asyncio.create_task(self._ask(one))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            await asyncio.sleep(1.0 / RATE_PER_SECOND)
+            await asyncio.sleep(1.0 / self.rate_per_second)
 
     async def _ask(self, one: Sent) -> None:
         request = GenerationRequest(
