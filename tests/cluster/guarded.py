@@ -2,9 +2,11 @@
 """A guardian with supervisor, worker and gateway, for tests: `python -m tests.cluster.guarded`.
 
 Takes one line of JSON on stdin with home, key and replica command; prints a line when ready. Told
-the address of a supervisor, it has a worker alone.
+the address of a supervisor, it has a worker alone; told that it has no worker, the others; told a
+port for HTTP, two real gateways that share it. Where the supervisor is, it writes into its home.
 """
 
+import dataclasses
 import json
 import logging
 import sys
@@ -20,7 +22,11 @@ from xinference.cluster.configuration import (
 
 
 def argv_of(config: RoleConfig) -> list[str]:
-    return [sys.executable, "-m", "tests.cluster.role", config.role]
+    assert config.supervisor_address is not None
+    (config.home / "supervisor.address").write_text(config.supervisor_address)
+    is_real = isinstance(config, GatewayConfig) and config.num_processes > 1
+    module = "xinference.cli.process" if is_real else "tests.cluster.role"
+    return [sys.executable, "-m", module, config.role]
 
 
 def main() -> int:
@@ -46,7 +52,14 @@ def main() -> int:
             listen=listen,
             expected_workers=told.get("expected_workers", 1),
         )
-        configs = [supervisor, worker, GatewayConfig(home=home, cluster_key=key)]
+        workers = [worker] if told.get("has_worker", True) else []
+        gateways = [GatewayConfig(home=home, cluster_key=key)]
+        if port := told.get("http_port"):
+            gateways = [
+                dataclasses.replace(gateways[0], port=port, number=number, num_processes=2)
+                for number in (1, 2)
+            ]
+        configs = [supervisor, *workers, *gateways]
 
     def on_ready() -> None:
         sys.stdout.write("ready\n")

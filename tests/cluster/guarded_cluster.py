@@ -65,13 +65,17 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def _is_replica(pid: int) -> bool:
+def words_of(pid: int) -> list[str]:
+    """Return what a process was started with; nothing if there is none."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
     except OSError:
-        return False
+        return []
+
+
+def _is_replica(pid: int) -> bool:
     is_tagged = PLATFORM.variable_of(pid, INSTANCE_VARIABLE) is not None
-    return is_tagged and words[-2:] == [REPLICA_MODULE.encode(), b""]
+    return is_tagged and words_of(pid)[-1:] in ([REPLICA_MODULE], ["xinference.cluster.replica"])
 
 
 class Host:
@@ -137,9 +141,7 @@ class Host:
     def role(self, name: str) -> int:
         """Return the pid of a role's process."""
         (pid,) = [
-            pid
-            for pid in PLATFORM.children_of(self.guardian)
-            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2] == name.encode()
+            pid for pid in PLATFORM.children_of(self.guardian) if words_of(pid)[-1:] == [name]
         ]
         return pid
 
@@ -147,7 +149,7 @@ class Host:
         """Return the pid of a role's process; None while there is none."""
         try:
             return self.role(name)
-        except (ValueError, IndexError, OSError):
+        except ValueError:
             return None
 
     def processes(self) -> list[int]:
@@ -209,9 +211,9 @@ class GuardedCluster:
             await self.start_host(number)
         return await self.connect()
 
-    async def start_host(self, number: int) -> None:
+    async def start_host(self, number: int, **told: object) -> None:
         """Start a host that has a worker alone; the first must run."""
-        await self.hosts[number].start(supervisor_address=self._supervisor_address())
+        await self.hosts[number].start(supervisor_address=self._supervisor_address(), **told)
 
     async def connect(self) -> RemoteCluster:
         """Make the client."""

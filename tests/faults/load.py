@@ -91,6 +91,15 @@ class Load:
         ]
         return min(good, default=float("inf")) - since
 
+    def slowest_seconds(self, since: float) -> float:
+        """Return how long the slowest good answer took that ended after a moment."""
+        taken = [
+            one.ended_at - one.sent_at
+            for one in self.sent
+            if one.outcome == "good" and one.ended_at is not None and one.ended_at >= since
+        ]
+        return max(taken, default=float("inf"))
+
     async def _send(self) -> None:
         while True:
             one = Sent(is_streamed=len(self.sent) % 2 == 0, sent_at=time.monotonic())
