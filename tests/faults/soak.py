@@ -183,6 +183,7 @@ class Killer:
     async def run(self, until_moment: float) -> None:
         """Kill until a moment; return when the cluster is whole again."""
         chances = random.Random(self.seed)
+        spared = max(gateways(self.guarded))
         round_number = 0
         while True:
             victims = [f"replica of {model}" for model in self.models] + ["worker", "gateway"]
@@ -194,15 +195,15 @@ class Killer:
                 await asyncio.sleep(chances.uniform(*self.pause_seconds))
                 if time.monotonic() > until_moment:
                     return
-                await self._kill(victim)
+                await self._kill(victim, spared=spared)
                 await self._until_whole()
             round_number += 1
 
-    async def _kill(self, victim: str) -> None:
+    async def _kill(self, victim: str, *, spared: int) -> None:
         if victim.startswith("replica of "):
             pid = await self._replica(ModelUid(victim.removeprefix("replica of ")))
         elif victim == "gateway":
-            pid = min(gateways(self.guarded))
+            (pid,) = set(gateways(self.guarded)) - {spared}
         else:
             pid = self.guarded.role(victim)
         os.kill(pid, signal.SIGKILL)

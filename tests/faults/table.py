@@ -151,8 +151,11 @@ class FaultTable:
 
 def rows_of(path: Path) -> dict[str, str]:
     """Return the measured rows of a page, by their numbers."""
-    lines = path.read_text().split("## ")[1].splitlines() if path.exists() else []
-    found = [line for line in lines if re.match(r"\| [FS]\d\d", line)]
+    found = [
+        line
+        for line in (path.read_text().splitlines() if path.exists() else [])
+        if re.match(r"\| [FS]\d\d", line) and line.count(" | ") == len(COLUMNS) - 1
+    ]
     return {line.split("|")[1].strip(): line for line in found}
 
 

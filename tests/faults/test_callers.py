@@ -116,7 +116,7 @@ async def test_the_requests_of_a_killed_gateway_are_aborted(
         assert await count() >= NUM_STREAMS
         trial.fault_at = time.monotonic()
         caller.kill()
-        await caller.wait()
+        await caller.communicate()
         assert trial.load is not None
         seconds = await seconds_until(count, trial.fault_at, at_most=NUM_STREAMS - 1)
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.cluster.guarded_cluster import (
@@ -226,13 +227,18 @@ async def test_every_gateway_can_be_restarted_in_turn(
                     except httpx.HTTPError as error:
                         statuses.append(type(error).__name__)
 
-        def gateways() -> dict[int, object]:
-            found = platform.processes("xinference.cli.process")
-            return {one.pid: one for one in found if "gateway" in one.cmdline()}
+        def gateways() -> list[int]:
+            """Return the pids of those that take connections."""
+            return [
+                one.pid
+                for one in platform.processes("xinference.cli.process")
+                if "gateway" in one.cmdline()
+                and any(found.status == psutil.CONN_LISTEN for found in one.net_connections("tcp"))
+            ]
 
         callers = [asyncio.create_task(ask_until_over()) for _ in range(NUM_CALLERS)]
         begun_at = time.monotonic()
-        for pid in list(gateways()):
+        for pid in gateways():
             os.kill(pid, signal.SIGTERM)
             await until(
                 lambda pid=pid: pid not in gateways() and len(gateways()) == 2,

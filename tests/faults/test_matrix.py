@@ -18,7 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.guarded_cluster import MODEL, GuardedCluster, ask, guarded, spec, until_answered
+from tests.cluster.guarded_cluster import (
+    MODEL,
+    GuardedCluster,
+    ask,
+    guarded,
+    spec,
+    until,
+    until_answered,
+)
 from tests.fakes.replica import (
     BLOCKS,
     DIES_IF,
@@ -33,7 +41,7 @@ from tests.fakes.replica import (
 from tests.faults.harness import NOTHING_THERE, SLACK, Bounds, Trial
 from tests.faults.table import RecordFault
 from xinference.cluster.supervision import PLATFORM
-from xinference.errors import LoadFailed, RequestCrashesModel, XinferenceError
+from xinference.errors import LoadFailed, ModelNotReady, RequestCrashesModel, XinferenceError
 from xinference.identifiers import ModelUid, new_request_id
 from xinference.protocol.deployment import ModelState, ReplicaPlacement, ReplicaState
 from xinference.protocol.generation import GenerationRequest, SamplingParams, TextPrompt
@@ -229,6 +237,7 @@ async def test_a_replica_that_blocks_everything_in_it_blocks_nobody_else(
 ) -> None:
     cluster = await guarded.start()
     await cluster.launch(spec(replica=2), wait_ready=True)
+    replicas = set(guarded.replicas())
     trial = await Trial.begin(guarded, {MODEL: 2})
 
     await tell(guarded, BLOCKS)
@@ -239,6 +248,7 @@ async def test_a_replica_that_blocks_everything_in_it_blocks_nobody_else(
     seconds = time.monotonic() - started
 
     assert seconds < 4.0
+    await until(lambda: set(guarded.replicas()) - replicas, "it is replaced")
     outcome = await trial.end(
         row="F06",
         fault="a replica holds the interpreter's lock for 15 s",
@@ -255,9 +265,11 @@ async def test_an_engine_that_is_stuck_is_replaced_and_its_log_says_where(
 ) -> None:
     cluster = await guarded.start()
     await cluster.launch(spec(replica=2), wait_ready=True)
+    replicas = set(guarded.replicas())
     trial = await Trial.begin(guarded, {MODEL: 2})
 
     await tell(guarded, STICKS)
+    await until(lambda: set(guarded.replicas()) - replicas, "it is replaced", timeout_seconds=40.0)
 
     outcome = await trial.end(
         row="F07",
@@ -308,6 +320,7 @@ async def test_a_replica_that_dies_at_each_load_is_given_up_and_can_be_had_back(
     trial = await Trial.begin(guarded, {MODEL: 2})
     trial.wanted[MODEL] = [ReplicaState.FAILED, ReplicaState.READY]
     trial.num_processes -= 1
+    trial.num_files -= 2  # its socket and its note
 
     switch.touch()
     await kill_replica(guarded)
@@ -358,8 +371,7 @@ async def test_a_model_that_does_not_load_harms_nobody_and_can_be_launched_again
     with pytest.raises(LoadFailed):
         await cluster.launch(spec(FAILS, uid=OTHER), wait_ready=True)
     seconds = time.monotonic() - trial.fault_at
-    with pytest.raises(LoadFailed):
-        await ask(cluster, model=OTHER)
+    await until_refused(guarded)
     await cluster.launch(spec(uid=OTHER), wait_ready=True)
     assert await ask(cluster, model=OTHER) == " 1 2 3"
     await cluster.terminate(OTHER)
@@ -373,6 +385,19 @@ async def test_a_model_that_does_not_load_harms_nobody_and_can_be_launched_again
         note=f"its caller knows after {seconds:.1f} s, and can launch it again",
     )
     record_fault(outcome)
+
+
+async def until_refused(guarded: GuardedCluster) -> None:
+    """Ask until the gateway knows, too, that the model is not going to be there."""
+    assert guarded.cluster is not None
+    async with asyncio.timeout(1.0):
+        while True:
+            try:
+                await ask(guarded.cluster, model=OTHER)
+            except ModelNotReady:
+                await asyncio.sleep(0.005)
+            except LoadFailed:
+                return
 
 
 @pytest.mark.usefixtures("long_only")
@@ -416,7 +441,7 @@ async def test_a_worker_without_a_supervisor_keeps_what_it_has(
     outcome = await trial.end(
         row="F19",
         fault="a replica is killed while the supervisor is stopped, for 6 s",
-        bounds=Bounds(detected=0.2, good=0.5, whole=2 * PAUSE_SECONDS + 3.0),
+        bounds=Bounds(good=0.5, whole=2 * PAUSE_SECONDS + 3.0),
         slack=1.0,
         note="the other serves on; it is started again once there is a supervisor",
     )

@@ -28,7 +28,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 PAGE = ROOT / "doc" / "operations" / "soak.md"
 SEED = 20261
 LONG_SECONDS = 1800.0
+LONG_PAUSE_SECONDS = (10.0, 26.0)
+"""Between kills; a replica that dies more often than five times in five minutes is given up."""
 QUICK_SECONDS = 20.0
+QUICK_PAUSE_SECONDS = (0.5, 1.5)
 GUIDE = ModelUid("guide")
 MAX_MIB_PER_HOUR = 8.0
 """In half an hour, less is not to be told from how an allocator breathes."""
@@ -76,9 +79,8 @@ async def test_nothing_hangs_fails_or_grows_while_processes_are_killed(
 
     seconds = LONG_SECONDS if is_long else QUICK_SECONDS
     callers = Callers(endpoint=f"http://127.0.0.1:{port}", seed=SEED)
-    killer = Killer(
-        guarded, [one.model for one in asked], SEED, (4.0, 16.0) if is_long else (0.5, 1.5)
-    )
+    pause_seconds = LONG_PAUSE_SECONDS if is_long else QUICK_PAUSE_SECONDS
+    killer = Killer(guarded, [one.model for one in asked], SEED, pause_seconds)
     watch = Watch(guarded)
     await callers.start(asked)
     assert callers.golden[MODEL] == GOLDEN
