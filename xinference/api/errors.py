@@ -19,9 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from xinference.errors import (
     ApiKeyNotFound,
+    CacheInUse,
     CapacityError,
     ClusterError,
     ContextLengthExceeded,
+    DiskFull,
     DuplicateRequest,
     FamilyNotFound,
     InvalidApiKey,
@@ -54,11 +56,13 @@ STATUS: Mapping[type[XinferenceError], int] = {
     RequestAborted: 409,
     RequestCrashesModel: 422,
     DuplicateRequest: 409,
+    CacheInUse: 409,
     CapacityError: 503,
     ModelOverloaded: 429,
     RateLimitReached: 429,
     LaunchError: 503,
     LaunchCancelled: 499,
+    DiskFull: 507,
     ClusterError: 503,
     XinferenceError: 500,
 }
