@@ -319,3 +319,14 @@ async def until_answered(
         except XinferenceError:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
+
+
+async def until_adopted(cluster: RemoteCluster, *, times: int = 1) -> None:
+    """Ask until so many replicas have been adopted; each time there is an answer."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        story = [event.event_content for event in await cluster.events(MODEL)]
+        if sum("adopted" in line for line in story) >= times:
+            return
+        assert time.monotonic() < deadline, story
+        assert await ask(cluster) == " 1 2 3"

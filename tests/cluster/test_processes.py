@@ -21,6 +21,7 @@ from tests.cluster.guarded_cluster import (
     is_gone,
     spec,
     until,
+    until_adopted,
     until_answered,
 )
 from tests.fakes.replica import DIES, FAILS, HANGS
@@ -107,16 +108,6 @@ async def test_a_killed_workers_replicas_serve_on_and_are_adopted(guarded: Guard
     await cluster.terminate(MODEL)
     assert is_gone(second)
     assert is_gone(replica)
-
-
-async def until_adopted(cluster: RemoteCluster, *, times: int = 1) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while True:
-        story = [event.event_content for event in await cluster.events(MODEL)]
-        if sum("adopted" in line for line in story) >= times:
-            return
-        assert time.monotonic() < deadline, story
-        assert await ask(cluster) == " 1 2 3"
 
 
 async def test_orphans_of_everything_that_was_killed_end_too(guarded: GuardedCluster) -> None:

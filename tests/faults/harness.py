@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tests.cluster.guarded_cluster import MODEL, GuardedCluster, until
-from tests.faults.load import Load
+from tests.cluster.guarded_cluster import MODEL, GuardedCluster, Host, until
+from tests.faults.load import DEADLINE_SECONDS, Load
 from tests.faults.table import Outcome
 from xinference.cluster.supervision import PLATFORM
 from xinference.errors import XinferenceError
@@ -66,12 +66,15 @@ class Footprint:
         processes = guarded.processes()
         return cls(
             processes=frozenset(processes),
-            num_files=sum(
-                not path.is_dir() for host in guarded.hosts for path in host.temporary.rglob("*")
-            ),
+            num_files=sum(map(num_files, guarded.hosts)),
             resident_kib={pid: resident_kib(pid) for pid in processes},
             descriptors={pid: num_descriptors(pid) for pid in processes},
         )
+
+
+def num_files(host: Host) -> int:
+    """Return how many temporary files and sockets a host has."""
+    return sum(not path.is_dir() for path in host.temporary.rglob("*"))
 
 
 def resident_kib(pid: int) -> int:
@@ -128,17 +131,19 @@ class Trial:
         models: Mapping[ModelUid, int],
         *,
         load_of: ModelUid | None = MODEL,
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> Self:
         """Put a cluster that is whole under load, and begin to look. The fault is due then.
 
         Args:
             models: how many replicas of each are to be ready in the end.
             load_of: the model that is asked; None: none is.
+            deadline_seconds: a request that takes longer hangs.
         """
         assert guarded.cluster is not None
         load = None
         if load_of is not None:
-            load = Load(guarded.cluster, load_of)
+            load = Load(guarded.cluster, load_of, deadline_seconds=deadline_seconds)
             load.start()
             await load.wait_good(NUM_WARM)
         trial = cls(guarded, models, load)

@@ -41,6 +41,7 @@ class Load:
     cluster: Cluster
     model: ModelUid
     rate_per_second: float = RATE_PER_SECOND
+    deadline_seconds: float = DEADLINE_SECONDS
     sent: list[Sent] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _sending: asyncio.Task[None] | None = None
@@ -55,7 +56,7 @@ class Load:
         assert self._sending is not None
         self._sending.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=DEADLINE_SECONDS + 1.0)
+            await asyncio.wait(self._tasks, timeout=self.deadline_seconds + 1.0)
 
     async def wait_good(self, number: int) -> None:
         """Return when so many have been answered."""
@@ -66,7 +67,7 @@ class Load:
         await self._wait(lambda: self.seconds_until_good(since) < float("inf"))
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(self.deadline_seconds):
             while not condition():
                 self._ended.clear()
                 await self._ended.wait()
@@ -116,7 +117,7 @@ class Load:
             sampling=SamplingParams(max_tokens=NUM_TOKENS),
         )
         try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
+            async with asyncio.timeout(self.deadline_seconds):
                 one.outcome = await self._answer(request)
         except TimeoutError:
             return

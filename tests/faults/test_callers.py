@@ -49,12 +49,6 @@ TIMEOUT_SECONDS = 20.0
 CountLive = Callable[[], Awaitable[int]]
 
 
-@pytest.fixture
-def long_only(is_long: bool) -> None:
-    if not is_long:
-        pytest.skip("run by --long")
-
-
 @contextlib.asynccontextmanager
 async def live_requests(guarded: GuardedCluster) -> AsyncIterator[CountLive]:
     """Give what counts the requests that run or wait on all replicas of the model."""
@@ -69,7 +63,7 @@ async def live_requests(guarded: GuardedCluster) -> AsyncIterator[CountLive]:
                 replica.address,
                 instance=replica.instance,
                 key=instance_key(KEY.encode(), replica.instance),
-                role="worker",
+                role="gateway",
                 timeout_seconds=5.0,
             )
             stack.push_async_callback(connection.aclose)
@@ -92,11 +86,9 @@ def endless() -> GenerationRequest:
     )
 
 
-async def test_the_requests_of_a_killed_gateway_are_aborted(
-    guarded: GuardedCluster, record_fault: RecordFault
-) -> None:
-    cluster = await guarded.start()
-    await cluster.launch(spec(replica=2), wait_ready=True)
+@contextlib.asynccontextmanager
+async def calling(guarded: GuardedCluster) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Give another gateway, a process that has begun its requests."""
     sockets = guarded.home / "caller"
     sockets.mkdir()
     caller = await asyncio.create_subprocess_exec(
@@ -109,16 +101,28 @@ async def test_the_requests_of_a_killed_gateway_are_aborted(
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
     )
-    assert caller.stdout is not None
-    assert await caller.stdout.readline() == b"begun\n"
-    trial = await Trial.begin(guarded, {MODEL: 2})
-    async with live_requests(guarded) as count:
+    try:
+        assert caller.stdout is not None
+        assert await caller.stdout.readline() == b"begun\n"
+        yield caller
+    finally:
+        if caller.returncode is None:
+            caller.kill()
+        await caller.communicate()
+
+
+async def test_the_requests_of_a_killed_gateway_are_aborted(
+    guarded: GuardedCluster, record_fault: RecordFault
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(replica=2), wait_ready=True)
+    async with calling(guarded) as caller, live_requests(guarded) as count:
+        trial = await Trial.begin(guarded, {MODEL: 2})
         assert await count() >= NUM_STREAMS
         trial.fault_at = time.monotonic()
         caller.kill()
-        await caller.communicate()
-        assert trial.load is not None
-        seconds = await seconds_until(count, trial.fault_at, at_most=NUM_STREAMS - 1)
+        # Of the load, a few run at any time.
+        seconds = await seconds_until(count, trial.fault_at, at_most=NUM_STREAMS // 2)
 
     assert seconds < 1.0
     outcome = await trial.end(
