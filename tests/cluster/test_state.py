@@ -19,7 +19,9 @@ from tests.cluster.simulation import (
 )
 from xinference.cluster.messages import DesiredReplica, InstanceState
 from xinference.cluster.routing import ready_routes
-from xinference.cluster.state import LEASE_SECONDS, RECOVERY_SECONDS, Tell
+from xinference.cluster.state.cluster_state import RECOVERY_SECONDS
+from xinference.cluster.state.observation import LEASE_SECONDS
+from xinference.cluster.state.records import Tell
 from xinference.errors import (
     InsufficientResources,
     InvalidRequest,
@@ -118,7 +120,7 @@ def test_an_unknown_worker_ip_is_refused_by_name(cluster: SimulatedCluster) -> N
     spec = LaunchSpec(model_uid=QWEN, model_name="qwen", worker_ip="10.9.9.9")
 
     with pytest.raises(InvalidRequest, match="worker_ip"):
-        cluster.state.check_launch(spec)
+        cluster.state.check_launch(spec, description("qwen"))
 
 
 def test_a_first_launch_that_fails_to_load_is_an_error_at_once(cluster: SimulatedCluster) -> None:
@@ -666,7 +668,7 @@ def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(cluster: Simulate
     spec = LaunchSpec(model_uid=QWEN, model_name="qwen")
 
     with pytest.raises(InsufficientResources, match=r"needs about 156\.5 GiB"):
-        cluster.state.check_room(spec, huge)
+        cluster.state.check_launch(spec, huge)
 
 
 def test_scaling_up_leaves_what_serves_alone(cluster: SimulatedCluster) -> None:
@@ -854,6 +856,13 @@ class History:
                 again = cluster.state.reconcile(now=cluster.clock())
                 first = [effect for effect in effects if isinstance(effect, Tell)]
                 assert again == first, "reconciling twice at one moment differs"
+                shown = (cluster.state.models(), cluster.state.routes)
+                cluster.state.mark_everything()
+                whole = cluster.state.reconcile(now=cluster.clock())
+                assert {tell.node: tell for tell in whole} == {tell.node: tell for tell in first}, (
+                    "what was not looked at had changed"
+                )
+                assert (cluster.state.models(), cluster.state.routes) == shown
             case ("replay", index):
                 if index < len(self.said):
                     tell = self.said[-1 - index]

@@ -41,12 +41,13 @@ from .messages import (
     LaunchId,
     LaunchTicket,
     ReportAnswer,
+    RoutesUpdate,
     RoutesVersion,
-    RoutingTable,
     WorkerEpoch,
     WorkerReport,
 )
-from .state import ClusterState, Effect, ForgetModel, Moment, SaveModel, Tell
+from .state.cluster_state import ClusterState
+from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
 from .worker import WORKER
 
@@ -194,8 +195,7 @@ class SupervisorActor:
         )
         spec = replace(spec, model_uid=uid)
         resolved = self._catalog.resolve(spec)
-        replicas = self._state.check_launch(spec)
-        self._state.check_room(spec, resolved.description)
+        replicas = self._state.check_launch(spec, resolved.description)
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -340,8 +340,8 @@ class SupervisorActor:
     @remote
     async def watch_routes(
         self, known: RoutesVersion, timeout_seconds: float
-    ) -> RoutingTable | None:
-        """Return the routing table once it is newer than `known`; None when the time is up.
+    ) -> RoutesUpdate | None:
+        """Return what is new in the routing table since `known`; None when the time is up.
 
         Why not while recovering: what runs is not known yet, and a gateway that has a table of
         the supervisor before this one serves better by that.
@@ -350,9 +350,10 @@ class SupervisorActor:
         def is_news() -> bool:
             is_first = known == RoutesVersion()
             is_settled = is_first or not self._state.is_recovering(now=self._clock())
-            return is_settled and self._state.routes.version != known
+            return is_settled and self._state.routes_version != known
 
-        return self._state.routes if await self._wait(is_news, timeout_seconds) else None
+        is_new = await self._wait(is_news, timeout_seconds)
+        return self._state.routes_since(known) if is_new else None
 
     @remote
     async def info(self) -> tuple[RoutesVersion, ClusterInfo]:
@@ -475,7 +476,7 @@ class SupervisorActor:
 
     def _at_version(self, value: Any) -> tuple[RoutesVersion, Any]:
         """Return a value with the version of the routes that it belongs to."""
-        return self._state.routes.version, value
+        return self._state.routes_version, value
 
     async def _wait(self, condition: Callable[[], bool], timeout_seconds: float) -> bool:
         """Return whether the condition holds, now or within the time."""
