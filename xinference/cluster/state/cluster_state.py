@@ -169,9 +169,16 @@ class ClusterState:
 
         Raises:
             ModelNotFound
-            InvalidRequest: there is no such replica.
+            InvalidRequest: there is no such replica, or the model ends or was given up.
         """
         model = self._find(model_uid)
+        if model.wish is not Wish.RUN:
+            # Why: what is changed is written down, and the store has forgotten this one.
+            raise InvalidRequest(
+                field="replica_id",
+                problem=f"{model_uid} is {model.state.value}; only the whole of it can be "
+                "terminated",
+            )
         indices = [replica.uid.index for replica in model.wanted]
         if index not in indices:
             raise InvalidRequest(
