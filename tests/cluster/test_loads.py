@@ -3,6 +3,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,7 +52,12 @@ class Both:
         node = NodeId(f"10.0.0.{draw.randrange(5)}:1")
         match draw.randrange(10):
             case 0 | 1:
-                gpus = tuple(gpu(index, draw.randrange(80)) for index in range(draw.randrange(4)))
+                gpus = tuple(
+                    replace(
+                        gpu(index, draw.randrange(80)), quarantine=draw.choice(["", "", "held"])
+                    )
+                    for index in range(draw.randrange(4))
+                )
                 given = resources(draw.randrange(1, 16) * GIB, gpus)
                 self.nodes[node] = given, draw.random() < 0.8
                 self.loads.set_node(node, given, is_open=self.nodes[node][1])

@@ -91,6 +91,8 @@ class WorkerConfig(RoleConfig):
     """A gateway that is asked for the supervisor's address; None: `supervisor_address` holds."""
     replica_ports: tuple[int, int] | None = None
     """Where replicas listen for other hosts, both included; None: any free port."""
+    encrypts: bool = True
+    """Whether what other hosts send to a replica, and get, is encrypted."""
     replica_command: tuple[str, ...] = ("-m", "xinference.cluster.replica")
     """What the interpreter of a replica is given."""
     lifeline: int | None = None
@@ -108,6 +110,8 @@ class GatewayConfig(RoleConfig):
     port: int = 9997
     disable_metrics: bool = False
     http_keep_alive_seconds: float = 5.0
+    answer_timeout_seconds: float = 600.0
+    """How long a request may wait for the beginning of its answer, if its caller does not say."""
     continues_streams: bool = True
     """Whether an answer that was begun goes on at another replica when its own dies."""
     ssl_certfile: str | None = None

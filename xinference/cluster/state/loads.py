@@ -212,7 +212,7 @@ class Loads:
             gpu = (standing.node, standing.gpu_idx[0])
             if need.has_all_gpus and gpu not in need.own_gpus:
                 continue
-            if not self._shares_gpus and node.load.gpus[gpu[1]].num_replicas:
+            if not node.load.gpus[gpu[1]].is_open(shares_gpus=self._shares_gpus):
                 continue
             found = choice(standing, standing.gpu_idx, need, self._strategy)
             if not found.is_cramped:
@@ -259,5 +259,5 @@ class Loads:
             node.gpus = []
 
 
-def _gpus_of(resources: NodeResources) -> list[int]:
-    return [device.index for device in resources.devices]
+def _gpus_of(resources: NodeResources) -> list[tuple[int, bool]]:
+    return [(device.index, not device.quarantine) for device in resources.devices]
