@@ -72,10 +72,10 @@ class ServerTokens:
         del options["tokenize"]
         template = chat_template or self.chat_template
         variables: dict[str, Any] = {**self._special, **options}
-        rendered, _ = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [conversation], tools=tools, chat_template=template, **variables
         )
-        return rendered[0]
+        return rendered[0][0]  # the only conversation's
 
     def _ask(self, path: str, body: Any) -> Any:
         try:
