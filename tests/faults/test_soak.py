@@ -95,7 +95,7 @@ async def test_nothing_hangs_fails_or_grows_while_processes_are_killed(
     print(outcomes, killer.killed, *growths, sep="\n")  # noqa: T201  # shown when it fails
     lost = [one for one in callers.sent if one.outcome == "lost"]
     gateway_deaths = [at for at, victim in killer.killed if victim == "gateway"]
-    if is_long:  # whatever it says
+    if is_long:  # whatever is asserted below
         write_page(time.monotonic() - started_at, outcomes, killer, growths)
     record_long_run(
         "Soak under kills",
