@@ -1068,6 +1068,7 @@ def _spec(
         gpu_idx=assigned.gpu_idx,
         model_type=model.desired.spec.model_type,
         encoder_options=model.desired.spec.encoder_options,
+        virtual_env=model.desired.virtual_env,
     )
 
 
@@ -1140,6 +1141,7 @@ def _replica_status(replica: _Replica) -> ReplicaStatus:
         num_restarts=replica.num_restarts,
         error_message=replica.problem,
         gpu_idx=None if assigned is None else assigned.gpu_idx,
+        virtual_env_packages=None if report is None else report.virtual_env_packages,
     )
 
 
@@ -1150,7 +1152,8 @@ def _progress(replica: _Replica) -> LaunchProgress:
         share = _PROGRESS_OF_STARTING + (1.0 - _PROGRESS_OF_STARTING) * replica.report.progress
         return LaunchProgress(progress=min(share, 0.99), stage="loading", info=replica.report.info)
     if replica.state is ReplicaState.STARTING:
-        return LaunchProgress(progress=_PROGRESS_OF_STARTING, stage="launching")
+        info = "" if replica.report is None else replica.report.info
+        return LaunchProgress(progress=_PROGRESS_OF_STARTING, stage="launching", info=info)
     return LaunchProgress(progress=0.0, stage="pending", info=replica.problem)
 
 
