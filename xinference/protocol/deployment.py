@@ -17,6 +17,7 @@ from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 from .downloads import DownloadRequest
 from .encoding import EncoderOptions, RerankTemplate
 from .environments import EnvironmentSpec, FamilyEnvironment, check_packages
+from .servers import ServerOptions
 
 MAX_REPLICAS = 1000
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -221,6 +222,8 @@ class LaunchSpec:
     """What is in it, as pip reads it, beside the family's."""
     virtual_env_find_links: tuple[str, ...] = ()
     """Directories of the worker with packages."""
+    server_options: ServerOptions | None = None
+    """Of engines that are servers of their own; None: the engine is none of them."""
 
     def __post_init__(self) -> None:
         if isinstance(self.replica, bool) or not 1 <= self.replica <= MAX_REPLICAS:
@@ -353,6 +356,8 @@ class ReplicaSpec:
     """Of models that embed or rerank."""
     virtual_env: EnvironmentSpec | None = None
     """What its process runs in; its worker makes it first. None: the host's own."""
+    server_options: ServerOptions | None = None
+    """Of an engine that is a server of its own, which the process then starts and asks."""
 
 
 class ModelState(StrEnum):

@@ -74,6 +74,7 @@ def _spec(node: Node, replica: Replica, assigned: Assignment) -> ReplicaSpec:
         model_type=desired.spec.model_type,
         encoder_options=desired.spec.encoder_options,
         virtual_env=desired.virtual_env,
+        server_options=desired.spec.server_options,
     )
 
 
