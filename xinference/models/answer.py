@@ -5,10 +5,13 @@ In: what the engine tells of one request. Out: what callers are told. Streamed a
 ones are made of the same events, so nobody after this looks into the text.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from xinference.errors import DuplicateRequest
+from xinference.identifiers import RequestId
 from xinference.protocol.generation import (
     Delta,
     Failed,
@@ -24,6 +27,35 @@ from .parsing.grammars import Plain
 from .parsing.reader import AnswerParser
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def reading(
+    live: dict[RequestId, "AnswerReaders | None"],
+    request_id: RequestId,
+    readers: "AnswerReaders | None",
+) -> Iterator[None]:
+    """Note who reads a request's answers while it is submitted; forget them if it is refused.
+
+    Args:
+        live: of every live request.
+        request_id: of the one that is submitted within.
+        readers: None: its events are passed on as they are.
+
+    Raises:
+        DuplicateRequest: a live request has this id.
+    """
+    # Why so: it must not be replaced for a request of this id that lives. Setting and looking
+    # are one step under the interpreter's lock.
+    if live.setdefault(request_id, readers) is not readers:
+        raise DuplicateRequest(request_id=request_id)
+    try:
+        yield
+    except DuplicateRequest:
+        raise  # the readers, None both times, are the live request's
+    except BaseException:
+        live.pop(request_id, None)
+        raise
 
 
 class AnswerReaders:

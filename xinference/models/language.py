@@ -22,7 +22,7 @@ from xinference.engine import (
     ThinkingLimit,
     load_engine,
 )
-from xinference.errors import DuplicateRequest, InvalidRequest
+from xinference.errors import InvalidRequest
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 from xinference.protocol.generation import (
@@ -39,7 +39,7 @@ from xinference.protocol.generation import (
 )
 from xinference.protocol.vectors import ModelRequest
 
-from .answer import AnswerReaders
+from .answer import AnswerReaders, reading
 from .base import OnProgress, Sink, expect
 from .constraint import frame_of
 from .conversation import Chat, Conversation
@@ -130,17 +130,8 @@ class LanguageModel:
         prepared = self.prepare(request)
         if request.count_only:
             return self._count(request, prepared)
-        # Why so: it must not be replaced for a request of this id that lives. Setting and looking
-        # are one step under the interpreter's lock.
-        if self._readers.setdefault(request.request_id, prepared.readers) is not prepared.readers:
-            raise DuplicateRequest(request_id=request.request_id)
-        try:
+        with reading(self._readers, request.request_id, prepared.readers):
             return self._loop.submit(prepared.request)
-        except DuplicateRequest:
-            raise  # the readers, None both times, are the live request's
-        except BaseException:
-            self._readers.pop(request.request_id, None)
-            raise
 
     def _count(self, request: GenerationRequest, prepared: Prepared) -> Accepted:
         """End a request whose prompt alone was of interest; the engine does not hear of it."""

@@ -320,11 +320,13 @@ class ServerLoop:
                 self._tell(live, TextDelta(text=branch.echo, choice_index=branch.index), 0)
             end = await self._ask(waiting)
             self._end(waiting, end.reason or FinishReason.STOP, end.stop_string)
-        except (ReplicaLost, httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            # Boundary: whatever a server of some version writes.
+        except ReplicaLost as error:
             await self._lost(live, error)
         except XinferenceError as error:
             self._fail(live, error)
+        except Exception as error:  # noqa: BLE001  # `_lost` logs it
+            # Boundary: whatever a server of some version writes.
+            await self._lost(live, error)
         finally:
             self._running.discard(waiting)
             self._admit()

@@ -14,16 +14,16 @@ import httpx
 
 from xinference.errors import (
     ContextLengthExceeded,
-    DuplicateRequest,
     InvalidRequest,
 )
 from xinference.identifiers import RequestId
-from xinference.models.answer import AnswerReaders
+from xinference.models.answer import AnswerReaders, reading
 from xinference.models.base import Sink, expect
 from xinference.models.conversation import Chat, Conversation
 from xinference.models.parameters import with_own_stops, within_total
 from xinference.protocol.deployment import ReplicaSpec
 from xinference.protocol.generation import (
+    MAX_SEED,
     Accepted,
     ChatPrompt,
     Failed,
@@ -135,16 +135,8 @@ class ServedModel:
         prepared, readers = self.prepare(request)
         if request.count_only:
             return self._count(request, prepared.num_prompt_tokens)
-        # Why so: it must not be replaced for a request of this id that lives.
-        if self._readers.setdefault(request.request_id, readers) is not readers:
-            raise DuplicateRequest(request_id=request.request_id)
-        try:
+        with reading(self._readers, request.request_id, readers):
             return self._loop.submit(prepared)
-        except DuplicateRequest:
-            raise  # the readers, None both times, are the live request's
-        except BaseException:
-            self._readers.pop(request.request_id, None)
-            raise
 
     def abort(self, request_id: RequestId) -> bool:
         """Ask for the end of a request; return whether it was live."""
@@ -197,7 +189,12 @@ class ServedModel:
             )
             room = self._room(len(token_ids), sampling.max_tokens)
             for number in range(sampling.n):
-                wanted = replace(sampling, max_tokens=room - len(resumed), seed=seed + number, n=1)
+                wanted = replace(
+                    sampling,
+                    max_tokens=room - len(resumed),
+                    seed=(seed + number) % MAX_SEED,
+                    n=1,
+                )
                 ask = Ask(
                     token_ids=token_ids + resumed,
                     sampling=wanted,
