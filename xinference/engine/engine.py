@@ -64,7 +64,7 @@ from .logprobs import (
 from .model_runner import Runner
 from .pace import StepPace
 from .prefix_hash import chain_start, next_hashes
-from .sampler import SamplingRows, sample
+from .sampler import SamplingRows, highest_logits, sample
 from .sampling_defaults import resolve_sampling
 from .scheduler import Schedule, ScheduledRow, Scheduler, Sequence
 from .slots import SlotTable
@@ -681,7 +681,7 @@ class Engine:
         if not sequences:
             return []
         # Why the maximum: it is NaN or infinite if one of them is; -inf, some models have anyway.
-        is_sound = torch.isfinite(logits.amax(-1)).cpu().numpy()
+        is_sound = torch.isfinite(highest_logits(logits)).cpu().numpy()
         unsound: list[_Drawn] = []
         if not is_sound.all():
             sound = np.flatnonzero(is_sound)
