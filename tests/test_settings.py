@@ -28,9 +28,11 @@ def test_every_variable_fills_its_setting() -> None:
         "XINFERENCE_LAUNCH_STRATEGY": "Least-Models-Launch-Strategy",
         "XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU": "0",
         "XINFERENCE_REPLICA_PORTS": "4000-4010",
+        "XINFERENCE_ENCRYPT_DATA_PLANE": "0",
         "XINFERENCE_DRAIN_SECONDS": "5",
         "XINFERENCE_CONTINUE_STREAMS": "no",
         "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": "2.5",
+        "XINFERENCE_ANSWER_TIMEOUT": "30",
         "XINFERENCE_BATCH_SIZE": "64",
         "XINFERENCE_BATCH_INTERVAL": "0",
     }
@@ -49,9 +51,11 @@ def test_every_variable_fills_its_setting() -> None:
         launch_strategy="least_models",
         allow_multi_replica_per_gpu=False,
         replica_ports=PortRange(4000, 4010),
+        encrypt_data_plane=False,
         drain_seconds=5.0,
         continue_streams=False,
         http_keep_alive_seconds=2.5,
+        answer_timeout_seconds=30.0,
         batch_size=64,
         batch_interval_seconds=0.0,
     )

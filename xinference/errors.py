@@ -12,6 +12,7 @@
     │   ├── RequestAborted          stopped on somebody's order                 409
     │   ├── RequestCrashesModel     it was there when two replicas crashed      422
     │   ├── DuplicateRequest        a live request has this id                  409
+    │   ├── CacheInUse              models run from the files to be removed     409
     │   ├── ModelNotFound           no model has this uid                       404
     │   ├── FamilyNotFound          no such model in the catalogue              404
     │   ├── ApiKeyNotFound          no API key has this id                      404
@@ -20,12 +21,16 @@
     ├── CapacityError             the same request may succeed later            503
     │   ├── ModelNotReady           it is still loading, or being restarted     503
     │   ├── ModelOverloaded         its queue is full; nothing was enqueued     429
+    │   ├── DeadlinePassed          it was not there when its caller gave up    504
     │   ├── RateLimitReached        the API key's limit is used up for now      429
     │   ├── StoreUnavailable        what is to be kept cannot be written        503
+    │   ├── StateUnwritable         what should run cannot be written           507
     │   └── InsufficientResources   no node can hold it now                     503
     ├── LaunchError               the model could not be brought up             503
     │   ├── LoadFailed              its files do not load                       503
-    │   ├── DownloadUnavailable     its files are not on this machine           503
+    │   ├── DownloadFailed          its files do not arrive from a hub          503
+    │   ├── DownloadUnavailable     no hub may be asked for its files           503
+    │   ├── DiskFull                its files do not fit on the disk            507
     │   └── LaunchCancelled         somebody cancelled the launch               499
     ├── ClusterError              part of the cluster is gone                   503
     │   ├── PeerUnreachable         a control process does not answer           503
@@ -163,6 +168,21 @@ class NotAllowed(RequestError):
 
 
 @dataclass(eq=False)
+class CacheInUse(RequestError):
+    """What is to be removed is being used: models run from it, or it is being downloaded."""
+
+    model_version: str
+    users: list[str]
+    code: ClassVar[str] = "cache_in_use"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model_version} is used by {', '.join(self.users)}. Terminate that first, or "
+            "remove it with force."
+        )
+
+
+@dataclass(eq=False)
 class RequestAborted(RequestError):
     """The request was stopped on somebody's order before it had ended."""
 
@@ -290,6 +310,21 @@ class ModelOverloaded(CapacityError):
 
 
 @dataclass(eq=False)
+class DeadlinePassed(CapacityError):
+    """The answer was not there when its caller would wait no longer. The request is aborted."""
+
+    model: str
+    seconds: float
+    code: ClassVar[str] = "deadline_passed"
+
+    def __str__(self) -> str:
+        return (
+            f"Model {self.model} has not answered within {self.seconds:g} s, which is as long as "
+            "this request may wait; it was aborted."
+        )
+
+
+@dataclass(eq=False)
 class RateLimitReached(CapacityError):
     """The API key has used up its requests or tokens per minute. Nothing was enqueued."""
 
@@ -313,6 +348,20 @@ class StoreUnavailable(CapacityError):
 
     def __str__(self) -> str:
         return f"The store of answers, files and batches does not work: {self.problem}."
+
+
+@dataclass(eq=False)
+class StateUnwritable(CapacityError):
+    """What should run cannot be written down now, so nothing was begun. What runs goes on."""
+
+    problem: str
+    code: ClassVar[str] = "state_unwritable"
+
+    def __str__(self) -> str:
+        return (
+            f"What should run cannot be written down: {self.problem}. Nothing was changed; what "
+            "runs goes on."
+        )
 
 
 @dataclass(eq=False)
@@ -340,16 +389,47 @@ class LoadFailed(LaunchError):
 
 @dataclass(eq=False)
 class DownloadUnavailable(LaunchError):
-    """The model's files are not on the machine and this version does not download them."""
+    """The model's files are not on the machine, and no hub may be asked, or none has them."""
 
     family: str
     model_id: str
+    problem: str
     code: ClassVar[str] = "download_unavailable"
 
     def __str__(self) -> str:
         return (
-            f"{self.family} would have to be downloaded ({self.model_id}), which this version "
-            "does not do. Put its files on the worker and launch with model_path."
+            f"{self.family} would have to be downloaded ({self.model_id}), but {self.problem}. "
+            "Put its files on the worker and launch with model_path."
+        )
+
+
+@dataclass(eq=False)
+class DownloadFailed(LaunchError):
+    """The model's files do not arrive from a hub. What did arrive is kept."""
+
+    model: str
+    problem: str
+    code: ClassVar[str] = "download_failed"
+
+    def __str__(self) -> str:
+        return f"{self.model} cannot be downloaded: {self.problem}"
+
+
+@dataclass(eq=False)
+class DiskFull(LaunchError):
+    """The model's files do not fit on the disk."""
+
+    model: str
+    directory: str
+    required_bytes: int
+    available_bytes: int
+    code: ClassVar[str] = "insufficient_storage"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model} cannot be downloaded: {self.required_bytes:,} more bytes are needed, "
+            f"and {self.directory} has {self.available_bytes:,} free. Remove a cached model "
+            "(xinference cached, xinference remove-cache), or set XINFERENCE_HOME to a larger disk."
         )
 
 

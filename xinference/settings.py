@@ -52,11 +52,15 @@ class Settings:
     allow_multi_replica_per_gpu: bool = True
     replica_ports: PortRange | None = None
     """None: any free port."""
+    encrypt_data_plane: bool = True
+    """Whether requests and answers are encrypted on their way between hosts."""
     drain_seconds: float = 30.0
     """After SIGTERM, and when a replica is stopped, so long may running requests go on."""
     continue_streams: bool = True
     """Whether an answer that was begun goes on at another replica when its own dies."""
     http_keep_alive_seconds: float = 5.0
+    answer_timeout_seconds: float = 600.0
+    """How long a request may wait for the beginning of its answer, if its caller does not say."""
     batch_size: int = 32
     """The most texts that a model embeds or reranks at once, where its launch does not say."""
     batch_interval_seconds: float = 0.003
@@ -185,6 +189,9 @@ VARIABLES: Mapping[str, Variable] = {
     "XINFERENCE_REPLICA_PORTS": Variable(
         "replica_ports", _ports, "ports of the data plane between hosts"
     ),
+    "XINFERENCE_ENCRYPT_DATA_PLANE": Variable(
+        "encrypt_data_plane", _flag, "0: no TLS for requests and answers between hosts"
+    ),
     "XINFERENCE_DRAIN_SECONDS": Variable(
         "drain_seconds", _seconds, "how long running requests may go on when something is stopped"
     ),
@@ -193,6 +200,9 @@ VARIABLES: Mapping[str, Variable] = {
     ),
     "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": Variable(
         "http_keep_alive_seconds", _seconds, "how long an idle HTTP connection is kept"
+    ),
+    "XINFERENCE_ANSWER_TIMEOUT": Variable(
+        "answer_timeout_seconds", _seconds, "how long an answer may take to begin"
     ),
     "XINFERENCE_BATCH_SIZE": Variable(
         "batch_size", _positive, "texts that a model embeds or reranks at once, at most"

@@ -42,6 +42,7 @@ async def test_requests_tokens_and_times_are_counted_per_model(http: httpx.Async
     assert page["model_request_duration_seconds_count", guide] == 2
     first = page["time_to_first_token_seconds_count", labels(model_uid="guide", stream="true")]
     assert first == 1
+    assert page["time_per_output_token_seconds_count", guide] == 1  # of the one that was streamed
     assert page["model_serve_count", guide] == 0
     served = labels(method="POST", route="/v1/chat/completions", status="200")
     assert page["http_requests_total", served] == 2
@@ -112,4 +113,12 @@ async def test_routing_and_workers_are_on_the_page(http: httpx.AsyncClient) -> N
     assert f"xinference:requests_retried_total{mine} 3.0" in page
     assert f"xinference:streams_continued_total{mine} 2.0" in page
     assert f"xinference:replicas_ejected{mine} 1.0" in page
+    assert f"xinference:replica_ejections_total{mine} 4.0" in page
+    version = f'{{gateway_pid="{os.getpid()}",supervisor_epoch="2"}}'
+    assert f"xinference:routes_version{version} 5.0" in page
+    gpu = '{gpu_index="0",gpu_name="Fake",worker_address="127.0.0.1:5001"}'
+    assert f"xinference:worker_gpu_utilization_percent{gpu} 50.0" in page
+    assert f"xinference:worker_gpu_quarantined{gpu} 0.0" in page
+    state = '{model_uid="guide",replica_index="0",status="ready"}'
+    assert f"xinference:replica_status{state} 1.0" in page
     assert 'xinference:worker_status{status="ready",worker_address="127.0.0.1:5001"} 1.0' in page

@@ -24,9 +24,10 @@ from xinference.cluster.messages import (
     StartInstance,
     WorkerEpoch,
 )
-from xinference.cluster.state import ClusterState, Moment
+from xinference.cluster.state.cluster_state import ClusterState
+from xinference.cluster.state.records import Moment
 from xinference.cluster.store import DesiredStore
-from xinference.cluster.supervisor import SupervisorActor, system_clock
+from xinference.cluster.supervisor import ModelCatalog, SupervisorActor, system_clock
 from xinference.cluster.worker import SUPERVISOR, WORKER, NewReplica, WorkerActor
 from xinference.errors import ReplicaLost, XinferenceError
 from xinference.identifiers import InstanceId
@@ -82,6 +83,8 @@ class InProcessReplica(ScriptedReplica):
 
     directory: Path
     """Set by whoever makes the class's subclass for its sockets."""
+    listen: str | None = None
+    """Where to listen instead of there."""
 
     def __init__(self, start: StartInstance, **callbacks: Any) -> None:
         super().__init__(start, **callbacks)
@@ -107,7 +110,7 @@ class InProcessReplica(ScriptedReplica):
             if after is not None:
                 await after.wait()
             async with serve_fake_replica(
-                f"unix:{self.directory / self.report.instance}",
+                self.listen or f"unix:{self.directory / self.report.instance}",
                 instance=self._spec.instance,
                 key=instance_key(KEY.encode(), self._spec.instance),
                 model=self._spec.replica.model,
@@ -138,6 +141,7 @@ class LocalCluster:
         new_replica: NewReplica,
         clock: Callable[[], Moment] = system_clock,
         heartbeat_seconds: float = 0.01,
+        catalog: ModelCatalog | None = None,
     ) -> None:
         self.network = LocalNetwork()
         self.supervisor: SupervisorActor | None = None
@@ -151,7 +155,7 @@ class LocalCluster:
         self._numbers = itertools.count(1)
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
         self._stores: list[DesiredStore] = []
-        self._catalog = FakeCatalog()
+        self._catalog = catalog or FakeCatalog()
 
     async def start_supervisor(self, *, is_ticking: bool = True) -> SupervisorActor:
         bus = LocalBus(self.network, SUPERVISOR_ADDRESS)

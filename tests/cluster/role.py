@@ -3,7 +3,7 @@
 
     python -m tests.cluster.role ROLE
 
-The gateway of these tests only follows the routes, and writes down where the supervisor is.
+The gateway of these tests only follows the routes.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import signal
 import sys
 
 from tests.fakes.catalog import FakeCatalog
+from tests.fakes.devices import reader_of
 from xinference.cluster.configuration import (
     GatewayConfig,
     SupervisorConfig,
@@ -38,7 +39,6 @@ async def gateway(config: GatewayConfig) -> None:
     )
     told_to_end = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_end.set)
-    (config.home / "supervisor.address").write_text(config.supervisor_address)
     report_ready()
     await told_to_end.wait()
     await cluster.aclose()
@@ -51,7 +51,7 @@ def main() -> None:
         case SupervisorConfig():
             supervisor_main(config, load_catalog=lambda home: FakeCatalog())
         case WorkerConfig():
-            worker_main(config)
+            worker_main(config, new_reader=lambda: reader_of(config.home))
         case GatewayConfig():
             forbid_heavy_modules()
             asyncio.run(gateway(config))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where replicas go: nodes, their GPUs, and what is taken of both."""
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,7 +42,7 @@ def at(*loads: NodeLoad, **options: Any) -> Place | None:
     }
     behaviour = {name: options.pop(name) for name in ("strategy", "shares_gpus") if name in options}
     need = Need(placement=ReplicaPlacement(**wishes), **options)
-    return place({load.node: load for load in loads}, need, **behaviour)
+    return place(loads, need, **behaviour)
 
 
 def spread(*loads: NodeLoad, replicas: int, **options: Any) -> list[tuple[str, Any]]:
@@ -50,8 +52,8 @@ def spread(*loads: NodeLoad, replicas: int, **options: Any) -> list[tuple[str, A
     for _ in range(replicas):
         chosen = at(
             *loads,
-            own_nodes=tuple(one.node for one in places),
-            own_gpus=frozenset((one.node, index) for one in places for index in one.gpu_idx or ()),
+            own_nodes=Counter(one.node for one in places),
+            own_gpus=Counter((one.node, index) for one in places for index in one.gpu_idx or ()),
             **options,
         )
         assert chosen is not None
@@ -67,6 +69,15 @@ def test_idle_nodes_come_first_then_those_with_memory() -> None:
 
     assert at(busy, small, large) == Place(node=large.node, gpu_idx=None, has_room=True)
     assert at(busy, small) == Place(node=small.node, gpu_idx=None, has_room=True)
+
+
+def test_nothing_goes_to_a_gpu_in_quarantine() -> None:
+    held = replace(gpu(0), quarantine="GPU 0 is held")
+    host = node(HOST, held, gpu(1, used_gib=70))
+
+    assert at(host) == Place(node=HOST, gpu_idx=(1,), has_room=True)
+    assert at(host, gpu_idx=(0,)) is None
+    assert at(node(HOST, held)) is None
 
 
 def test_a_choice_of_host_is_kept_or_refused() -> None:

@@ -2,6 +2,7 @@
 """What every `ControlBus` promises: the in-process one, and xoscar to another process."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import time
@@ -16,7 +17,13 @@ from tests.contracts.bus_peer import REPLICA, SPEC, Peer
 from xinference.cluster.control_bus import ControlBus, Endpoint, Presence
 from xinference.cluster.local_bus import LocalBus, LocalNetwork
 from xinference.cluster.xoscar_bus import XoscarBus
-from xinference.errors import InternalError, ModelOverloaded, PeerUnreachable, ProtocolError
+from xinference.errors import (
+    InternalError,
+    InvalidSetting,
+    ModelOverloaded,
+    PeerUnreachable,
+    ProtocolError,
+)
 from xinference.identifiers import Address, ReplicaUid
 from xinference.protocol.deployment import LaunchSpec
 
@@ -241,6 +248,23 @@ async def test_to_end_a_served_name_is_harmless_while_the_bus_closes_and_after(
             await bus.serve(names[0], Peer())
 
 
+async def test_an_answer_that_nobody_waits_for_is_not_logged_when_its_peer_ends(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = await XoscarBus.open(None, key=KEY, socket_directory=tmp_path_factory.mktemp("b"))
+    from xoscar.errors import ServerClosed
+
+    def forget(error: Exception) -> None:
+        asyncio.get_running_loop().create_future().set_exception(error)
+        gc.collect()
+
+    forget(ServerClosed("the peer"))
+    assert caplog.records == []
+    forget(ValueError("anything else"))
+    assert "never retrieved" in caplog.text
+    await bus.close()
+
+
 async def test_the_end_of_a_peer_is_noticed_at_once(subject: Subject) -> None:
     lost, watched = asyncio.Event(), asyncio.Event()
     subject.bus.on_peer_lost(subject.peer.address, lost.set)
@@ -290,3 +314,9 @@ async def test_a_peer_with_another_key_is_refused(
         assert presence is Presence.REFUSED
         with pytest.raises(PeerUnreachable):
             await subject.bus.call(subject.peer, "count", timeout_seconds=1.0)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_no_peer_is_told_of_every_address(host: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidSetting, match="an address that other hosts reach"):
+        await XoscarBus.open(Address(host, 0), key=KEY, socket_directory=tmp_path)

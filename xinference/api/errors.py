@@ -19,9 +19,12 @@ from starlette.types import Receive, Scope, Send
 
 from xinference.errors import (
     ApiKeyNotFound,
+    CacheInUse,
     CapacityError,
     ClusterError,
     ContextLengthExceeded,
+    DeadlinePassed,
+    DiskFull,
     DuplicateRequest,
     FamilyNotFound,
     InvalidApiKey,
@@ -36,6 +39,7 @@ from xinference.errors import (
     RequestAborted,
     RequestCrashesModel,
     RequestError,
+    StateUnwritable,
     XinferenceError,
 )
 
@@ -54,11 +58,15 @@ STATUS: Mapping[type[XinferenceError], int] = {
     RequestAborted: 409,
     RequestCrashesModel: 422,
     DuplicateRequest: 409,
+    CacheInUse: 409,
     CapacityError: 503,
     ModelOverloaded: 429,
     RateLimitReached: 429,
+    DeadlinePassed: 504,
+    StateUnwritable: 507,
     LaunchError: 503,
     LaunchCancelled: 499,
+    DiskFull: 507,
     ClusterError: 503,
     XinferenceError: 500,
 }

@@ -43,12 +43,13 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo, GatewayRouting
+from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting
 
 from .inbox import AnswerEvent
 
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 SCRAPE_SECONDS = 5.0
 
 ENGINE_COUNTERS = frozenset(
@@ -119,6 +120,13 @@ class Metrics:
             "From the request to its first text.",
             streamed,
             buckets=FIRST_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.token_time = Histogram(
+            "xinference:time_per_output_token_seconds",
+            "Of a streamed answer: from its first text to its last, by the tokens between.",
+            model,
+            buckets=TOKEN_BUCKETS,
             registry=self.registry,
         )
         self.input_tokens = Counter(
@@ -207,7 +215,8 @@ class Observation:
         self._on_usage = on_usage
         self._started = 0.0
         self._is_accepted = False
-        self._has_text = False
+        self._first_text: float | None = None
+        self._last_text = 0.0
         self._num_prompt_tokens = 0
         self._num_delivered = 0
         self._num_thought = 0
@@ -241,11 +250,13 @@ class Observation:
                     self._code = error.code
 
     def _note_text(self, text: str) -> None:
-        if text and not self._has_text:
-            self._has_text = True
-            seconds = time.perf_counter() - self._started
+        if not text:
+            return
+        self._last_text = time.perf_counter()
+        if self._first_text is None:
+            self._first_text = self._last_text
             self._metrics.child(self._metrics.first_token, self._model, self._stream).observe(
-                seconds
+                self._first_text - self._started
             )
 
     def __exit__(
@@ -283,6 +294,11 @@ class Observation:
         )
         self._on_usage(usage)
         metrics, model = self._metrics, self._model
+        if self._stream == "true" and self._first_text is not None:
+            num_later = usage.num_completion_tokens - 1
+            if num_later > 0:
+                seconds = (self._last_text - self._first_text) / num_later
+                metrics.child(metrics.token_time, model).observe(seconds)
         metrics.child(metrics.input_tokens, model).inc(usage.num_prompt_tokens)
         metrics.child(metrics.generate_tokens, model).inc(usage.num_completion_tokens)
         counted = {
@@ -376,6 +392,7 @@ def _routing_families(routing: GatewayRouting) -> Iterator[Metric]:
             "Streams that went on at another replica.",
             routing.num_continued,
         ),
+        ("xinference:replica_ejections", "Ejections of replicas.", routing.num_ejections),
     ):
         counter = CounterMetricFamily(name, documentation, labels=("gateway_pid",))
         counter.add_metric(gateway, value)
@@ -387,6 +404,13 @@ def _routing_families(routing: GatewayRouting) -> Iterator[Metric]:
     )
     ejected.add_metric(gateway, routing.num_ejected)
     yield ejected
+    version = GaugeMetricFamily(
+        "xinference:routes_version",
+        "The routing table that requests go by; the epoch is its supervisor's.",
+        labels=("gateway_pid", "supervisor_epoch"),
+    )
+    version.add_metric((*gateway, str(routing.routes_epoch)), routing.routes_number)
+    yield version
 
 
 def _node_families(info: ClusterInfo) -> Iterator[Metric]:
@@ -412,6 +436,29 @@ def _node_families(info: ClusterInfo) -> Iterator[Metric]:
         for worker in info.workers:
             family.add_metric((worker.node,), getattr(worker.resources, reading))
         yield family
+    yield from _device_families(info)
+
+
+def _device_families(info: ClusterInfo) -> Iterator[Metric]:
+    readings: dict[str, tuple[str, Callable[[Device], float]]] = {
+        "utilization_percent": ("As last reported.", lambda gpu: 100.0 * gpu.utilization),
+        "memory_used_bytes": ("As last reported.", lambda gpu: gpu.used_bytes),
+        "memory_total_bytes": ("As last reported.", lambda gpu: gpu.total_bytes),
+        "quarantined": (
+            "1: an ended replica still holds it, and nothing is placed there.",
+            lambda gpu: float(bool(gpu.quarantine)),
+        ),
+    }
+    for name, (documentation, reading) in readings.items():
+        family = GaugeMetricFamily(
+            f"xinference:worker_gpu_{name}",
+            documentation,
+            labels=("worker_address", "gpu_index", "gpu_name"),
+        )
+        for worker in info.workers:
+            for gpu in worker.resources.devices:
+                family.add_metric((worker.node, str(gpu.index), gpu.name), reading(gpu))
+        yield family
 
 
 def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:
@@ -424,6 +471,9 @@ def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:
         "xinference:replica_restarts",
         "Restarts of a replica's process.",
         labels=("model_uid", "replica_index"),
+    )
+    replica_state = GaugeMetricFamily(
+        "xinference:replica_status", "Always 1.", labels=("model_uid", "replica_index", "status")
     )
     for model in models:
         what = model.description
@@ -439,8 +489,10 @@ def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:
         )
         state.add_metric((model.model_uid, what.model_name, model.state), 1)
         for replica in model.replicas:
-            restarts.add_metric((model.model_uid, str(replica.replica.index)), replica.num_restarts)
-    yield from (about, state, restarts)
+            name = (model.model_uid, str(replica.replica.index))
+            restarts.add_metric(name, replica.num_restarts)
+            replica_state.add_metric((*name, replica.state), 1)
+    yield from (about, state, restarts, replica_state)
 
 
 def _engine_families(stats: dict[ModelUid, dict[str, float]]) -> Iterator[Metric]:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Catalog`: every family this cluster knows, and what becomes of a launch that names one.
 
-Families come with the package (`builtin/*.json`) or are registered by users, and the kept ones
+Families come with the package (`builtin_families`) or are registered by users, and the kept ones
 are read again at the next start. `resolve` turns a caller's `LaunchSpec` into files, abilities
 and a description, or says why not. It downloads nothing and starts nothing.
 """
 
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any, Self
 from xinference.errors import (
     DownloadUnavailable,
     FamilyNotFound,
-    InternalError,
     InvalidRequest,
 )
 from xinference.identifiers import new_model_uid
@@ -28,6 +26,7 @@ from xinference.protocol.deployment import (
     ModelSource,
 )
 
+from .builtin_families import builtin_encoders, builtin_families
 from .encoder_family import ENCODER_TYPES, EncoderFamily, parse_encoder_family
 from .encoder_matching import encoder_engine_named, encoder_engines, match_encoder
 from .family import (
@@ -36,6 +35,7 @@ from .family import (
     Variant,
     size_text,
 )
+from .launch_memory import least_memory_bytes, what_fits
 from .matching import (
     OTHER_ENGINES,
     Wish,
@@ -43,10 +43,12 @@ from .matching import (
     match,
     parameter_objects,
 )
+from .model_files import json_file
 from .packages import PREFIX, packaged_directory
 from .registrations import Registrations
+from .runnable import refusal
 from .schema import did_you_mean, inherit, parse_family
-from .shelf import Shelf, SomeFamily
+from .shelf import Shelf
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class Catalog:
 
     def __init__(
         self,
-        builtin: dict[str, ModelFamily],
+        builtin: Mapping[str, ModelFamily],
         registrations: Registrations | None = None,
         encoders: Mapping[str, Shelf[EncoderFamily]] | None = None,
     ) -> None:
@@ -96,7 +98,7 @@ class Catalog:
 
     @classmethod
     def load(cls, home: Path) -> Self:
-        """Read the families of this package and the kept registrations under `home`.
+        """Find the families of this package, and read the kept registrations under `home`.
 
         A registration that is broken, or whose file is not named after it, is logged and skipped;
         the file stays.
@@ -123,8 +125,9 @@ class Catalog:
             InvalidRequest: the type is unknown.
         """
         shelf = self._shelf(type_named(model_type))
-        known: dict[str, Any] = {} if shelf is None else shelf.known()
-        return [known[name].to_json() for name in sorted(known, key=str.casefold)]
+        if shelf is None:
+            return []
+        return [shelf.family(name).to_json() for name in sorted(shelf.names(), key=str.casefold)]
 
     def family(self, model_type: str, name: str) -> dict[str, Any]:
         """Return one family as its full JSON.
@@ -189,10 +192,15 @@ class Catalog:
             model_format=spec.model_format,
             quantization=spec.quantization,
         )
-        variant = match(family, wish)
+        trust = spec.engine_options.trust_remote_code
+        variant = match(family, wish, trust_remote_code=trust)
         path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
         if path is None:
-            raise DownloadUnavailable(family=family.model_name, model_id=variant.model_id or "")
+            raise DownloadUnavailable(
+                family=family.model_name,
+                model_id=variant.model_id or "",
+                problem="this version does not download",
+            )
         _check_thinking(family, spec.engine_options)
         _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
         return Resolved(
@@ -208,6 +216,18 @@ class Catalog:
             ),
             abilities=family.model_ability,
         )
+
+    def fitting(self, spec: LaunchSpec, room_bytes: int) -> list[str]:
+        """Return what of the family of a launch fits a room, in words, the largest first.
+
+        Raises:
+            InvalidRequest: the type is unknown. FamilyNotFound: with near names.
+        """
+        family = self._family(spec.model_type, spec.model_name)
+        if isinstance(family, EncoderFamily):
+            return []
+        runnable = [one for one in family.variants if refusal(family, one) is None]
+        return what_fits(runnable, spec.engine_options, room_bytes)
 
     def _shelf(self, model_type: str) -> Shelf[ModelFamily] | Shelf[EncoderFamily] | None:
         return self._language if model_type == LANGUAGE else self._encoders.get(model_type)
@@ -228,29 +248,6 @@ class Catalog:
         if shelf is None:
             raise FamilyNotFound(family=name, suggestions=[])
         return shelf.family(name)
-
-
-def builtin_encoders(model_type: str) -> dict[str, EncoderFamily]:
-    """Read the families of this package that embed, or that rerank."""
-    return _builtin(
-        model_type, partial(parse_encoder_family, model_type=model_type, is_builtin=True)
-    )
-
-
-def builtin_families() -> dict[str, ModelFamily]:
-    """Read the language families of this package."""
-    return _builtin("", partial(parse_family, is_builtin=True))
-
-
-def _builtin(folder: str, parse: Callable[[str], SomeFamily]) -> dict[str, SomeFamily]:
-    found: dict[str, SomeFamily] = {}
-    for file in sorted((Path(__file__).parent / "builtin" / folder).glob("*.json")):
-        try:
-            family = parse(file.read_text(encoding="utf-8"))
-        except InvalidRequest as error:
-            raise InternalError(where="catalog", problem=f"{file.name}: {error}") from error
-        found[family.model_name] = family
-    return found
 
 
 def type_named(text: str) -> str:
@@ -324,6 +321,9 @@ def _description(
         revision=None if is_given else variant.model_revision,
         context_length=min((one for one in limits if one), default=DEFAULT_CONTEXT_LENGTH),
         replica=spec.replica,
+        memory_bytes=least_memory_bytes(
+            variant, spec.engine_options, directory_of(path) if path else None
+        ),
     )
 
 
@@ -337,7 +337,11 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
     variant = match_encoder(family, wish)
     path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
     if path is None:
-        raise DownloadUnavailable(family=family.model_name, model_id=variant.model_id or "")
+        raise DownloadUnavailable(
+            family=family.model_name,
+            model_id=variant.model_id or "",
+            problem="this version does not download",
+        )
     _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
     is_given = spec.model_path is not None
     limits = (family.max_tokens, spec.engine_options.max_model_len)
@@ -366,14 +370,9 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
 
 def _context_of_files(path: str) -> int | None:
     """Return how many tokens the model's `config.json` says it takes; None if it is not here."""
-    try:
-        config = json.loads((directory_of(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
+    config = json_file(directory_of(path) / "config.json") or {}
+    if isinstance(config.get("text_config"), dict):
         config = config["text_config"]
-    if not isinstance(config, dict):
-        return None
     for key in _CONTEXT_KEYS:
         value = config.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

@@ -226,6 +226,7 @@ def worker_command(
         advertised_host=advertised_host(host, towards=gateway_host),
         endpoint=endpoint,
         replica_ports=None if ports is None else (ports.first, ports.last),
+        encrypts=settings.encrypt_data_plane,
         drain_seconds=settings.drain_seconds,
     )
     code = guard(config, on_ready=lambda: show(f"The worker has joined the cluster at {endpoint}."))
@@ -298,6 +299,7 @@ def _gateway_configs(
             port=options.port,
             disable_metrics=settings.disable_metrics,
             http_keep_alive_seconds=settings.http_keep_alive_seconds,
+            answer_timeout_seconds=settings.answer_timeout_seconds,
             continues_streams=settings.continue_streams,
             drain_seconds=settings.drain_seconds,
             ssl_certfile=options.ssl_certfile,

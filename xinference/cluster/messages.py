@@ -19,6 +19,9 @@ from xinference.protocol.deployment import (
 )
 from xinference.protocol.nodes import NodeResources
 
+CONTROL_VERSION = 1
+"""Of what supervisor, workers and gateways say to each other. Both ends must have the same."""
+
 LaunchId = NewType("LaunchId", str)
 """One wish for a model. A relaunch under the same uid is another one, so that a replica of the
 old cannot pass for one of the new."""
@@ -89,7 +92,7 @@ class InstanceReport:
     progress: float = 0.0
     """Of loading, from 0 to 1."""
     info: str = ""
-    """What loading does now."""
+    """What loading does now; of an EXITED one, what it has left behind."""
     context_length: int | None = None
     """What the loaded model can take, in tokens; None until it is READY."""
     error: dict[str, Any] | None = None
@@ -194,3 +197,15 @@ class RoutingTable:
 
     version: RoutesVersion
     models: dict[ModelUid, ModelRoutes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutesUpdate:
+    """What makes a gateway's routing table the current one."""
+
+    version: RoutesVersion
+    models: dict[ModelUid, ModelRoutes]
+    """Those that are new or differ; of an update that is whole, all."""
+    removed: tuple[ModelUid, ...] = ()
+    is_whole: bool = False
+    """It replaces the table: the supervisor no longer knows what has changed since."""

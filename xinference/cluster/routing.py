@@ -20,7 +20,7 @@ from xinference.protocol.deployment import ModelState
 from xinference.protocol.generation import ChatPrompt, TextPrompt
 from xinference.protocol.vectors import EmbeddingRequest, ModelRequest, RerankRequest
 
-from .messages import Route, RoutingTable
+from .messages import Route, RoutesUpdate, RoutingTable
 
 PREFIX_BLOCK_CHARS = 256
 MAX_PREFIX_BLOCKS = 32
@@ -39,6 +39,14 @@ SLOW_STEP_SECONDS = 1.0
 """A replica is slow if a step takes longer than this, and so many times what it takes others."""
 STALL_SECONDS = 10.0
 """One that has work and finishes no step for so long gets nothing more."""
+
+
+def updated(table: RoutingTable, update: RoutesUpdate) -> RoutingTable:
+    """Return the table that an update, asked for with this one's version, makes of it."""
+    models = {} if update.is_whole else dict(table.models)
+    for uid in update.removed:
+        models.pop(uid, None)
+    return RoutingTable(version=update.version, models=models | update.models)
 
 
 def routes_of(table: RoutingTable, model: ModelUid) -> tuple[Route, ...]:
@@ -183,6 +191,8 @@ class Balancer:
         self._replicas: dict[InstanceId, _Replica] = {}
         self._prefixes: OrderedDict[int, InstanceId] = OrderedDict()
         self._turn = 0
+        self.num_ejections = 0
+        """How often a replica was ejected."""
 
     def choose(
         self, routes: Sequence[Route], cost: RequestCost, *, excluded: Collection[InstanceId] = ()
@@ -333,6 +343,7 @@ class Balancer:
         step = min(replica.ejections, len(EJECTION_SECONDS) - 1)
         replica.ejected_until = now + EJECTION_SECONDS[step]
         replica.ejections += 1
+        self.num_ejections += 1
         replica.is_on_trial = False
         replica.failures = 0
         replica.step_seconds = None

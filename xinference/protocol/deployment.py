@@ -14,6 +14,7 @@ from typing import Any, Self
 from xinference.errors import InvalidRequest
 from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
+from .downloads import DownloadRequest
 from .encoding import EncoderOptions, RerankTemplate
 
 MAX_REPLICAS = 1000
@@ -210,6 +211,8 @@ class LaunchSpec:
     """One GPU for each replica, in their order; one may be there more than once."""
     replica_config: tuple[ReplicaPlacement, ...] = ()
     """Where each replica goes, instead of `worker_ip`, `n_gpu` and `gpu_idx`."""
+    download_hub: str | None = None
+    """The only hub that its files may come from. None: whichever has them and answers."""
 
     def __post_init__(self) -> None:
         if isinstance(self.replica, bool) or not 1 <= self.replica <= MAX_REPLICAS:
@@ -288,6 +291,8 @@ class ModelDescription:
     """Of a model that embeds: how many numbers a vector has."""
     rerank_type: str | None = None
     """Of a model that reranks: how it scores, in the catalogue's words."""
+    memory_bytes: int = 0
+    """About what a replica takes at the least; 0: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,7 +300,8 @@ class ModelSource:
     """Where the files are, and what the family says that the files do not."""
 
     path: str
-    """A directory on the worker, or "package:guide" for the one inside this package."""
+    """A directory on the worker, or "package:guide" for the one inside this package. Empty: where
+    `download` leads."""
     chat_template: str | None = None
     """None: the tokenizer's own."""
     stop: tuple[str, ...] = ()
@@ -308,6 +314,8 @@ class ModelSource:
     """Of a model that embeds: what is put before texts, by the name of what they are for."""
     rerank_template: RerankTemplate | None = None
     """Of a language model that reranks."""
+    download: DownloadRequest | None = None
+    """What the worker has to have first; `path` then says where that is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,7 +372,7 @@ class ReplicaStatus:
     state: ReplicaState
     node: NodeId | None
     address: str | None
-    """Of its data plane: "unix:<path>" or "tcp:host:port"; None until it is known."""
+    """Of its data plane: "unix:<path>", "tcp:host:port" or "tls:host:port"; None until known."""
     instance: InstanceId | None
     created_ts: int
     num_restarts: int

@@ -174,6 +174,8 @@ def description_item(what: ModelDescription) -> dict[str, Any]:
     """Return what a model is, in the words that are known for its type."""
     fields = asdict(what)
     dimensions, rerank_type = fields.pop("dimensions"), fields.pop("rerank_type")
+    # Why not shown: an estimate for placing it, which readers would take for a measurement.
+    del fields["memory_bytes"]
     if what.model_type in ENCODERS:
         fields["max_tokens"] = fields.pop("context_length")
         fields["language"] = fields.pop("model_lang")
@@ -285,6 +287,7 @@ def _device(device: Device) -> dict[str, Any]:
         "mem_used": device.used_bytes,
         "mem_usage": device.used_bytes / device.total_bytes if device.total_bytes else 0.0,
         "gpu_util": device.utilization,
+        "quarantine": device.quarantine,
     }
 
 
