@@ -117,7 +117,8 @@ class _Team:
         return part
 
     def plain(self, place: int) -> Tensor:
-        return self._weights.plain().split(self._widths)[place]
+        parts: tuple[Tensor, ...] = self._weights.plain().split(self._widths)
+        return parts[place]
 
 
 class SharedInputs:

@@ -112,14 +112,15 @@ def highest_logits(logits: Tensor) -> Tensor:
 
     Why by chunks: as in `highest_tokens`; it takes less than half of the time.
     """
-    return _highest_of_chunks(logits).amax(-1)
+    maxima: Tensor = _highest_of_chunks(logits).amax(-1)
+    return maxima
 
 
 def _highest_of_chunks(logits: Tensor) -> Tensor:
     """Return (R, chunks); the last chunk may be short."""
     vocab_size = logits.shape[1]
     num_whole = vocab_size // _CHUNK
-    maxima = logits[:, : num_whole * _CHUNK].unflatten(1, (num_whole, _CHUNK)).amax(-1)
+    maxima: Tensor = logits[:, : num_whole * _CHUNK].unflatten(1, (num_whole, _CHUNK)).amax(-1)
     if num_whole * _CHUNK < vocab_size:
         rest = logits[:, num_whole * _CHUNK :].amax(-1, keepdim=True)
         maxima = torch.cat((maxima, rest), dim=1)
