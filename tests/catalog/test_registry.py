@@ -129,7 +129,9 @@ def test_engines_say_what_they_run_or_why_they_do_not(catalog: Catalog) -> None:
             "quantizations": ["none"],
         }
     ]
-    assert all(isinstance(engines[name], str) for name in ("vLLM", "SGLang", "llama.cpp", "MLX"))
+    assert engines["vLLM"] == engines["SGLang"] == engines["TRT-LLM"] == engines["Transformers"]
+    assert "is not for llama.cpp, which reads ggufv2" in str(engines["llama.cpp"])
+    assert isinstance(engines["MLX"], str)
 
 
 def test_a_registered_family_is_listed_and_can_be_launched(catalog: Catalog) -> None:
@@ -189,15 +191,20 @@ def test_the_name_of_a_built_in_family_is_taken(catalog: Catalog, name: str) -> 
         catalog.register("LLM", text_of(model_name=name), persist=True)
 
 
-def test_an_environment_that_nothing_makes_yet_is_kept_with_a_warning(
-    catalog: Catalog, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_environment_that_a_family_wants_goes_to_its_launches(catalog: Catalog) -> None:
     environment = {"packages": ["einops"]}
 
     catalog.register("LLM", text_of(virtualenv=environment), persist=False)
 
     assert catalog.family("LLM", "my-model")["virtualenv"] == environment
-    assert "virtualenv" in caplog.text
+    wanted = catalog.resolve(launch("my-model")).source.virtual_env
+    assert wanted is not None
+    assert wanted.packages == ("einops",)
+
+
+def test_an_environment_that_cannot_be_is_refused(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest, match=r"virtualenv\.packages"):
+        catalog.register("LLM", text_of(virtualenv={"packages": ["-r x"]}), persist=False)
 
 
 def test_the_name_of_a_registered_family_is_taken(tmp_path: Path) -> None:
@@ -532,7 +539,7 @@ def test_the_uid_is_the_callers_or_named_after_the_family(catalog: Catalog) -> N
     [
         ({"model_name": "qwen1.5-caht"}, FamilyNotFound),
         ({"model_type": "image"}, InvalidRequest),
-        ({"model_engine": "vLLM"}, InvalidRequest),
+        ({"model_engine": "MLX"}, InvalidRequest),
         ({"model_size_in_billions": "5"}, UnsupportedVariant),
         ({"model_format": "gptq"}, UnsupportedVariant),
         ({"model_size_in_billions": "4B"}, InvalidRequest),
