@@ -11,6 +11,7 @@ from xinference.cluster.messages import (
     DesiredModel,
     DesiredReplica,
     Heartbeat,
+    InstanceLoad,
     InstanceReport,
     InstanceState,
     LaunchId,
@@ -114,6 +115,7 @@ class SimulatedWorker:
     sequence: int = 0
     devices: tuple[Device, ...] = ()
     is_leaving: bool = False
+    loads: dict[InstanceId, InstanceLoad] = field(default_factory=dict)
 
     def report(self) -> WorkerReport:
         return WorkerReport(
@@ -131,6 +133,7 @@ class SimulatedWorker:
             worker_epoch=self.worker_epoch,
             sequence=self.sequence,
             resources=resources(devices=self.devices),
+            loads=self.loads,
         )
 
     def apply(self, command: Command) -> None:
@@ -243,13 +246,23 @@ class SimulatedCluster:
     def _change(
         self, model: DesiredModel, before: set[int], asked: tuple[int, ...] = ()
     ) -> LaunchTicket:
-        self.store[model.model_uid] = model
-        self.state.change(model, now=self.clock())
-        self.reconcile()
+        self.change(model)
         added = tuple(one.index for one in model.replicas if one.index not in before)
         return LaunchTicket(
             model_uid=model.model_uid, launch_id=model.launch_id, replicas=asked or added
         )
+
+    def adapt(self) -> None:
+        """Let time and load have their way, as each tick of the supervisor does."""
+        for worker in self.workers.values():
+            self.state.node_beat(worker.beat(), now=self.clock())
+        for model in self.state.adapted(now=self.clock()):
+            self.change(model)
+
+    def change(self, model: DesiredModel) -> None:
+        self.store[model.model_uid] = model
+        self.state.change(model, now=self.clock())
+        self.reconcile()
 
     def terminate(self, uid: str = "qwen") -> LaunchId:
         self.store.pop(ModelUid(uid), None)

@@ -86,6 +86,9 @@ def launch_model(
     envs: dict[str, str] | None = None,
     virtual_env_find_links: list[str] | None = None,
     *,
+    min_replicas: int | None = None,
+    max_replicas: int | None = None,
+    idle_timeout: float | None = None,
     wait_ready: bool = True,
     **engine_options: Any,
 ) -> Operation[str]:
@@ -98,6 +101,10 @@ def launch_model(
         model_size_in_billions: Such as 7, "0_5" or 1.8.
         n_gpu: "auto" takes one if there is one; None keeps the model on the CPU.
         envs: Set in the model's process before it loads anything.
+        min_replicas: With `max_replicas`: never fewer.
+        max_replicas: Replicas are started and stopped with the load, up to so many.
+        idle_timeout: After so many seconds without a request nothing of the model runs until the
+            next one, which waits while it loads.
         wait_ready: Return when the model answers, however long that takes. Otherwise return at
             once; `get_launch_model_progress` tells how far it is.
         engine_options: Passed to the engine, such as `max_num_seqs` or `context_length`.
@@ -128,6 +135,9 @@ def launch_model(
         "virtual_env_packages": virtual_env_packages,
         "envs": envs,
         "virtual_env_find_links": virtual_env_find_links,
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+        "idle_timeout": idle_timeout,
     }
     # Why n_gpu apart: its None is a wish (the CPU), everywhere else None is no wish.
     given = {name: value for name, value in body.items() if value is not None} | {"n_gpu": n_gpu}

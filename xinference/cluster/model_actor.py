@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -38,7 +38,7 @@ from .dataplane.handshake import instance_key
 from .device_ledger import DeviceLedger
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
-from .messages import InstanceReport, InstanceState, StartInstance
+from .messages import InstanceLoad, InstanceReport, InstanceState, StartInstance
 from .replica import Bootstrap
 from .replica_environment import replica_environment
 from .supervision import INSTANCE_VARIABLE, PLATFORM, describe_exit
@@ -136,6 +136,7 @@ class ModelActor:
         self._life: asyncio.Task[None] | None = None
         self._stats: dict[str, float] = {}
         self._stats_at = 0.0
+        self._load: InstanceLoad | None = None
         self._log_start = 0
         self._verdict = ""
         """Why it is replaced though its process lives."""
@@ -148,6 +149,11 @@ class ModelActor:
     def report(self) -> InstanceReport:
         """How it is."""
         return self._report
+
+    @property
+    def load(self) -> InstanceLoad | None:
+        """How much it has to do, at most a second old; None while it is not ready."""
+        return self._load if self._report.state is InstanceState.READY else None
 
     @property
     def pid(self) -> int | None:
@@ -398,6 +404,8 @@ class ModelActor:
             counters: dict[str, float] | None = None
             with contextlib.suppress(ReplicaLost):
                 counters = (await connection.ping(SILENT_SECONDS)).counters
+            if counters is not None:
+                self._load = _load_of(counters)
             is_stopped = counters is None and PLATFORM.is_stopped(pid)
             problem = liveness.observe(counters, is_stopped=is_stopped, now=time.monotonic())
             if problem is not None and not connection.is_closed:
@@ -539,6 +547,13 @@ class ModelActor:
         except OSError:
             return []
         return [line for line in text.splitlines() if line.strip()][-NUM_LAST_LINES:]
+
+
+def _load_of(counters: Mapping[str, float]) -> InstanceLoad:
+    return InstanceLoad(
+        num_outstanding=int(counters.get("num_running", 0.0) + counters.get("num_waiting", 0.0)),
+        progress=counters.get("progress", 0.0),
+    )
 
 
 def _error_of(serving: "asyncio.Task[None]") -> XinferenceError:

@@ -95,6 +95,7 @@ class RemoteCluster:
             table=lambda: self._table,
             table_changed=lambda: self._table_changed,
             connect=self._connection,
+            wake=self._wake,
             continues_streams=continues_streams,
         )
         self._probing: asyncio.Task[None] | None = None
@@ -323,6 +324,9 @@ class RemoteCluster:
         except XinferenceError as error:
             logger.debug("No counters of %s: %s", route.replica, error)
             return None
+
+    async def _wake(self, model: ModelUid) -> None:
+        await self._ask("wake", model, returns=None)
 
     # Connections to replicas.
 

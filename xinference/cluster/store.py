@@ -71,8 +71,13 @@ class DesiredStore:
         ):
             try:
                 found.append(msgspec.json.decode(document, type=DesiredModel))
-            except (msgspec.DecodeError, XinferenceError):
-                logger.exception("The store's entry of model %s cannot be read; left alone", uid)
+            except (msgspec.DecodeError, XinferenceError) as error:
+                logger.warning(
+                    "Model %s is not started: what an earlier version has stored of it cannot be "
+                    "read (%s). Launch it again under its uid; that replaces the entry.",
+                    uid,
+                    error,
+                )
         return found
 
     def save(self, model: DesiredModel) -> None:

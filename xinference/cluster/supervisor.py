@@ -7,6 +7,7 @@ knowledge of its own that the store and the workers' reports cannot rebuild.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import sqlite3
@@ -329,6 +330,18 @@ class SupervisorActor:
         return self._at_version(is_ended)
 
     @remote
+    async def wake(self, uid: ModelUid) -> tuple[RoutesVersion, None]:
+        """Begin to start a model that sleeps; nothing happens to one that does not.
+
+        Raises:
+            ModelNotFound
+        """
+        desired = self._state.awake(uid)
+        if desired is not None:
+            self._change(desired)
+        return self._at_version(None)
+
+    @remote
     async def models(self) -> tuple[RoutesVersion, list[ModelStatus]]:
         """Return every model that is wanted or failed."""
         return self._at_version(self._state.models())
@@ -448,6 +461,7 @@ class SupervisorActor:
     async def reconcile_forever(self) -> None:
         """Reconcile when a delay is over, and each second; events do so by themselves."""
         while True:
+            self._adapt()
             self.reconcile()
             tick_at = self._clock().monotonic + TICK_SECONDS
             while (left := min(tick_at, self._state.next_due() or tick_at) - self._monotonic()) > 0:
@@ -477,6 +491,12 @@ class SupervisorActor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._store.close()
+
+    def _adapt(self) -> None:
+        """Do what time and load want: let models sleep, start and stop replicas."""
+        for desired in [] if self._is_stopping else self._state.adapted(now=self._clock()):
+            with contextlib.suppress(InternalError):  # logged; the next tick tries again
+                self._change(desired)
 
     def _change(self, desired: DesiredModel) -> None:
         self._write(SaveModel(desired))

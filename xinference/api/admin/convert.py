@@ -76,6 +76,9 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         engine_options=EngineOptions.from_mapping(options),
         encoder_options=encoder_options,
         request_limits=body.request_limits,
+        min_replicas=body.min_replicas,
+        max_replicas=body.max_replicas,
+        idle_timeout=body.idle_timeout,
     )
 
 

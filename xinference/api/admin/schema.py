@@ -18,6 +18,7 @@ MAX_BLOCK_SECONDS = 3600
 MAX_UID_LEN = 100
 MAX_GPUS = 1023
 MAX_REQUEST_LIMIT = 2**31 - 1
+MAX_IDLE_SECONDS = 10.0**9
 MAX_LIFETIME_SECONDS = 100 * 366 * 86400
 
 
@@ -100,6 +101,12 @@ class LaunchRequest(Body):
     """One GPU for each replica."""
     replica_config: list[ReplicaConfig] | None = None
     """Where each replica goes, instead of worker_ip, n_gpu and gpu_idx."""
+    min_replicas: Count | None = None
+    """With max_replicas: never fewer; replica by default."""
+    max_replicas: Count | None = None
+    """Replicas are started and stopped with the load, up to so many."""
+    idle_timeout: float | None = Field(None, gt=0, le=MAX_IDLE_SECONDS)
+    """After so many seconds without a request nothing of the model runs until the next one."""
 
     n_worker: Annotated[object, Only(1)] = None
     peft_model_config: Annotated[object, Only({})] = None

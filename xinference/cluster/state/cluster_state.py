@@ -20,6 +20,7 @@ from xinference.cluster.messages import (
 )
 from xinference.cluster.placement import (
     LaunchStrategy,
+    any_place,
     check_one_gpu,
     memory_of,
     wishes_of,
@@ -30,6 +31,7 @@ from xinference.errors import (
     ModelAlreadyExists,
     ModelNotFound,
     ModelNotReady,
+    XinferenceError,
 )
 from xinference.identifiers import InstanceId, ModelUid, NodeId
 from xinference.protocol.deployment import (
@@ -47,8 +49,9 @@ from .admission import check_places
 from .commands import command_for
 from .lifecycle import Lifecycle
 from .outcomes import Outcomes
-from .records import Effect, Model, Moment, Tell, Wish
+from .records import Effect, Model, Moment, Pressure, Tell, Wish
 from .routes import Routes
+from .scaling import HOLD_OFF_SECONDS, is_idle, lowest_of, scales, wanted_replicas
 from .views import progress_of, routes_of, status_of
 from .world import World
 
@@ -152,6 +155,11 @@ class ClusterState:
             raise InvalidRequest(
                 field="replica", problem=f"would make {num_replicas}; at most {MAX_REPLICAS}"
             )
+        highest = model.desired.spec.max_replicas
+        if highest is not None and num_replicas > highest:
+            raise InvalidRequest(
+                field="replica", problem=f"would make {num_replicas}; max_replicas is {highest}"
+            )
         check_places(
             self._world,
             placements,
@@ -184,12 +192,72 @@ class ClusterState:
             raise InvalidRequest(
                 field="replica_id", problem=f"{model_uid} has no replica {index}, only {indices}"
             )
+        if scales(model) and len(indices) <= lowest_of(model):
+            raise InvalidRequest(
+                field="replica_id",
+                problem=f"{model_uid} keeps {lowest_of(model)} by its min_replicas; terminate the "
+                "model",
+            )
         kept = tuple(one for one in model.desired.replicas if one.index != index)
         return replace(model.desired, replicas=kept)
 
+    def without_least_busy(self, model: Model) -> DesiredModel:
+        """Return a model with one replica less: the one with the least to do, of those the last."""
+        least = min(
+            model.wanted,
+            key=lambda one: (0 if one.load is None else one.load.num_outstanding, -one.uid.index),
+        )
+        return self.without_replica(model.uid, least.uid.index)
+
+    def awake(self, model_uid: ModelUid) -> DesiredModel | None:
+        """Return a model that sleeps as it is to be woken, for `change`; None: it does not sleep.
+
+        Raises:
+            ModelNotFound
+        """
+        model = self._find(model_uid)
+        return replace(model.desired, is_asleep=False) if model.wish is Wish.SLEEP else None
+
+    def adapted(self, *, now: Moment) -> list[DesiredModel]:
+        """Return the models that time and load want otherwise, for `change`.
+
+        Those that were idle for long sleep; those that scale get, or lose, replicas. What cannot be
+        placed is told in the story of its model, and tried again later.
+        """
+        found = []
+        for model in self._models.values():
+            if model.wish is not Wish.RUN:
+                continue
+            spec = model.desired.spec
+            if spec.idle_timeout is not None and is_idle(model, now):
+                found.append(replace(model.desired, is_asleep=True))
+            elif scales(model) and now.monotonic >= model.pressure.not_before:
+                found += self._scaled(model, now)
+        return found
+
+    def _scaled(self, model: Model, now: Moment) -> list[DesiredModel]:
+        number = wanted_replicas(model, now)
+        if number == len(model.wanted):
+            return []
+        # Why: one that does not come up is dropped again, and is not to be tried every second.
+        model.pressure = Pressure(not_before=now.monotonic + HOLD_OFF_SECONDS)
+        if number < len(model.wanted):
+            model.pressure.not_before = now.monotonic
+            return [self.without_least_busy(model)]
+        try:
+            wishes = [any_place(model.desired.spec)] * (number - len(model.wanted))
+            return [self.with_more_replicas(model.uid, wishes)]
+        except XinferenceError as error:
+            model.tell("WARNING", f"More replicas are wanted for the load, but: {error}", now)
+            return []
+
     def change(self, desired: DesiredModel, *, now: Moment) -> None:
-        """Want other replicas of a model. The store knows already."""
+        """Want a model otherwise: other replicas, asleep or awake. The store knows already."""
         model = self._models[desired.model_uid]
+        if desired.is_asleep != model.desired.is_asleep:
+            model.wish = Wish.SLEEP if desired.is_asleep else Wish.RUN
+            model.tell("INFO", "Idle; it sleeps." if desired.is_asleep else "Waking.", now)
+            self._world.mark_model(model)
         kept = {one.index for one in desired.replicas}
         known = {replica.uid.index for replica in model.wanted}
         for replica in model.wanted:

@@ -124,6 +124,7 @@ class Lifecycle:
         if not is_ready:
             return []
         replica.problem = ""
+        model.used_at = now.monotonic
         model.retry_after_seconds = RETRY_AFTER_SECONDS
         return self._note_ready(replica) if replica.runs else []
 

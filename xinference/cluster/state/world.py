@@ -73,7 +73,7 @@ class World:
         replica.state, replica.report = ReplicaState.PENDING, None
         if assigned is None:
             return
-        replica.assigned = None
+        replica.assigned = replica.load = None
         if replica.outgoing is None or replica.outgoing.assigned.instance != assigned.instance:
             self._disown(assigned)
         self.loads.release(assigned.instance, assigned.node)
@@ -128,6 +128,11 @@ class World:
         """Take in a sign of life; False asks for the full report."""
         if not self.observed.beat(beat, now=now):
             return False
+        owners = self.owners(beat.node)
+        for instance, load in beat.loads.items():
+            replica = owners.get(instance)
+            if replica is not None:
+                replica.note_load(load, now)
         self._note_node(self.observed.nodes[beat.node])
         return True
 
