@@ -41,6 +41,7 @@ from .messages import (
     CONTROL_VERSION,
     Command,
     DesiredModel,
+    DesiredReplica,
     Heartbeat,
     LaunchId,
     LaunchTicket,
@@ -50,6 +51,7 @@ from .messages import (
     WorkerEpoch,
     WorkerReport,
 )
+from .room import largest_room_bytes
 from .state.cluster_state import ClusterState
 from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
@@ -109,6 +111,10 @@ class ModelCatalog(Protocol):
 
     def engines(self, model_type: str, name: str) -> dict[str, Any]:
         """Return the engines that can run a family."""
+        ...
+
+    def fitting(self, spec: LaunchSpec, room_bytes: int) -> list[str]:
+        """Return what of the family of a launch fits a room, in words."""
         ...
 
 
@@ -215,7 +221,7 @@ class SupervisorActor:
         )
         spec = replace(spec, model_uid=uid)
         resolved = self._catalog.resolve(spec)
-        replicas = self._state.check_launch(spec, resolved.description)
+        replicas = self._check_launch(spec, resolved.description)
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -231,6 +237,26 @@ class SupervisorActor:
         self._state.launch(desired, now=now)
         self.reconcile()
         return self._at_version(LaunchTicket(model_uid=uid, launch_id=desired.launch_id))
+
+    def _check_launch(
+        self, spec: LaunchSpec, description: ModelDescription
+    ) -> tuple[DesiredReplica, ...]:
+        """Return the replicas of a launch; refuse one that does not fit, and say what would.
+
+        Raises:
+            ModelAlreadyExists, InvalidRequest, InsufficientResources
+        """
+        try:
+            return self._state.check_launch(spec, description)
+        except InsufficientResources as error:
+            nodes = self._state.nodes(now=self._clock())
+            room_bytes = largest_room_bytes(nodes)
+            if not nodes or description.memory_bytes <= room_bytes:
+                raise
+            fitting = self._catalog.fitting(spec, room_bytes)
+            name = description.model_name
+            what = f"What would fit: {', '.join(fitting)}." if fitting else f"No {name} would fit."
+            raise InsufficientResources(problem=f"{error.problem} {what}") from error
 
     @remote
     async def wait_launch(

@@ -312,6 +312,7 @@ class ClusterState:
 
     def node_lost(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
         """The worker's process has ended in order, and its replicas before it."""
+        self._world.observed.note_left(worker_epoch)
         self._world.drop_node(node, worker_epoch)
 
     # What to do about it.

@@ -61,14 +61,18 @@ class Observation:
     def __init__(self) -> None:
         self.nodes: dict[NodeId, Node] = {}
         """Those that were silent the longest come first."""
-        # Invariant: a worker's process that was replaced is gone; what it sent, late, is void.
-        self._replaced: set[WorkerEpoch] = set()
+        # Invariant: a worker's process that was replaced, or left, is gone; what it sent is void.
+        self._ended: set[WorkerEpoch] = set()
         self._living: dict[ReplicaUid, dict[tuple[InstanceId, NodeId], None]] = {}
         self._num_living: Counter[ModelUid] = Counter()
 
     def is_void(self, report: WorkerReport) -> bool:
-        """Return whether another process has taken the place of the one that says this."""
-        return report.worker_epoch in self._replaced
+        """Return whether the process that said this has left, or another has taken its place."""
+        return report.worker_epoch in self._ended
+
+    def note_left(self, worker_epoch: WorkerEpoch) -> None:
+        """Take nothing more from a worker; what it said before may arrive now."""
+        self._ended.add(worker_epoch)
 
     def take(self, report: WorkerReport, *, now: Moment) -> set[ReplicaUid]:
         """Take in all that runs on a node; return the replicas of which anything changed."""
@@ -76,7 +80,7 @@ class Observation:
         is_successor = old is not None and old.worker_epoch != report.worker_epoch
         if is_successor:
             assert old is not None
-            self._replaced.add(old.worker_epoch)
+            self._ended.add(old.worker_epoch)
         elif old is not None and report.sequence < old.sequence:
             return set()
         before = {} if old is None else old.instances
