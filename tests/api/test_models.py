@@ -57,6 +57,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         min_replicas=1,
         max_replicas=3,
         idle_timeout=90,
+        autoload=True,
     )
 
     assert cluster.launched[-1] == LaunchSpec(
@@ -78,6 +79,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         min_replicas=1,
         max_replicas=3,
         idle_timeout=90,
+        autoload=True,
     )
 
 
@@ -92,7 +94,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         ({"max_replicas": 10**6}, "max_replicas"),
         ({"idle_timeout": 0}, "idle_timeout"),
         ({"idle_timeout": "soon"}, "idle_timeout"),
-        ({"autoload": True}, "autoload"),
+        ({"autoload": "often"}, "autoload"),
     ],
 )
 async def test_a_wish_for_scaling_or_sleep_that_cannot_be_is_refused(

@@ -116,13 +116,21 @@ class SimulatedWorker:
     devices: tuple[Device, ...] = ()
     is_leaving: bool = False
     loads: dict[InstanceId, InstanceLoad] = field(default_factory=dict)
+    instance_bytes: int = 0
+    """What each that has been ready takes of the host's memory."""
+
+    def resources(self) -> NodeResources:
+        num_loaded = sum(
+            one.state in {InstanceState.READY, InstanceState.STOPPING} for one in self.living()
+        )
+        return resources(8 * GIB - num_loaded * self.instance_bytes, self.devices)
 
     def report(self) -> WorkerReport:
         return WorkerReport(
             node=self.node,
             worker_epoch=self.worker_epoch,
             sequence=self.sequence,
-            resources=resources(devices=self.devices),
+            resources=self.resources(),
             instances=tuple(self.instances.values()),
             is_leaving=self.is_leaving,
         )
@@ -132,7 +140,7 @@ class SimulatedWorker:
             node=self.node,
             worker_epoch=self.worker_epoch,
             sequence=self.sequence,
-            resources=resources(devices=self.devices),
+            resources=self.resources(),
             loads=self.loads,
         )
 
@@ -224,8 +232,12 @@ class SimulatedCluster:
 
     def launch(self, uid: str = "qwen", **options: Any) -> LaunchId:
         spec = LaunchSpec(model_uid=ModelUid(uid), model_name="qwen", **options)
-        replicas = self.state.check_launch(spec, description(uid))
-        model = replace(desired(uid, f"launch-{next(self._numbers)}"), spec=spec, replicas=replicas)
+        admitted = self.state.check_launch(spec, description(uid), now=self.clock())
+        for other in admitted.to_sleep:
+            self.change(other)
+        model = replace(
+            desired(uid, f"launch-{next(self._numbers)}"), spec=spec, replicas=admitted.replicas
+        )
         self.store[model.model_uid] = model
         self.state.launch(model, now=self.clock())
         self.reconcile()
@@ -257,6 +269,10 @@ class SimulatedCluster:
         for worker in self.workers.values():
             self.state.node_beat(worker.beat(), now=self.clock())
         for model in self.state.adapted(now=self.clock()):
+            self.change(model)
+
+    def wake(self, uid: str = "qwen") -> None:
+        for model in self.state.awake(ModelUid(uid), now=self.clock()):
             self.change(model)
 
     def change(self, model: DesiredModel) -> None:

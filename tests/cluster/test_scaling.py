@@ -170,16 +170,14 @@ def test_requests_keep_a_model_awake(cluster: SimulatedCluster) -> None:
 def test_a_model_that_sleeps_is_woken(cluster: SimulatedCluster) -> None:
     idle(cluster)
 
-    woken = cluster.state.awake(QWEN)
-    assert woken is not None
-    cluster.change(woken)
+    cluster.wake()
     assert cluster.state.model(QWEN).state is ModelState.LOADING
     cluster.run_to_rest()
 
     assert cluster.state.model(QWEN).state is ModelState.READY
-    assert cluster.state.awake(QWEN) is None
+    assert cluster.state.awake(QWEN, now=cluster.clock()) == []
     with pytest.raises(ModelNotFound):
-        cluster.state.awake(ModelUid("unknown"))
+        cluster.wake("unknown")
 
 
 def test_a_model_sleeps_on_over_a_restart_and_can_be_terminated(cluster: SimulatedCluster) -> None:
@@ -204,10 +202,8 @@ def test_a_model_that_is_woken_while_it_falls_asleep_has_one_replica(
         cluster.report(worker)
     (asleep,) = cluster.state.adapted(now=cluster.clock())
     cluster.change(asleep)
-    woken = cluster.state.awake(QWEN)
-    assert woken is not None
 
-    cluster.change(woken)
+    cluster.wake()
     cluster.run_to_rest()
 
     assert sum(len(worker.living()) for worker in cluster.workers.values()) == 1

@@ -129,7 +129,7 @@ class History:
         match action:
             case ("launch", uid, replica):
                 with contextlib.suppress(ModelAlreadyExists, InsufficientResources):
-                    cluster.launch(uid, replica=replica)
+                    cluster.launch(uid, replica=replica, autoload=uid != "a")
             case ("add replica", uid):
                 with contextlib.suppress(ModelNotFound, ModelNotReady, InsufficientResources):
                     cluster.add_replicas(uid)
@@ -145,9 +145,8 @@ class History:
                 if known is not None and known.is_ready and known.desired.has_been_ready:
                     cluster.change(replace(known.desired, is_asleep=True))
             case ("wake", uid):
-                with contextlib.suppress(ModelNotFound):
-                    if (woken := cluster.state.awake(ModelUid(uid))) is not None:
-                        cluster.change(woken)
+                with contextlib.suppress(ModelNotFound, InsufficientResources):
+                    cluster.wake(uid)
             case ("report", index):
                 if (worker := self.worker(index)) is not None:
                     self.last_reports[worker.node] = worker.report()

@@ -89,6 +89,7 @@ def launch_model(
     min_replicas: int | None = None,
     max_replicas: int | None = None,
     idle_timeout: float | None = None,
+    autoload: bool | None = None,
     wait_ready: bool = True,
     **engine_options: Any,
 ) -> Operation[str]:
@@ -105,6 +106,7 @@ def launch_model(
         max_replicas: Replicas are started and stopped with the load, up to so many.
         idle_timeout: After so many seconds without a request nothing of the model runs until the
             next one, which waits while it loads.
+        autoload: It may be put to sleep to make room for another model; the next request starts it.
         wait_ready: Return when the model answers, however long that takes. Otherwise return at
             once; `get_launch_model_progress` tells how far it is.
         engine_options: Passed to the engine, such as `max_num_seqs` or `context_length`.
@@ -138,6 +140,7 @@ def launch_model(
         "min_replicas": min_replicas,
         "max_replicas": max_replicas,
         "idle_timeout": idle_timeout,
+        "autoload": autoload,
     }
     # Why n_gpu apart: its None is a wish (the CPU), everywhere else None is no wish.
     given = {name: value for name, value in body.items() if value is not None} | {"n_gpu": n_gpu}

@@ -162,6 +162,7 @@ class Cluster(Protocol):
             ModelNotFound, ModelNotReady, ModelOverloaded, InvalidRequest,
             ContextLengthExceeded, DuplicateRequest, AbilityMissing: nothing was started.
             LoadFailed: the model was given up; asking again changes nothing.
+            InsufficientResources: it sleeps, and there is no room to wake it.
             ReplicaLost: the replica died before it answered.
         """
         ...

@@ -57,7 +57,7 @@ class DesiredModel:
     """All replicas of the launch were ready at once: it has succeeded. What fails before ends
     the launch, what fails later is one replica's affair."""
     is_asleep: bool = False
-    """It was idle for its `idle_timeout`; the next request wakes it."""
+    """It was idle for its `idle_timeout`, or made room; the next request wakes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,6 @@ from .messages import (
     CONTROL_VERSION,
     Command,
     DesiredModel,
-    DesiredReplica,
     Heartbeat,
     LaunchId,
     LaunchTicket,
@@ -52,7 +51,7 @@ from .messages import (
     WorkerReport,
 )
 from .room import largest_room_bytes
-from .state.cluster_state import ClusterState
+from .state.cluster_state import Admission, ClusterState
 from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
 from .worker import WORKER
@@ -221,7 +220,9 @@ class SupervisorActor:
         )
         spec = replace(spec, model_uid=uid)
         resolved = self._catalog.resolve(spec)
-        replicas = self._check_launch(spec, resolved.description)
+        admitted = self._check_launch(spec, resolved.description)
+        for model in admitted.to_sleep:
+            self._change(model)
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -231,23 +232,21 @@ class SupervisorActor:
             source=resolved.source,
             abilities=resolved.abilities,
             created_ts=now.unix,
-            replicas=replicas,
+            replicas=admitted.replicas,
         )
         self._write(SaveModel(desired))
         self._state.launch(desired, now=now)
         self.reconcile()
         return self._at_version(LaunchTicket(model_uid=uid, launch_id=desired.launch_id))
 
-    def _check_launch(
-        self, spec: LaunchSpec, description: ModelDescription
-    ) -> tuple[DesiredReplica, ...]:
-        """Return the replicas of a launch; refuse one that does not fit, and say what would.
+    def _check_launch(self, spec: LaunchSpec, description: ModelDescription) -> Admission:
+        """Return what a launch would be; refuse one that does not fit, and say what would.
 
         Raises:
             ModelAlreadyExists, InvalidRequest, InsufficientResources
         """
         try:
-            return self._state.check_launch(spec, description)
+            return self._state.check_launch(spec, description, now=self._clock())
         except InsufficientResources as error:
             nodes = self._state.nodes(now=self._clock())
             room_bytes = largest_room_bytes(nodes)
@@ -361,9 +360,9 @@ class SupervisorActor:
 
         Raises:
             ModelNotFound
+            InvalidRequest, InsufficientResources: there is no place for it, or no room.
         """
-        desired = self._state.awake(uid)
-        if desired is not None:
+        for desired in self._state.awake(uid, now=self._clock()):
             self._change(desired)
         return self._at_version(None)
 

@@ -220,6 +220,8 @@ class LaunchSpec:
     idle_timeout: float | None = None
     """After so many seconds without a request the model sleeps: nothing of it runs until the next
     one. None: it stays."""
+    autoload: bool = False
+    """It may be put to sleep to make room for another model."""
 
     def __post_init__(self) -> None:
         if isinstance(self.replica, bool) or not 1 <= self.replica <= MAX_REPLICAS:

@@ -79,6 +79,7 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         min_replicas=body.min_replicas,
         max_replicas=body.max_replicas,
         idle_timeout=body.idle_timeout,
+        autoload=bool(body.autoload),
     )
 
 

@@ -107,6 +107,8 @@ class LaunchRequest(Body):
     """Replicas are started and stopped with the load, up to so many."""
     idle_timeout: float | None = Field(None, gt=0, le=MAX_IDLE_SECONDS)
     """After so many seconds without a request nothing of the model runs until the next one."""
+    autoload: bool | None = None
+    """It may be put to sleep to make room for another model; the next request starts it."""
 
     n_worker: Annotated[object, Only(1)] = None
     peft_model_config: Annotated[object, Only({})] = None

@@ -4,7 +4,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from xinference.cluster.messages import (
     DesiredModel,
@@ -50,6 +50,7 @@ from .commands import command_for
 from .lifecycle import Lifecycle
 from .outcomes import Outcomes
 from .records import Effect, Model, Moment, Pressure, Tell, Wish
+from .room import check_wake, make_room
 from .routes import Routes
 from .scaling import HOLD_OFF_SECONDS, is_idle, lowest_of, scales, wanted_replicas
 from .views import progress_of, routes_of, status_of
@@ -57,6 +58,15 @@ from .world import World
 
 RECOVERY_SECONDS = 3.0
 """After its start a supervisor waits this long for workers to say what runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What a launch that may be would be."""
+
+    replicas: tuple[DesiredReplica, ...]
+    to_sleep: tuple[DesiredModel, ...]
+    """Models that make room for it: for `change`, before it is launched."""
 
 
 class ClusterState:
@@ -111,9 +121,9 @@ class ClusterState:
     # What happens.
 
     def check_launch(
-        self, spec: LaunchSpec, description: ModelDescription
-    ) -> tuple[DesiredReplica, ...]:
-        """Refuse a launch that cannot be taken now; return the replicas it would have.
+        self, spec: LaunchSpec, description: ModelDescription, *, now: Moment
+    ) -> Admission:
+        """Refuse a launch that cannot be taken now; return what it would be.
 
         Raises:
             ModelAlreadyExists: a model that runs, starts or stops has the uid.
@@ -125,9 +135,15 @@ class ClusterState:
             raise ModelAlreadyExists(name=str(known.uid))
         wishes = wishes_of(spec)
         memory_bytes = memory_of(description, dtype=spec.engine_options.dtype)
-        check_places(self._world, wishes, memory_bytes=memory_bytes, n_gpu=spec.n_gpu)
-        return tuple(
-            DesiredReplica(index=index, placement=wish) for index, wish in enumerate(wishes)
+
+        def check() -> None:
+            check_places(self._world, wishes, memory_bytes=memory_bytes, n_gpu=spec.n_gpu)
+
+        return Admission(
+            to_sleep=self._asleep(make_room(self._world, check, now=now)),
+            replicas=tuple(
+                DesiredReplica(index=index, placement=wish) for index, wish in enumerate(wishes)
+            ),
         )
 
     def launch(self, desired: DesiredModel, *, now: Moment) -> None:
@@ -209,14 +225,23 @@ class ClusterState:
         )
         return self.without_replica(model.uid, least.uid.index)
 
-    def awake(self, model_uid: ModelUid) -> DesiredModel | None:
-        """Return a model that sleeps as it is to be woken, for `change`; None: it does not sleep.
+    def awake(self, model_uid: ModelUid, *, now: Moment) -> list[DesiredModel]:
+        """Return what wakes a model, for `change`: others that make room first, then itself.
+
+        None of it is returned if it does not sleep.
 
         Raises:
             ModelNotFound
+            InvalidRequest, InsufficientResources: there is no place for it, or no room.
         """
         model = self._find(model_uid)
-        return replace(model.desired, is_asleep=False) if model.wish is Wish.SLEEP else None
+        if model.wish is not Wish.SLEEP:
+            return []
+        others = make_room(self._world, lambda: check_wake(self._world, model), now=now)
+        return [*self._asleep(others), replace(model.desired, is_asleep=False)]
+
+    def _asleep(self, models: Sequence[Model]) -> tuple[DesiredModel, ...]:
+        return tuple(replace(model.desired, is_asleep=True) for model in models)
 
     def adapted(self, *, now: Moment) -> list[DesiredModel]:
         """Return the models that time and load want otherwise, for `change`.
@@ -256,7 +281,7 @@ class ClusterState:
         model = self._models[desired.model_uid]
         if desired.is_asleep != model.desired.is_asleep:
             model.wish = Wish.SLEEP if desired.is_asleep else Wish.RUN
-            model.tell("INFO", "Idle; it sleeps." if desired.is_asleep else "Waking.", now)
+            model.tell("INFO", "It sleeps." if desired.is_asleep else "Waking.", now)
             self._world.mark_model(model)
         kept = {one.index for one in desired.replicas}
         known = {replica.uid.index for replica in model.wanted}

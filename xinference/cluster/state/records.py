@@ -118,6 +118,11 @@ class Replica:
         """Whether it should run."""
         return self.is_wanted and self.model.wish is Wish.RUN
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has requests, as far as its worker has said."""
+        return self.load is not None and self.load.num_outstanding > 0
+
     def note_load(self, load: InstanceLoad, now: Moment) -> None:
         """Take in how much it has to do."""
         if load != self.load or load.num_outstanding:
@@ -196,6 +201,11 @@ class Model:
         return self.wish is Wish.RUN and any(
             replica.is_wanted and replica.serving is not None for replica in self.replicas.values()
         )
+
+    @property
+    def is_on_demand(self) -> bool:
+        """Whether it may sleep, and is woken by a request."""
+        return self.desired.spec.autoload or self.desired.spec.idle_timeout is not None
 
     @property
     def state(self) -> ModelState:

@@ -81,7 +81,7 @@ def is_idle(model: Model, now: Moment) -> bool:
         timeout is not None
         and model.is_ready
         and now.monotonic - model.used_at >= timeout
-        and not any(one.load and one.load.num_outstanding for one in model.wanted)
+        and not any(one.is_busy for one in model.wanted)
     )
 
 
