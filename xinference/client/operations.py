@@ -289,6 +289,64 @@ def get_model_replicas(model_uid: str) -> Operation[list[Json]]:
     )
 
 
+def get_autostart_config() -> Operation[Json]:
+    """Return what is started by itself: under "models" each entry with its launch."""
+    return Operation(
+        Request(purpose="get the autostart list", method="GET", path="/v1/autostart/models"),
+        _as_it_is,
+    )
+
+
+def get_autostart_model_summary() -> Operation[list[Json]]:
+    """Return the same without the launches, but with how each model is."""
+    return Operation(
+        Request(
+            purpose="get the autostart list",
+            method="GET",
+            path="/v1/autostart/models/summary",
+        ),
+        _as_it_is,
+    )
+
+
+def upsert_autostart_model(entry: Json) -> Operation[Json]:
+    """Let a model be started by itself, or otherwise than before; return its entry.
+
+    Args:
+        entry: "launch", with the fields of `launch_model` and a "model_uid"; if you like
+            "enabled" (True), "priority" (100, the lowest first), "max_retries" (3) and
+            "retry_interval_seconds" (30).
+
+    Raises:
+        BadRequest: a field is wrong.
+    """
+    return Operation(
+        Request(
+            purpose="change the autostart list",
+            method="POST",
+            path="/v1/autostart/models",
+            body=entry,
+        ),
+        _as_it_is,
+    )
+
+
+def remove_autostart_model(model_uid: str) -> Operation[None]:
+    """Start a model by itself no more; it goes on if it runs.
+
+    Raises:
+        NotFound: it is not in the list.
+    """
+    return Operation(
+        Request(
+            purpose=f"remove {model_uid} from the autostart list",
+            method="DELETE",
+            path=f"/v1/autostart/models/{_segment(model_uid)}",
+        ),
+        lambda reply: None,
+    )
+
+
 def add_model_replica(
     model_uid: str,
     replica_config: Json | list[Json] | None = None,

@@ -21,6 +21,7 @@ from xinference.errors import (
     XinferenceError,
 )
 from xinference.identifiers import InstanceId, ModelUid, RequestId
+from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
     LaunchProgress,
@@ -235,6 +236,19 @@ class RemoteCluster:
             routes_epoch=self._table.version.supervisor_epoch,
             routes_number=self._table.version.number,
         )
+
+    async def autostart(self) -> list[AutostartStatus]:
+        """See `Cluster`."""
+        found: list[AutostartStatus] = await self._ask("autostart", returns=list[AutostartStatus])
+        return found
+
+    async def set_autostart(self, entry: AutostartEntry) -> None:
+        """See `Cluster`."""
+        await self._ask("set_autostart", entry, returns=None)
+
+    async def remove_autostart(self, model: ModelUid) -> None:
+        """See `Cluster`."""
+        await self._ask("remove_autostart", model, returns=None)
 
     async def info(self) -> ClusterInfo:
         """See `Cluster`."""

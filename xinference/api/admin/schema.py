@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from xinference.api.fields import Answer, Body, Only, Shaped
 from xinference.api.keys.key import MAX_LIMIT, MAX_MODELS, MAX_NAME_LEN
+from xinference.protocol.autostart import MAX_RETRIES, MAX_RETRY_SECONDS
 from xinference.protocol.deployment import MAX_REPLICAS, EngineOptions
 from xinference.protocol.encoding import EncoderOptions
 
@@ -124,6 +125,51 @@ class LaunchRequest(Body):
     reasoning_content: Annotated[object, Only(False)] = None
     multimodal_projector: Annotated[object, Only()] = None
     enable_mtp: Annotated[object, Only(False)] = None
+
+
+class AutostartRequest(Body):
+    """`POST /v1/autostart/models`."""
+
+    launch: LaunchRequest
+    """As in `POST /v1/models`; with a model_uid."""
+    enabled: bool = True
+    """False: it is kept, and not launched."""
+    priority: int = Field(100, ge=-1_000_000, le=1_000_000)
+    """The lowest is launched first."""
+    max_retries: int = Field(3, ge=0, le=MAX_RETRIES)
+    """After the first attempt."""
+    retry_interval_seconds: float = Field(30.0, gt=0, le=MAX_RETRY_SECONDS)
+
+
+class AutostartItem(Answer):
+    """An entry of the list. `launch` has what differs from the defaults, values of envs masked."""
+
+    model_uid: str
+    enabled: bool
+    priority: int
+    max_retries: int
+    retry_interval_seconds: float
+    num_attempts: int
+    problem: str
+    launch: dict[str, Any]
+
+
+class AutostartList(Answer):
+    """`GET /v1/autostart/models`."""
+
+    models: list[AutostartItem]
+
+
+class AutostartSummary(Answer):
+    """An entry without its launch; `status` is the model's, null if there is none."""
+
+    model_uid: str
+    model_name: str
+    enabled: bool
+    priority: int
+    num_attempts: int
+    problem: str
+    status: str | None
 
 
 class AbortRequest(Body):

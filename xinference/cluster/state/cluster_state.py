@@ -40,6 +40,7 @@ from xinference.protocol.deployment import (
     LaunchSpec,
     ModelDescription,
     ModelEvent,
+    ModelState,
     ModelStatus,
     ReplicaPlacement,
 )
@@ -425,6 +426,21 @@ class ClusterState:
             )
             for name, node in sorted(self._world.observed.nodes.items())
         ]
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether any worker lives."""
+        return bool(self._world.observed.nodes)
+
+    def state_of(self, model_uid: ModelUid) -> ModelState | None:
+        """Return how a model is; None if there is none."""
+        model = self._models.get(model_uid)
+        return None if model is None else model.state
+
+    def problem_of(self, model_uid: ModelUid) -> str:
+        """Return why a model was given up; empty if it was not."""
+        model = self._models.get(model_uid)
+        return "" if model is None or model.error is None else str(model.error)
 
     def uids(self) -> set[ModelUid]:
         """Return the uids of every model that is wanted, stopping or failed."""
