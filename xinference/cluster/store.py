@@ -78,11 +78,13 @@ class DesiredStore:
 
     def models(self) -> list[DesiredModel]:
         """Return every model that should run, sorted by uid; one that cannot be read is logged."""
-        return self._documents("model", DesiredModel)
+        remedy = "Launch it again under its uid"
+        return self._documents("model", DesiredModel, remedy=remedy)
 
     def autostart(self) -> list[AutostartEntry]:
         """Return the autostart list; an entry that cannot be read is logged."""
-        return self._documents("autostart", AutostartEntry)
+        remedy = "Add it to the autostart list again"
+        return self._documents("autostart", AutostartEntry, remedy=remedy)
 
     def save(self, model: DesiredModel) -> None:
         """Write the model down, over an older entry of its uid."""
@@ -125,7 +127,7 @@ class DesiredStore:
         self._connection.close()
         self._lock.close()
 
-    def _documents(self, table: _Table, kind: type[DocumentT]) -> list[DocumentT]:
+    def _documents(self, table: _Table, kind: type[DocumentT], *, remedy: str) -> list[DocumentT]:
         found = []
         for uid, document in self._connection.execute(
             f"SELECT model_uid, document FROM {table} ORDER BY model_uid"
@@ -135,9 +137,10 @@ class DesiredStore:
             except (msgspec.DecodeError, XinferenceError) as error:
                 logger.warning(
                     "Model %s is not started: what an earlier version has stored of it cannot be "
-                    "read (%s). Launch it again under its uid; that replaces the entry.",
+                    "read (%s). %s; that replaces the entry.",
                     uid,
                     error,
+                    remedy,
                 )
         return found
 
