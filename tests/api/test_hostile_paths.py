@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that lead elsewhere and addresses of what others must not reach: refused, and not looked at."""
+"""Names that lead elsewhere, and addresses of what others must not reach: nothing looks at them."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ async def test_s04_no_name_in_a_path_leads_out_of_where_it_belongs(
                 assert answer.status_code in {400, 404, 405} or is_list, (name, answer.text[:200])
                 assert "root:" not in answer.text
     await store.aclose()
-    assert [one.name for one in tmp_path.iterdir()] == ["inside"]
+    assert os.listdir(tmp_path) == ["inside"]  # noqa: PTH208
     assert await cluster.models()
 
 

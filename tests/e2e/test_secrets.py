@@ -49,7 +49,7 @@ def test_s06_no_secret_is_found_again(tmp_path: Path, monkeypatch: pytest.Monkey
         (replica,) = platform.replicas
         assert key not in replica.environ().values()
 
-    for log in sorted(tmp_path.rglob("*.log")) + [tmp_path / "output.txt"]:
+    for log in (*sorted(tmp_path.rglob("*.log")), tmp_path / "output.txt"):
         text = log.read_text()
         assert text
         for canary in (PROMPT, ENVIRONMENT, LAUNCH, HEADER, secret):
