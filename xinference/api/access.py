@@ -94,11 +94,14 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/engines/{model_name}": MONITOR,
     "GET /v1/engines/{model_type}/{model_name}": MONITOR,
     # The cluster.
+    "GET /v1/cluster/history": MONITOR,
     "GET /v1/cluster/info": MONITOR,
     "GET /v1/cluster/devices": MONITOR,
     "GET /v1/workers": MONITOR,
     "GET /v1/supervisor": MONITOR,
     "DELETE /v1/clusters": ADMIN,
+    "GET /v1/virtualenvs": MONITOR,
+    "DELETE /v1/virtualenvs": ADMIN,
     "GET /metrics": MONITOR,
     # Keys.
     "GET /v1/admin/keys": ADMIN,

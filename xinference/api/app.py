@@ -30,14 +30,15 @@ from xinference.cluster.interface import Cluster
 
 from .access import guarded
 from .admin import cluster as cluster_routes
+from .admin import environments, registrations
 from .admin import keys as key_routes
 from .admin import models as model_routes
-from .admin import registrations
 from .answers import json_answer
 from .anthropic import messages
 from .edge import Edge
 from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
+from .history import History
 from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
@@ -70,6 +71,7 @@ ROUTES = (
     model_routes,
     registrations,
     cluster_routes,
+    environments,
     key_routes,
 )
 KEEP_ALIVE_SECONDS = 15.0
@@ -105,14 +107,16 @@ def create_app(
     kept = store or Store()
 
     keyring = Keyring(key_store or KeyStore.in_memory())
+    history = History()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         keeping = asyncio.create_task(keyring.run(), name="keep API keys")
         purge = asyncio.create_task(kept.keep_within_limits(), name="keep the store small")
         running = asyncio.create_task(BatchRunner(gateway, ENDPOINTS).run(), name="run batches")
+        looking = asyncio.create_task(history.run(cluster), name="keep the last hour")
         yield
-        for task in (keeping, purge, running):
+        for task in (keeping, purge, running, looking):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
@@ -139,6 +143,7 @@ def create_app(
         metrics=metrics,
         keyring=keyring,
         store=kept,
+        history=history,
         keep_alive_seconds=keep_alive_seconds,
         answer_timeout_seconds=answer_timeout_seconds,
     )

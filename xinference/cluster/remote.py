@@ -31,6 +31,7 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
+from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 from xinference.protocol.vectors import VectorRequest
@@ -48,6 +49,8 @@ from .xoscar_bus import XoscarBus
 logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT_SECONDS = 10.0
+REMOVE_TIMEOUT_SECONDS = 90.0
+"""For workers to remove thousands of files."""
 POLL_SECONDS = 10.0
 POLL_TIMEOUT_SECONDS = 15.0
 RETRY_SECONDS = 0.2
@@ -61,8 +64,8 @@ OPEN_TIMEOUT_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 SILENT_SECONDS = 3.0
 """A replica that does not answer a PING for so long gets no new requests."""
-MAX_SILENT = 2
-"""After so many PINGs without an answer, what runs there moves on."""
+LAST_CHANCE_SECONDS = 1.0
+"""For an answer to one more PING; without it, what runs there moves on."""
 QUESTION_TIMEOUT_SECONDS = 2.0
 STATS_ARE_GOOD_FOR_SECONDS = 1.0
 
@@ -99,7 +102,6 @@ class RemoteCluster:
             continues_streams=continues_streams,
         )
         self._probing: asyncio.Task[None] | None = None
-        self._num_silent: dict[InstanceId, int] = {}
         self._stats: dict[ModelUid, dict[str, float]] = {}
         self._stats_at = 0.0
 
@@ -271,6 +273,33 @@ class RemoteCluster:
         )
         return engines
 
+    async def virtual_envs(self, worker_ip: str | None) -> list[VirtualEnvironment]:
+        """See `Cluster`."""
+        found: list[VirtualEnvironment] = await self._ask(
+            "virtual_envs", worker_ip, returns=list[VirtualEnvironment]
+        )
+        return found
+
+    async def remove_virtual_envs(
+        self,
+        model_name: str,
+        *,
+        model_engine: str | None,
+        python_version: str | None,
+        worker_ip: str | None,
+    ) -> int:
+        """See `Cluster`."""
+        num_removed: int = await self._ask(
+            "remove_virtual_envs",
+            model_name,
+            model_engine,
+            python_version,
+            worker_ip,
+            returns=int,
+            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+        )
+        return num_removed
+
     # Requests.
 
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
@@ -366,8 +395,6 @@ class RemoteCluster:
         """Close connections to instances that are gone, once nothing runs on them."""
         current = {route.instance for route in self._routes()}
         self._router.forget(current)
-        for instance in self._num_silent.keys() - current:
-            del self._num_silent[instance]
         for instance, connection in list(self._connections.items()):
             if connection.is_closed or (instance not in current and not connection.num_streams):
                 self._drop(instance)
@@ -401,15 +428,23 @@ class RemoteCluster:
             load = await connection.ping(SILENT_SECONDS)
         except XinferenceError as error:
             balancer.silent(instance, now=time.monotonic())
-            self._num_silent[instance] = self._num_silent.get(instance, 0) + 1
             logger.warning("%s does not answer: %s", route.replica, error)
-            if self._num_silent[instance] == MAX_SILENT:
+            if not await self._answers(instance):
                 # Its requests would wait for ever; on a connection that is closed they move on.
                 self._drop(instance)
             return
-        self._num_silent.pop(instance, None)
         if load.state is ReplicaState.READY:
             balancer.observe(instance, load.counters, now=time.monotonic())
+
+    async def _answers(self, instance: InstanceId) -> bool:
+        """Return whether what is connected to an instance hears from it after all."""
+        connection = self._connections.get(instance)
+        try:
+            if connection is not None:
+                await connection.ping(LAST_CHANCE_SECONDS)
+        except XinferenceError:
+            return False
+        return True
 
     def _routes(self) -> list[Route]:
         return [route for entry in self._table.models.values() for route in entry.routes]
@@ -443,7 +478,13 @@ class RemoteCluster:
             self._table_changed.set()
             self._table_changed = asyncio.Event()
 
-    async def _ask(self, method: str, *arguments: object, returns: Any) -> Any:
+    async def _ask(
+        self,
+        method: str,
+        *arguments: object,
+        returns: Any,
+        timeout_seconds: float = CALL_TIMEOUT_SECONDS,
+    ) -> Any:
         """Ask the supervisor; return when the routes of this gateway are as new as the answer.
 
         Why: a caller that was told that a model is ready may use it at once.
@@ -456,7 +497,7 @@ class RemoteCluster:
             method,
             *arguments,
             returns=tuple[RoutesVersion, returns],
-            timeout_seconds=CALL_TIMEOUT_SECONDS,
+            timeout_seconds=timeout_seconds,
         )
         deadline = time.monotonic() + CATCH_UP_SECONDS
         while self._table.version < version and (left := deadline - time.monotonic()) > 0:

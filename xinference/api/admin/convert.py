@@ -6,7 +6,7 @@ The names on the HTTP side are those that Xinference's users know.
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from xinference.errors import InvalidRequest
@@ -22,7 +22,9 @@ from xinference.protocol.deployment import (
     ReplicaStatus,
 )
 from xinference.protocol.encoding import EncoderOptions, split_options
+from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
+from xinference.protocol.servers import ServerOptions, server_engine_named
 
 from .schema import LaunchRequest, ReplicaConfig, ScaleRequest
 
@@ -55,9 +57,13 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
     if not body.model_engine and model_type == LANGUAGE:
         raise InvalidRequest(field="model_engine", problem="is required for language models")
     options = _options(body)
-    encoder_options = EncoderOptions()
+    encoder_options, server_options = EncoderOptions(), None
+    server = server_engine_named(body.model_engine)
     if model_type in ENCODERS:
         encoder_options, options = split_options(options)
+    elif server is not None:
+        ours = {option.name for option in fields(EngineOptions)}
+        server_options, options = ServerOptions.split(server, options, known=ours)
     return LaunchSpec(
         model_uid=None if body.model_uid is None else model_uid(body.model_uid),
         model_name=family_name(body.model_name),
@@ -73,8 +79,12 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         gpu_idx=_gpu_indices(body.gpu_idx),
         replica_config=tuple(map(placement, body.replica_config or ())),
         envs=_envs(body.envs),
+        enable_virtual_env=body.enable_virtual_env,
+        virtual_env_packages=tuple(body.virtual_env_packages or ()),
+        virtual_env_find_links=tuple(body.virtual_env_find_links or ()),
         engine_options=EngineOptions.from_mapping(options),
         encoder_options=encoder_options,
+        server_options=server_options,
         request_limits=body.request_limits,
     )
 
@@ -227,6 +237,21 @@ def replica_item(model: ModelStatus, replica: ReplicaStatus) -> dict[str, Any]:
         "num_restarts": replica.num_restarts,
         "created_ts": replica.created_ts,
         "error_message": replica.error_message,
+        "virtual_env_packages": replica.virtual_env_packages,
+    }
+
+
+def virtual_env_item(environment: VirtualEnvironment) -> dict[str, Any]:
+    """Return one virtual environment, under the names that Xinference's users know."""
+    return {
+        "model_name": environment.model_name,
+        "model_engine": environment.model_engine,
+        "path": environment.path,
+        "real_path": environment.real_path,
+        "python_version": environment.python_version,
+        "actor_ip_address": environment.worker_ip,
+        "packages": environment.packages,
+        "replicas": list(environment.users),
     }
 
 
