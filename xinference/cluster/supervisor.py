@@ -38,6 +38,7 @@ from xinference.protocol.environments import VirtualEnvironment, environment_of
 from xinference.protocol.nodes import ClusterInfo, NodeResources
 
 from .control_bus import ControlBus, Endpoint, remote
+from .engine_reasons import with_reasons
 from .messages import (
     CONTROL_VERSION,
     Command,
@@ -484,12 +485,14 @@ class SupervisorActor:
 
     @remote
     async def engines(self, model_type: str, name: str) -> tuple[RoutesVersion, dict[str, Any]]:
-        """Return the engines that can run a family.
+        """Return what each engine can run of a family on some worker, or why it cannot.
 
         Raises:
             InvalidRequest, FamilyNotFound
         """
-        return self._at_version(self._catalog.engines(model_type, name))
+        engines = self._catalog.engines(model_type, name)
+        workers = self._state.nodes(now=self._clock())
+        return self._at_version(with_reasons(engines, [one.resources for one in workers]))
 
     @remote
     async def virtual_envs(
