@@ -42,7 +42,7 @@ from .liveness import Liveness
 from .messages import InstanceLoad, InstanceReport, InstanceState, StartInstance
 from .replica import Bootstrap
 from .replica_environment import replica_environment, without_secrets
-from .supervision import INSTANCE_VARIABLE, PLATFORM, describe_exit
+from .supervision import INSTANCE_VARIABLE, PLATFORM, OomWatch, describe_exit
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,7 @@ class ModelActor:
         self._verdict = ""
         """Why it is replaced though its process lives."""
         self._used_before: dict[int, int] = {}
+        self._oom = OomWatch()
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()
         """Set when it is ready, or will not be."""
@@ -278,6 +279,8 @@ class ModelActor:
                 status = exiting.result()
                 is_killed = status is not None and -status in _FROM_OUTSIDE
                 how = self._verdict or describe_exit(status)
+                if status in {None, -signal.SIGKILL} and self._oom.has_killed():
+                    how = f"{how}; the kernel has killed for want of memory (host_oom)"
                 return self._death(process, how, is_killed=is_killed)
             return self._death(process, "no answer" if failure is None else failure.problem)
         finally:
@@ -481,6 +484,7 @@ class ModelActor:
         liveness = Liveness(now=time.monotonic())
         while not connection.is_closed:
             await asyncio.sleep(WATCH_SECONDS)
+            self._oom.look()
             counters: dict[str, float] | None = None
             with contextlib.suppress(ReplicaLost):
                 counters = (await connection.ping(SILENT_SECONDS)).counters

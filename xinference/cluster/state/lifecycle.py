@@ -107,6 +107,9 @@ class Lifecycle:
         replica.report = report
         if report.state is InstanceState.EXITED:
             world.unassign(replica)
+            if report.info:
+                told = f"{replica.uid} has ended on {assigned.node}: {report.info}; in quarantine."
+                model.tell("WARNING", told, now)
             if report.error is None or not replica.runs:
                 return []  # it was told to end, maybe by its worker, which leaves
             return self._died(replica, from_wire(report.error), now)
