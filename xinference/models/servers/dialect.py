@@ -19,6 +19,10 @@ from .tokens import Tokens
 
 Json = Mapping[str, Any]
 
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+"""Of connections to a server. Why none is kept: a server closes idle ones whenever it likes, and a
+request that is sent on one just then is lost without an answer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:

@@ -16,7 +16,7 @@ from xinference.models.base import OnProgress
 from xinference.protocol.deployment import ReplicaSpec
 from xinference.protocol.servers import ServerEngine
 
-from .dialect import Dialect
+from .dialect import LIMITS, Dialect
 from .model import ServedModel
 from .process import ServerProcess, free_port
 
@@ -75,6 +75,7 @@ def load_served_model(
             base_url=f"http://127.0.0.1:{port}",
             headers={"Authorization": f"Bearer {key}"},
             timeout=ANSWER_SECONDS,
+            limits=LIMITS,
             trust_env=False,
         )
         undo.callback(client.close)

@@ -40,7 +40,7 @@ from xinference.protocol.generation import (
     Usage,
 )
 
-from .dialect import Dialect, Piece
+from .dialect import LIMITS, Dialect, Piece
 from .process import ServerProcess
 from .sse import chunks, refusal
 
@@ -270,7 +270,7 @@ class ServerLoop:
             base_url=self._url,
             headers=self._headers,
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            limits=LIMITS,
             trust_env=False,
         ) as self._client:
             watching = asyncio.create_task(self._watch(), name="watch the server")
