@@ -39,7 +39,7 @@ from .device_ledger import DeviceLedger
 from .environments import EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
-from .messages import InstanceReport, InstanceState, StartInstance
+from .messages import InstanceLoad, InstanceReport, InstanceState, StartInstance
 from .replica import Bootstrap
 from .replica_environment import replica_environment, without_secrets
 from .supervision import INSTANCE_VARIABLE, PLATFORM, OomWatch, describe_exit
@@ -140,6 +140,7 @@ class ModelActor:
         self._life: asyncio.Task[None] | None = None
         self._stats: dict[str, float] = {}
         self._stats_at = 0.0
+        self._load: InstanceLoad | None = None
         self._log_start = 0
         self._verdict = ""
         """Why it is replaced though its process lives."""
@@ -153,6 +154,11 @@ class ModelActor:
     def report(self) -> InstanceReport:
         """How it is."""
         return self._report
+
+    @property
+    def load(self) -> InstanceLoad | None:
+        """How much it has to do, at most a second old; None while it is not ready."""
+        return self._load if self._report.state is InstanceState.READY else None
 
     @property
     def pid(self) -> int | None:
@@ -482,6 +488,8 @@ class ModelActor:
             counters: dict[str, float] | None = None
             with contextlib.suppress(ReplicaLost):
                 counters = (await connection.ping(SILENT_SECONDS)).counters
+            if counters is not None:
+                self._load = _load_of(counters)
             is_stopped = counters is None and PLATFORM.is_stopped(pid)
             problem = liveness.observe(counters, is_stopped=is_stopped, now=time.monotonic())
             if problem is not None and not connection.is_closed:
@@ -633,6 +641,13 @@ class ModelActor:
         except OSError:
             return []
         return [line for line in text.splitlines() if line.strip()][-NUM_LAST_LINES:]
+
+
+def _load_of(counters: Mapping[str, float]) -> InstanceLoad:
+    return InstanceLoad(
+        num_outstanding=int(counters.get("num_running", 0.0) + counters.get("num_waiting", 0.0)),
+        progress=counters.get("progress", 0.0),
+    )
 
 
 def _error_of(serving: "asyncio.Task[None]") -> XinferenceError:
