@@ -33,7 +33,7 @@ from xinference.protocol.deployment import (
     ModelStatus,
     ReplicaPlacement,
 )
-from xinference.protocol.nodes import ClusterInfo, NodeResources
+from xinference.protocol.nodes import ClusterInfo, NodeResources, largest_room_bytes
 
 from .control_bus import ControlBus, Endpoint, remote
 from .messages import (
@@ -49,7 +49,6 @@ from .messages import (
     WorkerEpoch,
     WorkerReport,
 )
-from .room import largest_room_bytes
 from .state import ClusterState, Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
 from .worker import WORKER
@@ -211,13 +210,11 @@ class SupervisorActor:
         """
         if self._is_stopping:
             raise InsufficientResources(problem="The cluster is shutting down.")
-        uid = (
-            new_model_uid(spec.model_name, taken=self._state.taken_uids())
-            if spec.model_uid is None
-            else model_uid(spec.model_uid)
-        )
-        spec = replace(spec, model_uid=uid)
+        given = None if spec.model_uid is None else model_uid(spec.model_uid)
         resolved = self._catalog.resolve(spec)
+        name = resolved.description.model_name
+        uid = given or new_model_uid(name, taken=self._state.taken_uids())
+        spec = replace(spec, model_uid=uid)
         replicas = self._state.check_launch(spec)
         self._check_room(spec, resolved.description)
         now = self._clock()
