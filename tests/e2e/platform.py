@@ -6,6 +6,7 @@ the test, and is gone when the `with` block ends.
 """
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -107,8 +108,19 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def started(home: Path, *words: str, port: int | None = None) -> Iterator[Platform]:
-    """Run `xinference-local <words>` until the block ends; then nothing of it may be left."""
+def started(
+    home: Path, *words: str, port: int | None = None, max_files: int | None = None
+) -> Iterator[Platform]:
+    """Run `xinference-local <words>` until the block ends; then nothing of it may be left.
+
+    Args:
+        max_files: how many files and sockets each of its processes may open.
+    """
+
+    def limit_files() -> None:
+        if max_files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
+
     port = port or free_port()
     endpoint = f"http://127.0.0.1:{port}"
     home.mkdir(parents=True, exist_ok=True)
@@ -119,6 +131,7 @@ def started(home: Path, *words: str, port: int | None = None) -> Iterator[Platfo
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            preexec_fn=limit_files,
         )
     platform = Platform(endpoint=endpoint, home=home, process=process)
     try:

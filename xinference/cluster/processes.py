@@ -6,6 +6,7 @@ loop until it is told to end, and ends the process.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
@@ -13,6 +14,7 @@ import os
 import random
 import secrets
 import signal
+import sqlite3
 import sys
 import time
 import urllib.error
@@ -114,7 +116,7 @@ def _run(main: Coroutine[Any, Any, int]) -> NoReturn:
     except InvalidSetting as error:
         logger.critical("%s", error)
         status = EXIT_MISCONFIGURED
-    except (XinferenceError, OSError) as error:
+    except (XinferenceError, OSError, sqlite3.Error) as error:
         logger.critical("This process cannot run: %s", error)
         status = EXIT_FAILED
     except Exception:
@@ -136,6 +138,9 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
     )
     store = DesiredStore.open(config.home / STORE_NAME)
     epoch = store.next_epoch()
+    # Why now: a supervisor that has to go on from the copy must count on from this epoch.
+    with contextlib.suppress(sqlite3.Error, OSError):
+        store.copy()
     reader = DeviceReader()
     state = ClusterState(
         epoch=epoch,

@@ -16,6 +16,7 @@ from typing import Any, Self
 from xinference.errors import (
     ModelNotReady,
     PeerUnreachable,
+    ProtocolError,
     ReplicaLost,
     XinferenceError,
 )
@@ -352,7 +353,8 @@ class RemoteCluster:
                 role="gateway",
                 timeout_seconds=OPEN_TIMEOUT_SECONDS,
             )
-        except PeerUnreachable as error:
+        # Why both: who answers at a replica's address in another protocol is not the replica.
+        except (PeerUnreachable, ProtocolError) as error:
             raise ReplicaLost(model=route.replica.model, problem=error.problem) from error
 
     def _on_opened(self, route: Route, opening: "asyncio.Task[ReplicaConnection]") -> None:

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from xinference import __version__
 from xinference.errors import (
     InsufficientResources,
-    InternalError,
     PeerUnreachable,
     ProtocolError,
+    StateUnwritable,
     XinferenceError,
 )
 from xinference.identifiers import ModelUid, NodeId, model_uid, new_model_uid
@@ -56,6 +56,8 @@ from .worker import WORKER
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+COPY_SECONDS = 30.0
+"""Between copies of the store, if it has changed."""
 COMMAND_TIMEOUT_SECONDS = 5.0
 PROBE_TIMEOUT_SECONDS = 1.0
 MAX_WAIT_SECONDS = 20.0
@@ -152,6 +154,9 @@ class SupervisorActor:
         self._started_at = clock().monotonic
         self._is_stopping = False
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unwritten: dict[ModelUid, SaveModel | ForgetModel] = {}
+        """What could not be written down, to be tried again; the latest of each model."""
+        self._copied_at = self._started_at
         self._commands: dict[NodeId, Command] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._telling: set[NodeId] = set()
@@ -466,6 +471,8 @@ class SupervisorActor:
     async def reconcile_forever(self) -> None:
         """Reconcile when a delay is over, and each second; events do so by themselves."""
         while True:
+            self._write_what_was_not()
+            self._copy_store()
             self.reconcile()
             tick_at = self._clock().monotonic + TICK_SECONDS
             while (left := min(tick_at, self._state.next_due() or tick_at) - self._monotonic()) > 0:
@@ -527,22 +534,39 @@ class SupervisorActor:
         return True
 
     def _write(self, effect: SaveModel | ForgetModel) -> None:
-        """Raises InternalError if it cannot be written; nothing is done then."""
+        """Raises StateUnwritable if it cannot be written; nothing is done then."""
         try:
             if isinstance(effect, SaveModel):
                 self._store.save(effect.model)
             else:
                 self._store.forget(effect.model_uid)
         except sqlite3.Error as error:
-            logger.exception("The desired state cannot be written")
-            raise InternalError(where="desired state", problem=str(error)) from error
+            logger.error("The desired state cannot be written: %s", error)
+            raise StateUnwritable(problem=str(error)) from error
+        self._unwritten.pop(_uid_of(effect), None)
 
     def _try_write(self, effect: Effect) -> None:
         assert not isinstance(effect, Tell)
         try:
             self._write(effect)
-        except InternalError:
-            return  # logged; a restart may retry a launch that failed, or fail one that was ready
+        except StateUnwritable:
+            self._unwritten[_uid_of(effect)] = effect
+
+    def _write_what_was_not(self) -> None:
+        """Try again to write down what has happened while that was not possible."""
+        for effect in list(self._unwritten.values()):
+            self._try_write(effect)
+
+    def _copy_store(self) -> None:
+        """Now and then, let the store's copy have what is new."""
+        now = self._monotonic()
+        if now - self._copied_at < COPY_SECONDS:
+            return
+        self._copied_at = now
+        try:
+            self._store.copy()
+        except (sqlite3.Error, OSError) as error:
+            logger.warning("The desired state cannot be copied: %s", error)
 
     def _tell(self, node: NodeId) -> None:
         """Send a node what it should do, one call at a time; what changes meanwhile goes next."""
@@ -626,3 +650,7 @@ class SupervisorActor:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("A task of the supervisor failed", exc_info=task.exception())
+
+
+def _uid_of(effect: SaveModel | ForgetModel) -> ModelUid:
+    return effect.model.model_uid if isinstance(effect, SaveModel) else effect.model_uid
