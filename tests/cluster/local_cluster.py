@@ -24,7 +24,8 @@ from xinference.cluster.messages import (
     StartInstance,
     WorkerEpoch,
 )
-from xinference.cluster.state import ClusterState, Moment
+from xinference.cluster.state.cluster_state import ClusterState
+from xinference.cluster.state.records import Moment
 from xinference.cluster.store import DesiredStore
 from xinference.cluster.supervisor import ModelCatalog, SupervisorActor, system_clock
 from xinference.cluster.worker import SUPERVISOR, WORKER, NewReplica, WorkerActor

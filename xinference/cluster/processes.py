@@ -40,7 +40,7 @@ from .journal import ReplicaJournal, RunningReplica
 from .messages import CONTROL_VERSION, LaunchId
 from .model_actor import ModelActor, ReplicaHost
 from .placement import LaunchStrategy
-from .state import ClusterState
+from .state.cluster_state import ClusterState
 from .store import DesiredStore
 from .supervision import INSTANCE_VARIABLE, OWNER_VARIABLE, PLATFORM, kill_tree
 from .supervisor import ModelCatalog, SupervisorActor, system_clock

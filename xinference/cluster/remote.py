@@ -39,9 +39,9 @@ from .control_bus import ControlBus, Endpoint
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
 from .interface import GenerationStream, VectorStream
-from .messages import LaunchTicket, Route, RoutesVersion, RoutingTable
+from .messages import LaunchTicket, Route, RoutesUpdate, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
-from .routing import ready_models, routes_of
+from .routing import ready_models, routes_of, updated
 from .worker import SUPERVISOR
 from .xoscar_bus import XoscarBus
 
@@ -429,16 +429,16 @@ class RemoteCluster:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _poll(self) -> None:
-        table = await self._bus.call(
+        update = await self._bus.call(
             self._supervisor,
             "watch_routes",
             self._table.version,
             POLL_SECONDS,
-            returns=RoutingTable | None,
+            returns=RoutesUpdate | None,
             timeout_seconds=POLL_TIMEOUT_SECONDS,
         )
-        if table is not None and table.version > self._table.version:
-            self._table = table
+        if update is not None and update.version > self._table.version:
+            self._table = updated(self._table, update)
             self._drop_connections()
             self._table_changed.set()
             self._table_changed = asyncio.Event()

@@ -40,16 +40,18 @@ from .messages import (
     CONTROL_VERSION,
     Command,
     DesiredModel,
+    DesiredReplica,
     Heartbeat,
     LaunchId,
     LaunchTicket,
     ReportAnswer,
+    RoutesUpdate,
     RoutesVersion,
-    RoutingTable,
     WorkerEpoch,
     WorkerReport,
 )
-from .state import ClusterState, Effect, ForgetModel, Moment, SaveModel, Tell
+from .state.cluster_state import ClusterState
+from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
 from .worker import WORKER
 
@@ -220,8 +222,7 @@ class SupervisorActor:
         name = resolved.description.model_name
         uid = given or new_model_uid(name, taken=self._state.taken_uids())
         spec = replace(spec, model_uid=uid)
-        replicas = self._state.check_launch(spec)
-        self._check_room(spec, resolved.description)
+        replicas = self._check_launch(spec, resolved.description)
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -238,17 +239,20 @@ class SupervisorActor:
         self.reconcile()
         return self._at_version(LaunchTicket(model_uid=uid, launch_id=desired.launch_id))
 
-    def _check_room(self, spec: LaunchSpec, description: ModelDescription) -> None:
-        """Refuse a launch that does not fit, and say what would.
+    def _check_launch(
+        self, spec: LaunchSpec, description: ModelDescription
+    ) -> tuple[DesiredReplica, ...]:
+        """Return the replicas of a launch; refuse one that does not fit, and say what would.
 
         Raises:
-            InsufficientResources
+            ModelAlreadyExists, InvalidRequest, InsufficientResources
         """
         try:
-            self._state.check_room(spec, description)
+            return self._state.check_launch(spec, description)
         except InsufficientResources as error:
-            room_bytes = largest_room_bytes(self._state.nodes(now=self._clock()))
-            if description.memory_bytes <= room_bytes:
+            nodes = self._state.nodes(now=self._clock())
+            room_bytes = largest_room_bytes(nodes)
+            if not nodes or description.memory_bytes <= room_bytes:
                 raise
             fitting = self._catalog.fitting(spec, room_bytes)
             name = description.model_name
@@ -383,8 +387,8 @@ class SupervisorActor:
     @remote
     async def watch_routes(
         self, known: RoutesVersion, timeout_seconds: float
-    ) -> RoutingTable | None:
-        """Return the routing table once it is newer than `known`; None when the time is up.
+    ) -> RoutesUpdate | None:
+        """Return what is new in the routing table since `known`; None when the time is up.
 
         Why not while recovering: what runs is not known yet, and a gateway that has a table of
         the supervisor before this one serves better by that.
@@ -393,9 +397,10 @@ class SupervisorActor:
         def is_news() -> bool:
             is_first = known == RoutesVersion()
             is_settled = is_first or not self._state.is_recovering(now=self._clock())
-            return is_settled and self._state.routes.version != known
+            return is_settled and self._state.routes_version != known
 
-        return self._state.routes if await self._wait(is_news, timeout_seconds) else None
+        is_new = await self._wait(is_news, timeout_seconds)
+        return self._state.routes_since(known) if is_new else None
 
     @remote
     async def info(self) -> tuple[RoutesVersion, ClusterInfo]:
@@ -520,7 +525,7 @@ class SupervisorActor:
 
     def _at_version(self, value: Any) -> tuple[RoutesVersion, Any]:
         """Return a value with the version of the routes that it belongs to."""
-        return self._state.routes.version, value
+        return self._state.routes_version, value
 
     async def _wait(self, condition: Callable[[], bool], timeout_seconds: float) -> bool:
         """Return whether the condition holds, now or within the time."""
