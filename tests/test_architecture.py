@@ -44,7 +44,7 @@ HOMES = {
     "pydantic": {"api"},
     "prometheus_client": {"api"},
     "uvicorn": {"cli"},
-    "httpx": {"client", "cli"},
+    "httpx": {"client", "cli", "models"},
     "click": {"cli"},
     "rich": {"cli"},
 }

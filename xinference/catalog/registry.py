@@ -27,6 +27,7 @@ from xinference.protocol.deployment import (
     ModelDescription,
     ModelSource,
 )
+from xinference.protocol.servers import LLAMA_CPP_CONTEXT, ServerEngine
 
 from .builtin_families import builtin_encoders, builtin_families
 from .encoder_family import ENCODER_TYPES, EncoderFamily, parse_encoder_family
@@ -40,6 +41,7 @@ from .family import (
 from .file_family import encoder_family, language_family
 from .launch_memory import least_memory_bytes, what_fits
 from .matching import (
+    ENGINES,
     OTHER_ENGINES,
     Wish,
     engine_named,
@@ -56,6 +58,7 @@ from .shelf import Shelf
 logger = logging.getLogger(__name__)
 
 LANGUAGE = "LLM"
+GGUF = "ggufv2"
 LATER_TYPES = ("image", "audio", "video", "flexible")
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -170,7 +173,7 @@ class Catalog:
         if isinstance(family, EncoderFamily):
             return encoder_engines(family)
         reasons = {engine: f"{engine} {reason}" for engine, reason in OTHER_ENGINES.items()}
-        return {"Transformers": parameter_objects(family), **reasons}
+        return {engine: parameter_objects(family, engine) for engine in ENGINES} | reasons
 
     def resolve(self, spec: LaunchSpec) -> Resolved:
         """Decide what a launch runs: files, abilities and description.
@@ -195,7 +198,7 @@ class Catalog:
             quantization=spec.quantization,
         )
         trust = spec.engine_options.trust_remote_code
-        variant = match(family, wish, trust_remote_code=trust)
+        variant = match(family, wish, engine, trust_remote_code=trust)
         path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
         if path is None:
             raise DownloadUnavailable(
@@ -204,7 +207,11 @@ class Catalog:
                 problem="this version does not download",
             )
         _check_thinking(family, spec.engine_options)
-        _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
+        field = "model_uri" if spec.model_path is None else "model_path"
+        if variant.model_format == GGUF:
+            _check_visible_gguf(path, field)
+        else:
+            _check_visible(path, field)
         return Resolved(
             description=_description(family, variant, spec, engine, path),
             source=ModelSource(
@@ -228,7 +235,8 @@ class Catalog:
         family = self._wanted(spec)
         if isinstance(family, EncoderFamily):
             return []
-        runnable = [one for one in family.variants if refusal(family, one) is None]
+        engine = engine_named(spec.model_engine)
+        runnable = [one for one in family.variants if refusal(family, one, engine) is None]
         return what_fits(runnable, spec.engine_options, room_bytes)
 
     def _wanted(self, spec: LaunchSpec) -> ModelFamily | EncoderFamily:
@@ -351,11 +359,26 @@ def _check_visible(path: str, field: str) -> None:
         logger.info("The files in %s cannot be looked at from here: %s", path, error)
 
 
+def _check_visible_gguf(path: str, field: str) -> None:
+    """Refuse what is plainly no GGUF, nor a directory with one, as `_check_visible`."""
+    given = Path(path)
+    try:
+        if given.is_file() and given.suffix != ".gguf":
+            raise InvalidRequest(field=field, problem=f"{path} is not a .gguf file")
+        if given.is_dir() and any(given.iterdir()) and not any(given.rglob("*.gguf")):
+            raise InvalidRequest(field=field, problem=f"{path} has no .gguf file")
+    except OSError as error:
+        logger.info("The files in %s cannot be looked at from here: %s", path, error)
+
+
 def _description(
     family: ModelFamily, variant: Variant, spec: LaunchSpec, engine: str, path: str
 ) -> ModelDescription:
     is_given = spec.model_path is not None
-    limits = (family.context_length, _context_of_files(path), spec.engine_options.max_model_len)
+    wanted = spec.engine_options.max_model_len
+    if wanted is None and engine == ServerEngine.LLAMA_CPP:
+        wanted = LLAMA_CPP_CONTEXT
+    limits = (family.context_length, _context_of_files(path), wanted)
     return ModelDescription(
         model_uid=spec.model_uid or new_model_uid(family.model_name, taken=set()),
         model_type=LANGUAGE,

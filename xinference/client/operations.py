@@ -95,7 +95,7 @@ def launch_model(
 
     Args:
         model_name: A family, or the id of its repository; None: what the files of `model_path` say.
-        model_engine: None: the one that runs the model.
+        model_engine: None: transformers.
         model_uid: None: the server names it after the family.
         model_size_in_billions: Such as 7, "0_5" or 1.8.
         n_gpu: "auto" takes one if there is one; None keeps the model on the CPU.

@@ -16,6 +16,7 @@ from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
 from .downloads import DownloadRequest
 from .encoding import EncoderOptions, RerankTemplate
+from .servers import ServerOptions
 
 MAX_REPLICAS = 1000
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -193,7 +194,7 @@ class LaunchSpec:
     `model_path` say."""
     model_type: str = "LLM"
     model_engine: str | None = None
-    """None: the one that runs the model."""
+    """None: the default one of the type."""
     model_size_in_billions: str | None = None
     """As families spell it: "4", "0_5"."""
     model_format: str | None = None
@@ -216,6 +217,8 @@ class LaunchSpec:
     """Where each replica goes, instead of `worker_ip`, `n_gpu` and `gpu_idx`."""
     download_hub: str | None = None
     """The only hub that its files may come from. None: whichever has them and answers."""
+    server_options: ServerOptions | None = None
+    """Of engines that are servers of their own; None: the engine is none of them."""
 
     def __post_init__(self) -> None:
         if isinstance(self.replica, bool) or not 1 <= self.replica <= MAX_REPLICAS:
@@ -341,6 +344,8 @@ class ReplicaSpec:
     model_type: str = "LLM"
     encoder_options: EncoderOptions = field(default_factory=EncoderOptions)
     """Of models that embed or rerank."""
+    server_options: ServerOptions | None = None
+    """Of an engine that is a server of its own, which the process then starts and asks."""
 
 
 class ModelState(StrEnum):

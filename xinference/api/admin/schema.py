@@ -73,7 +73,7 @@ class LaunchRequest(Body):
     """A family, as the registrations list it, or the id of a repository that one is published as.
     Null with model_path: what the files say."""
     model_engine: str | None = None
-    """Null: the one that runs the model; upper and lower case are the same."""
+    """Null: transformers; upper and lower case are the same."""
     model_type: str = "LLM"
     """LLM, embedding or rerank."""
     model_uid: str | None = None
