@@ -94,6 +94,7 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/engines/{model_name}": MONITOR,
     "GET /v1/engines/{model_type}/{model_name}": MONITOR,
     # The cluster.
+    "GET /v1/cluster/history": MONITOR,
     "GET /v1/cluster/info": MONITOR,
     "GET /v1/cluster/devices": MONITOR,
     "GET /v1/workers": MONITOR,
