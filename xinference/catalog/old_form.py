@@ -64,8 +64,9 @@ class _Style:
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = given
         roles = given.get("roles")
-        is_pair = isinstance(roles, list) and len(roles) == 2
-        self.user, self.assistant = map(str, roles) if is_pair else ("user", "assistant")
+        if not isinstance(roles, list) or len(roles) != 2:
+            roles = ["user", "assistant"]
+        self.user, self.assistant = map(str, roles)
 
     def text(self, name: str) -> str:
         """Return a text; "" if there is none."""
