@@ -33,6 +33,10 @@ def test_every_variable_fills_its_setting() -> None:
         "XINFERENCE_CONTINUE_STREAMS": "no",
         "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": "2.5",
         "XINFERENCE_ANSWER_TIMEOUT": "30",
+        "XINFERENCE_ENABLE_VIRTUAL_ENV": "0",
+        "XINFERENCE_VIRTUAL_ENV_SKIP_INSTALLED": "0",
+        "XINFERENCE_VIRTUAL_ENV_OFFLINE_INSTALL": "1",
+        "XINFERENCE_VIRTUAL_ENV_FIND_LINKS_ALLOWED_ROOTS": "/wheels:/more",
         "XINFERENCE_BATCH_SIZE": "64",
         "XINFERENCE_BATCH_INTERVAL": "0",
     }
@@ -56,6 +60,10 @@ def test_every_variable_fills_its_setting() -> None:
         continue_streams=False,
         http_keep_alive_seconds=2.5,
         answer_timeout_seconds=30.0,
+        enable_virtual_env=False,
+        virtual_env_skip_installed=False,
+        virtual_env_offline=True,
+        virtual_env_find_links_roots=(Path("/wheels"), Path("/more")),
         batch_size=64,
         batch_interval_seconds=0.0,
     )

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,12 +109,17 @@ def command_of(process: psutil.Process) -> list[str]:
 
 @contextmanager
 def started(
-    home: Path, *words: str, port: int | None = None, max_files: int | None = None
+    home: Path,
+    *words: str,
+    port: int | None = None,
+    max_files: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Platform]:
     """Run `xinference-local <words>` until the block ends; then nothing of it may be left.
 
     Args:
         max_files: how many files and sockets each of its processes may open.
+        variables: of its environment, beside those of every user.
     """
 
     def limit_files() -> None:
@@ -127,7 +132,7 @@ def started(
     with (home / "output.txt").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", LOCAL, "-H", "127.0.0.1", "-p", str(port), *words],
-            env=environment(home),
+            env=environment(home) | dict(variables or {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -30,9 +30,9 @@ from xinference.cluster.interface import Cluster
 
 from .access import guarded
 from .admin import cluster as cluster_routes
+from .admin import environments, registrations
 from .admin import keys as key_routes
 from .admin import models as model_routes
-from .admin import registrations
 from .answers import json_answer
 from .anthropic import messages
 from .edge import Edge
@@ -71,6 +71,7 @@ ROUTES = (
     model_routes,
     registrations,
     cluster_routes,
+    environments,
     key_routes,
 )
 KEEP_ALIVE_SECONDS = 15.0

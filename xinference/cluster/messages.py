@@ -17,6 +17,7 @@ from xinference.protocol.deployment import (
     ReplicaPlacement,
     ReplicaSpec,
 )
+from xinference.protocol.environments import EnvironmentSpec
 from xinference.protocol.nodes import NodeResources
 
 CONTROL_VERSION = 1
@@ -56,6 +57,8 @@ class DesiredModel:
     has_been_ready: bool = False
     """All replicas of the launch were ready at once: it has succeeded. What fails before ends
     the launch, what fails later is one replica's affair."""
+    virtual_env: EnvironmentSpec | None = None
+    """What its replicas run in; None: the host's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,8 @@ class InstanceReport:
     """Wire form of why it EXITED; None if it was told to."""
     gpu_idx: tuple[int, ...] | None = None
     """As its `ReplicaSpec` says."""
+    virtual_env_packages: dict[str, str] | None = None
+    """As its `ReplicaReport` says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from .configuration import RoleConfig, SupervisorConfig, WorkerConfig, private_d
 from .control_bus import ControlBus, Endpoint, Presence
 from .device_ledger import DeviceLedger, DeviceUse
 from .devices import DeviceReader
+from .environments import EnvironmentPolicy, EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .messages import CONTROL_VERSION, LaunchId
 from .model_actor import ModelActor, ReplicaHost
@@ -161,6 +162,7 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
         catalog=load_catalog(config.home),
         read_resources=reader.read,
         new_launch_id=lambda: LaunchId(secrets.token_hex(8)),
+        enables_virtual_env=config.enables_virtual_env,
     )
     await bus.serve(SUPERVISOR, supervisor)
     reconciling = asyncio.create_task(supervisor.reconcile_forever(), name="reconcile")
@@ -194,6 +196,7 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         new_replica=functools.partial(ModelActor, host=host),
         read_resources=lambda: devices.marked(reader.read()),
         find_supervisor=directory.find,
+        environments=host.environments,
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_replicas, worker)
     if host.journal is not None:
@@ -315,7 +318,19 @@ def _replica_host(config: WorkerConfig, devices: DeviceLedger) -> ReplicaHost:
         journal=None
         if config.lifeline is None
         else ReplicaJournal(private_directory(config.run_directory, "journal", keep=True)),
+        environments=_environments(config, host),
     )
+
+
+def _environments(config: WorkerConfig, host: str) -> EnvironmentShelf:
+    policy = EnvironmentPolicy(
+        skips_installed=config.env_skips_installed,
+        is_offline=config.env_is_offline,
+        find_links_roots=tuple(map(Path, config.env_find_links_roots)),
+    )
+    shelf = EnvironmentShelf(config.home / "virtualenv", policy, worker_ip=host)
+    shelf.sweep()
+    return shelf
 
 
 def _socket_directory(config: RoleConfig) -> Path:

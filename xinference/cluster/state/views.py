@@ -93,6 +93,7 @@ def _replica_status(replica: Replica) -> ReplicaStatus:
         num_restarts=replica.num_restarts,
         error_message=replica.problem,
         gpu_idx=None if assigned is None else assigned.gpu_idx,
+        virtual_env_packages=None if report is None else report.virtual_env_packages,
     )
 
 
@@ -103,5 +104,6 @@ def _progress(replica: Replica) -> LaunchProgress:
         share = _PROGRESS_OF_STARTING + (1.0 - _PROGRESS_OF_STARTING) * replica.report.progress
         return LaunchProgress(progress=min(share, 0.99), stage="loading", info=replica.report.info)
     if replica.state is ReplicaState.STARTING:
-        return LaunchProgress(progress=_PROGRESS_OF_STARTING, stage="launching")
+        info = "" if replica.report is None else replica.report.info
+        return LaunchProgress(progress=_PROGRESS_OF_STARTING, stage="launching", info=info)
     return LaunchProgress(progress=0.0, stage="pending", info=replica.problem)
