@@ -2,7 +2,7 @@
 """What a machine of the cluster has, and how busy it is."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xinference.identifiers import NodeId
@@ -33,6 +33,9 @@ class NodeResources:
     memory_used_bytes: int
     memory_available_bytes: int
     devices: tuple[Device, ...] = ()
+    engines: dict[str, str] = field(default_factory=dict)
+    """What each engine that is a server lacks here, by its name; empty if nothing. An engine that
+    is not there is not known of."""
 
 
 class NodeState(StrEnum):
