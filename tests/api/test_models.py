@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.fakes.cluster import FakeCluster
+from xinference.api.admin.convert import launch_spec
 from xinference.api.admin.schema import LaunchRequest
 from xinference.api.fields import Only
 from xinference.errors import LaunchCancelled, LoadFailed
@@ -53,6 +54,11 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         n_gpu=None,
         trust_remote_code=True,
         request_limits=7,
+        replica=2,
+        min_replicas=1,
+        max_replicas=3,
+        idle_timeout=90,
+        autoload=True,
     )
 
     assert cluster.launched[-1] == LaunchSpec(
@@ -70,7 +76,46 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         ),
         request_limits=7,
         n_gpu=0,
+        replica=2,
+        min_replicas=1,
+        max_replicas=3,
+        idle_timeout=90,
+        autoload=True,
     )
+
+
+async def test_the_engine_and_with_files_the_name_may_be_left_out(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    answer = await launch(http, model_engine=None)
+
+    assert answer.status_code == 200, answer.text
+    assert cluster.launched[-1].model_engine is None
+    assert launch_spec(LaunchRequest(model_path="/models/mine")).model_name == ""
+    assert launch_spec(LaunchRequest(model_name="Qwen/Qwen3-8B")).model_name == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"min_replicas": 1}, "min_replicas"),
+        ({"max_replicas": 4, "min_replicas": 2}, "min_replicas"),
+        ({"max_replicas": 1, "replica": 2}, "max_replicas"),
+        ({"max_replicas": 4, "gpu_idx": [0]}, "max_replicas"),
+        ({"max_replicas": 4, "replica_config": [{"devices": [{"n_gpu": 1}]}]}, "max_replicas"),
+        ({"max_replicas": 10**6}, "max_replicas"),
+        ({"idle_timeout": 0}, "idle_timeout"),
+        ({"idle_timeout": "soon"}, "idle_timeout"),
+        ({"autoload": "often"}, "autoload"),
+    ],
+)
+async def test_a_wish_for_scaling_or_sleep_that_cannot_be_is_refused(
+    http: httpx.AsyncClient, cluster: FakeCluster, fields: dict[str, Any], refused: str
+) -> None:
+    answer = await launch(http, **fields)
+
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == refused
 
 
 @pytest.mark.parametrize("name", ["model_size_in_billions", "size_in_billions"])
@@ -115,8 +160,8 @@ async def test_a_field_that_is_not_honoured_is_refused_by_name(
     [
         ({"model_name": None}, "model_name"),
         ({"model_name": ""}, "model_name"),
-        ({"model_name": "a/b"}, "model_name"),
-        ({"model_engine": None}, "model_engine"),
+        ({"model_name": "a/b/c"}, "model_name"),
+        ({"model_name": "a/"}, "model_name"),
         ({"model_type": "embedding"}, "model_type"),
         ({"model_uid": "a b"}, "model_uid"),
         ({"model_uid": "x" * 101}, "model_uid"),

@@ -45,6 +45,7 @@ from xinference.identifiers import (
     new_instance_id,
     new_model_uid,
 )
+from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
     LaunchProgress,
@@ -355,6 +356,7 @@ class FakeCluster:
             "xinference-guide": GUIDE | {"is_builtin": True}
         }
         self._models: dict[ModelUid, FakeModel] = {}
+        self._autostart: dict[ModelUid, AutostartEntry] = {}
         self._changed = asyncio.Event()
 
     # --- a test's handles
@@ -605,6 +607,16 @@ class FakeCluster:
             routes_number=5,
         )
 
+    async def autostart(self) -> list[AutostartStatus]:
+        return [AutostartStatus(entry=entry) for entry in self._autostart.values()]
+
+    async def set_autostart(self, entry: AutostartEntry) -> None:
+        self._autostart[entry.model_uid] = entry
+
+    async def remove_autostart(self, model: ModelUid) -> None:
+        if self._autostart.pop(model, None) is None:
+            raise ModelNotFound(model=model, running=[])
+
     async def info(self) -> ClusterInfo:
         self._fail_if_told()
         node = NodeResources(
@@ -763,7 +775,7 @@ def _length_of(prompt: Prompt) -> int:
 
 def _description(uid: ModelUid, family: dict[str, Any], spec: LaunchSpec) -> ModelDescription:
     name = family["model_name"]
-    if (spec.model_engine or "").lower() != "transformers":
+    if (spec.model_engine or "transformers").lower() != "transformers":
         problem = f"engine {spec.model_engine} cannot run it"
         raise UnsupportedVariant(family=name, problem=problem, suggestions=["transformers"])
     wanted = (spec.model_format, spec.model_size_in_billions, spec.quantization)

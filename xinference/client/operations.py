@@ -34,7 +34,7 @@ class Request:
     """What the caller wants, as an error says it: "Failed to <purpose>"."""
     method: str
     path: str
-    query: Mapping[str, str | int | bool] = field(default_factory=dict)
+    query: Mapping[str, str | int | float | bool | list[str]] = field(default_factory=dict)
     body: Json | None = None
     timeout_seconds: float | None = QUICK_SECONDS
     """The longest silence of the server. None: no limit."""
@@ -64,7 +64,7 @@ def list_models() -> Operation[dict[str, Json]]:
 
 
 def launch_model(
-    model_name: str,
+    model_name: str | None = None,
     model_type: str = "LLM",
     model_engine: str | None = None,
     model_uid: str | None = None,
@@ -86,6 +86,10 @@ def launch_model(
     envs: dict[str, str] | None = None,
     virtual_env_find_links: list[str] | None = None,
     *,
+    min_replicas: int | None = None,
+    max_replicas: int | None = None,
+    idle_timeout: float | None = None,
+    autoload: bool | None = None,
     wait_ready: bool = True,
     **engine_options: Any,
 ) -> Operation[str]:
@@ -94,10 +98,17 @@ def launch_model(
     What a server of this version cannot do it refuses by name; nothing is ignored.
 
     Args:
+        model_name: A family, or the id of its repository; None: what the files of `model_path` say.
+        model_engine: None: transformers.
         model_uid: None: the server names it after the family.
         model_size_in_billions: Such as 7, "0_5" or 1.8.
         n_gpu: "auto" takes one if there is one; None keeps the model on the CPU.
         envs: Set in the model's process before it loads anything.
+        min_replicas: With `max_replicas`: never fewer.
+        max_replicas: Replicas are started and stopped with the load, up to so many.
+        idle_timeout: After so many seconds without a request nothing of the model runs until the
+            next one, which waits while it loads.
+        autoload: It may be put to sleep to make room for another model; the next request starts it.
         wait_ready: Return when the model answers, however long that takes. Otherwise return at
             once; `get_launch_model_progress` tells how far it is.
         engine_options: Passed to the engine, such as `max_num_seqs` or `context_length`.
@@ -128,6 +139,10 @@ def launch_model(
         "virtual_env_packages": virtual_env_packages,
         "envs": envs,
         "virtual_env_find_links": virtual_env_find_links,
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+        "idle_timeout": idle_timeout,
+        "autoload": autoload,
     }
     # Why n_gpu apart: its None is a wish (the CPU), everywhere else None is no wish.
     given = {name: value for name, value in body.items() if value is not None} | {"n_gpu": n_gpu}
@@ -276,6 +291,64 @@ def get_model_replicas(model_uid: str) -> Operation[list[Json]]:
     )
 
 
+def get_autostart_config() -> Operation[Json]:
+    """Return what is started by itself: under "models" each entry with its launch."""
+    return Operation(
+        Request(purpose="get the autostart list", method="GET", path="/v1/autostart/models"),
+        _as_it_is,
+    )
+
+
+def get_autostart_model_summary() -> Operation[list[Json]]:
+    """Return the same without the launches, but with how each model is."""
+    return Operation(
+        Request(
+            purpose="get the autostart list",
+            method="GET",
+            path="/v1/autostart/models/summary",
+        ),
+        _as_it_is,
+    )
+
+
+def upsert_autostart_model(entry: Json) -> Operation[Json]:
+    """Let a model be started by itself, or otherwise than before; return its entry.
+
+    Args:
+        entry: "launch", with the fields of `launch_model` and a "model_uid"; if you like
+            "enabled" (True), "priority" (100, the lowest first), "max_retries" (3) and
+            "retry_interval_seconds" (30).
+
+    Raises:
+        BadRequest: a field is wrong.
+    """
+    return Operation(
+        Request(
+            purpose="change the autostart list",
+            method="POST",
+            path="/v1/autostart/models",
+            body=entry,
+        ),
+        _as_it_is,
+    )
+
+
+def remove_autostart_model(model_uid: str) -> Operation[None]:
+    """Start a model by itself no more; it goes on if it runs.
+
+    Raises:
+        NotFound: it is not in the list.
+    """
+    return Operation(
+        Request(
+            purpose=f"remove {model_uid} from the autostart list",
+            method="DELETE",
+            path=f"/v1/autostart/models/{_segment(model_uid)}",
+        ),
+        lambda reply: None,
+    )
+
+
 def add_model_replica(
     model_uid: str,
     replica_config: Json | list[Json] | None = None,
@@ -389,14 +462,41 @@ def unregister_model(model_type: str, model_name: str) -> Operation[None]:
     )
 
 
-def list_model_registrations(model_type: str, detailed: bool = False) -> Operation[list[Json]]:
-    """Return the families of a type: name and "is_builtin", or with `detailed` everything."""
+def list_model_registrations(
+    model_type: str,
+    detailed: bool = False,
+    *,
+    query: str | None = None,
+    ability: list[str] | None = None,
+    language: list[str] | None = None,
+    model_format: str | None = None,
+    min_size: float | None = None,
+    max_size: float | None = None,
+    fits: bool = False,
+) -> Operation[list[Json]]:
+    """Return the families of a type: name and "is_builtin", or with `detailed` everything.
+
+    Args:
+        query: Words of the name or the description.
+        ability: All of these, such as "tools".
+        min_size: Billions of parameters, as `max_size`. What is asked of specs narrows them, too.
+        fits: Only what the cluster has memory for now.
+    """
+    asked = {
+        "query": query,
+        "ability": ability,
+        "language": language,
+        "model_format": model_format,
+        "min_size": min_size,
+        "max_size": max_size,
+        "fits": fits or None,
+    }
     return Operation(
         Request(
             purpose=f"list the {model_type} models of the catalogue",
             method="GET",
             path=f"/v1/model_registrations/{_segment(model_type)}",
-            query={"detailed": detailed},
+            query={"detailed": detailed} | {name: one for name, one in asked.items() if one},
         ),
         _as_it_is,
     )

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from xinference.api.fields import Answer, Body, Only, Shaped
 from xinference.api.keys.key import MAX_LIMIT, MAX_MODELS, MAX_NAME_LEN
+from xinference.protocol.autostart import MAX_RETRIES, MAX_RETRY_SECONDS
 from xinference.protocol.deployment import MAX_REPLICAS, EngineOptions
 from xinference.protocol.encoding import EncoderOptions
 
@@ -18,6 +19,7 @@ MAX_BLOCK_SECONDS = 3600
 MAX_UID_LEN = 100
 MAX_GPUS = 1023
 MAX_REQUEST_LIMIT = 2**31 - 1
+MAX_IDLE_SECONDS = 10.0**9
 MAX_LIFETIME_SECONDS = 100 * 366 * 86400
 
 
@@ -69,10 +71,11 @@ class LaunchRequest(Body):
         ),
     )
 
-    model_name: str = Field(min_length=1)
-    """A family, as the registrations list it."""
+    model_name: str | None = Field(None, min_length=1)
+    """A family, as the registrations list it, or the id of a repository that one is published as.
+    Null with model_path: what the files say."""
     model_engine: str | None = None
-    """Required for language models; upper and lower case are the same."""
+    """Null: transformers; upper and lower case are the same."""
     model_type: str = "LLM"
     """LLM, embedding or rerank."""
     model_uid: str | None = None
@@ -107,6 +110,14 @@ class LaunchRequest(Body):
     """One GPU for each replica."""
     replica_config: list[ReplicaConfig] | None = None
     """Where each replica goes, instead of worker_ip, n_gpu and gpu_idx."""
+    min_replicas: Count | None = None
+    """With max_replicas: never fewer; replica by default."""
+    max_replicas: Count | None = None
+    """Replicas are started and stopped with the load, up to so many."""
+    idle_timeout: float | None = Field(None, gt=0, le=MAX_IDLE_SECONDS)
+    """After so many seconds without a request nothing of the model runs until the next one."""
+    autoload: bool | None = None
+    """It may be put to sleep to make room for another model; the next request starts it."""
 
     n_worker: Annotated[object, Only(1)] = None
     peft_model_config: Annotated[object, Only({})] = None
@@ -115,6 +126,51 @@ class LaunchRequest(Body):
     reasoning_content: Annotated[object, Only(False)] = None
     multimodal_projector: Annotated[object, Only()] = None
     enable_mtp: Annotated[object, Only(False)] = None
+
+
+class AutostartRequest(Body):
+    """`POST /v1/autostart/models`."""
+
+    launch: LaunchRequest
+    """As in `POST /v1/models`; with a model_uid."""
+    enabled: bool = True
+    """False: it is kept, and not launched."""
+    priority: int = Field(100, ge=-1_000_000, le=1_000_000)
+    """The lowest is launched first."""
+    max_retries: int = Field(3, ge=0, le=MAX_RETRIES)
+    """After the first attempt."""
+    retry_interval_seconds: float = Field(30.0, gt=0, le=MAX_RETRY_SECONDS)
+
+
+class AutostartItem(Answer):
+    """An entry of the list. `launch` has what differs from the defaults, values of envs masked."""
+
+    model_uid: str
+    enabled: bool
+    priority: int
+    max_retries: int
+    retry_interval_seconds: float
+    num_attempts: int
+    problem: str
+    launch: dict[str, Any]
+
+
+class AutostartList(Answer):
+    """`GET /v1/autostart/models`."""
+
+    models: list[AutostartItem]
+
+
+class AutostartSummary(Answer):
+    """An entry without its launch; `status` is the model's, null if there is none."""
+
+    model_uid: str
+    model_name: str
+    enabled: bool
+    priority: int
+    num_attempts: int
+    problem: str
+    status: str | None
 
 
 class AbortRequest(Body):
