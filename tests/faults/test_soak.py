@@ -172,6 +172,6 @@ is by the caller, as planned; *lost* is with the connection to a gateway that wa
 else's. Nothing hung, nothing was wrong, no other error was told.
 
 *MiB an hour* is the slope of a process's own memory over the second half of its life. That of an
-engine does not tell a leak from a pool of blocks that is touched little by little, and has a bound of
-its own; all others are to be level.
+engine does not tell a leak from a pool of blocks that is touched little by little, and has a bound
+of its own; all others are to be level.
 """
