@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,15 +107,24 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def started(home: Path, *words: str, port: int | None = None) -> Iterator[Platform]:
-    """Run `xinference-local <words>` until the block ends; then nothing of it may be left."""
+def started(
+    home: Path,
+    *words: str,
+    port: int | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[Platform]:
+    """Run `xinference-local <words>` until the block ends; then nothing of it may be left.
+
+    Args:
+        variables: set in its environment.
+    """
     port = port or free_port()
     endpoint = f"http://127.0.0.1:{port}"
     home.mkdir(parents=True, exist_ok=True)
     with (home / "output.txt").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", LOCAL, "-H", "127.0.0.1", "-p", str(port), *words],
-            env=environment(home),
+            env={**environment(home), **(variables or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

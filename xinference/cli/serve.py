@@ -227,6 +227,7 @@ def worker_command(
         endpoint=endpoint,
         replica_ports=None if ports is None else (ports.first, ports.last),
         drain_seconds=settings.drain_seconds,
+        downloads=settings.downloads,
     )
     code = guard(config, on_ready=lambda: show(f"The worker has joined the cluster at {endpoint}."))
     raise SystemExit(code)
@@ -249,6 +250,7 @@ def local_configs(
         cluster_key=key,
         log_level=level,
         drain_seconds=settings.drain_seconds,
+        downloads=settings.downloads,
     )
     # Only HTTP listens on the host of the options; the actors of one need no more than loopback.
     return [

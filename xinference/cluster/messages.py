@@ -17,6 +17,7 @@ from xinference.protocol.deployment import (
     ReplicaPlacement,
     ReplicaSpec,
 )
+from xinference.protocol.downloads import DownloadProgress
 from xinference.protocol.nodes import NodeResources
 
 LaunchId = NewType("LaunchId", str)
@@ -69,6 +70,8 @@ class InstanceState(StrEnum):
     """Of one started process, as its worker sees it."""
 
     STARTING = "starting"
+    DOWNLOADING = "downloading"
+    """There is no process of it yet: its files come first."""
     LOADING = "loading"
     READY = "ready"
     STOPPING = "stopping"
@@ -96,6 +99,8 @@ class InstanceReport:
     """Wire form of why it EXITED; None if it was told to."""
     gpu_idx: tuple[int, ...] | None = None
     """As its `ReplicaSpec` says."""
+    download: DownloadProgress | None = None
+    """Of its files, until it is READY; None: they were here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,11 +30,13 @@ from xinference.errors import (
 )
 from xinference.identifiers import InstanceId, RequestId
 from xinference.protocol.deployment import AbortOutcome
+from xinference.protocol.downloads import DownloadProgress
 
 from .child_process import AdoptedProcess, ChildProcess
 from .control_bus import remote
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
+from .downloads import Downloads
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
 from .messages import InstanceReport, InstanceState, StartInstance
@@ -85,6 +87,7 @@ class ReplicaHost:
     """What replicas live by, so that they outlive this worker; None: they end with it."""
     journal: ReplicaJournal | None = None
     """Where they are noted for the next worker."""
+    downloads: Downloads
 
 
 class ModelActor:
@@ -207,7 +210,8 @@ class ModelActor:
         try:
             if after is not None:
                 await after.wait()
-            error = None if self._is_stopping.is_set() else await self._run()
+            with self._host.downloads.used(self._spec.source.download, self._spec.replica.model):
+                error = await self._run() if await self._has_files() else None
         except XinferenceError as failure:
             error = failure
         except OSError as failure:
@@ -228,6 +232,34 @@ class ModelActor:
         )
         self.settled.set()
         self.ended.set()
+
+    async def _has_files(self) -> bool:
+        """Get the model's files to this host; return False if it was told to end meanwhile.
+
+        Raises:
+            DownloadFailed, DownloadUnavailable, DiskFull
+        """
+        source = self._spec.source
+        if self._is_stopping.is_set() or source.download is None or source.path:
+            return not self._is_stopping.is_set()
+        fetching = asyncio.create_task(
+            self._host.downloads.fetch(source.download, self._on_download), name="fetch"
+        )
+        stopping = asyncio.create_task(self._is_stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                return False
+            self._spec = replace(self._spec, source=replace(source, path=fetching.result()))
+            self._change(state=InstanceState.STARTING)
+            return True
+        finally:
+            for task in (fetching, stopping):
+                task.cancel()
+            await asyncio.gather(fetching, stopping, return_exceptions=True)
+
+    def _on_download(self, progress: DownloadProgress) -> None:
+        self._change(state=InstanceState.DOWNLOADING, download=progress)
 
     async def _run(self) -> XinferenceError | None:
         """Return why the process ended, or None when it was told to; it may still be there."""
@@ -354,6 +386,7 @@ class ModelActor:
             address=address,
             progress=1.0,
             info="",
+            download=None,
             context_length=loaded.context_length,
         )
         self.settled.set()

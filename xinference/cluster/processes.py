@@ -31,6 +31,7 @@ from .cluster_key import key_refused
 from .configuration import RoleConfig, SupervisorConfig, WorkerConfig, private_directory
 from .control_bus import Endpoint, Presence
 from .devices import DeviceReader
+from .downloads import Downloads
 from .journal import ReplicaJournal, RunningReplica
 from .messages import LaunchId
 from .model_actor import ModelActor, ReplicaHost
@@ -161,13 +162,15 @@ async def _work(config: WorkerConfig) -> int:
         advertised_host=config.advertised_host,
     )
     directory = _SupervisorDirectory(config)
-    host = _replica_host(config)
+    downloads = Downloads(home=config.home, settings=config.downloads)
+    host = _replica_host(config, downloads)
     worker = WorkerActor(
         bus=bus,
         worker_epoch=new_worker_epoch(),
         new_replica=functools.partial(ModelActor, host=host),
         read_resources=DeviceReader().read,
         find_supervisor=directory.find,
+        other_children=lambda: downloads.pids,
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_replicas, worker)
     if host.journal is not None:
@@ -189,6 +192,7 @@ async def _work(config: WorkerConfig) -> int:
         await worker.hand_over(timeout_seconds=config.drain_seconds)
     async with asyncio.timeout(config.drain_seconds + CLOSE_TIMEOUT_SECONDS):
         await worker.close()
+        await downloads.close()
         reporting.cancel()
         await worker.leave()
         await bus.close()
@@ -250,7 +254,7 @@ async def _check_key(bus: XoscarBus, directory: _SupervisorDirectory, config: Wo
         await asyncio.sleep(JOIN_RETRY_SECONDS)
 
 
-def _replica_host(config: WorkerConfig) -> ReplicaHost:
+def _replica_host(config: WorkerConfig, downloads: Downloads) -> ReplicaHost:
     assert config.run_directory is not None
     host = config.advertised_host or Address.parse(config.listen).host
     return ReplicaHost(
@@ -262,6 +266,7 @@ def _replica_host(config: WorkerConfig) -> ReplicaHost:
         listen_ports=config.replica_ports,
         drain_seconds=config.drain_seconds,
         lifeline=config.lifeline,
+        downloads=downloads,
         journal=None
         if config.lifeline is None
         else ReplicaJournal(private_directory(config.run_directory, "journal", keep=True)),

@@ -9,7 +9,7 @@ It is level-triggered: `reconcile` compares the whole wish with the whole observ
 Launch, boot, crash, scale, cancel and terminate are the same few lines; an effect that gets lost is
 found missing and made again. A replica's life:
 
-    pending ──place──▶ starting ─▶ loading ─▶ ready
+    pending ──place──▶ starting ─▶ (downloading) ─▶ loading ─▶ ready
        ▲                  │           │         │
        └──── delay over ──┴ backing off ◀───────┴─ its process ended
                               │
@@ -59,6 +59,7 @@ from xinference.protocol.deployment import (
 )
 from xinference.protocol.nodes import NodeResources, NodeState, NodeStatus
 
+from .launch_progress import progress_of
 from .messages import (
     Command,
     DesiredModel,
@@ -103,8 +104,6 @@ BACK_OFF_SECONDS = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 RETRY_AFTER_SECONDS = 5
 STORY_LEN = 100
 MAX_ENDED_LAUNCHES = 256
-
-_PROGRESS_OF_STARTING = 0.05
 
 KeyT = TypeVar("KeyT")
 ValueT = TypeVar("ValueT")
@@ -992,6 +991,7 @@ class ClusterState:
 
 _STATES = {
     InstanceState.STARTING: ReplicaState.STARTING,
+    InstanceState.DOWNLOADING: ReplicaState.DOWNLOADING,
     InstanceState.LOADING: ReplicaState.LOADING,
     InstanceState.READY: ReplicaState.READY,
     InstanceState.STOPPING: ReplicaState.STOPPING,
@@ -1144,14 +1144,7 @@ def _replica_status(replica: _Replica) -> ReplicaStatus:
 
 
 def _progress(replica: _Replica) -> LaunchProgress:
-    if replica.state is ReplicaState.READY:
-        return LaunchProgress(progress=1.0, stage="completed")
-    if replica.state is ReplicaState.LOADING and replica.report is not None:
-        share = _PROGRESS_OF_STARTING + (1.0 - _PROGRESS_OF_STARTING) * replica.report.progress
-        return LaunchProgress(progress=min(share, 0.99), stage="loading", info=replica.report.info)
-    if replica.state is ReplicaState.STARTING:
-        return LaunchProgress(progress=_PROGRESS_OF_STARTING, stage="launching")
-    return LaunchProgress(progress=0.0, stage="pending", info=replica.problem)
+    return progress_of(replica.state, replica.report, replica.problem)
 
 
 def _remember(ended: "OrderedDict[KeyT, ValueT]", key: KeyT, value: ValueT) -> None:

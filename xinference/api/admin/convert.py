@@ -21,6 +21,7 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
+from xinference.protocol.downloads import HUBS
 from xinference.protocol.encoding import EncoderOptions, split_options
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
 
@@ -35,6 +36,7 @@ _MIB = 2**20
 REPLICA_STATES = {
     ReplicaState.PENDING: ("CREATING", "registering"),
     ReplicaState.STARTING: ("CREATING", "registering"),
+    ReplicaState.DOWNLOADING: ("CREATING", "downloading"),
     ReplicaState.LOADING: ("LOADING", "loading"),
     ReplicaState.READY: ("READY", "ready"),
     ReplicaState.BACKING_OFF: ("ERROR", "error"),
@@ -76,6 +78,7 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         engine_options=EngineOptions.from_mapping(options),
         encoder_options=encoder_options,
         request_limits=body.request_limits,
+        download_hub=_hub(body.download_hub),
     )
 
 
@@ -101,6 +104,14 @@ def placement(config: ReplicaConfig) -> ReplicaPlacement:
     return ReplicaPlacement(
         worker_ip=device.worker_ip, n_gpu=_num_gpus(device.n_gpu), gpu_idx=gpu_idx
     )
+
+
+def _hub(given: str | None) -> str | None:
+    hub = (given or "auto").casefold()
+    if hub not in ("auto", *HUBS):
+        problem = f"must be one of auto, {', '.join(HUBS)}, got {hub[:60]!r}"
+        raise InvalidRequest(field="download_hub", problem=problem)
+    return None if hub == "auto" else hub
 
 
 def _num_gpus(given: int | str | None) -> int | None:
@@ -242,8 +253,8 @@ def added_item(added: Sequence[ReplicaStatus]) -> dict[str, Any]:
 
 
 def progress(launch: LaunchProgress) -> dict[str, Any]:
-    """Return how far a launch is. Nothing is downloaded in this version."""
-    return {**asdict(launch), "download_files": [], "replicas": []}
+    """Return how far a launch is."""
+    return {**asdict(launch), "replicas": []}
 
 
 def status_page(info: ClusterInfo, *, now: float) -> dict[str, Any]:

@@ -100,11 +100,12 @@ class LaunchRequest(Body):
     """One GPU for each replica."""
     replica_config: list[ReplicaConfig] | None = None
     """Where each replica goes, instead of worker_ip, n_gpu and gpu_idx."""
+    download_hub: str | None = None
+    """huggingface or modelscope; auto: whichever has the files and answers."""
 
     n_worker: Annotated[object, Only(1)] = None
     peft_model_config: Annotated[object, Only({})] = None
     quantization_config: Annotated[object, Only({})] = None
-    download_hub: Annotated[object, Only("auto")] = None
     reasoning_content: Annotated[object, Only(False)] = None
     multimodal_projector: Annotated[object, Only()] = None
     enable_mtp: Annotated[object, Only(False)] = None
@@ -216,13 +217,21 @@ class ModelList(Answer):
     data: list[ModelItem]
 
 
+class FileItem(Answer):
+    """A file of a download."""
+
+    file_name: str
+    size_bytes: int
+    downloaded_bytes: int
+
+
 class ProgressAnswer(Answer):
     """How far a launch is."""
 
     progress: float
     stage: str
     info: str
-    download_files: list[Any]
+    download_files: list[FileItem]
     replicas: list[Any]
 
 
