@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import hmac
 import os
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
@@ -23,9 +24,12 @@ def frame(*parts: Any) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-def proof(side: bytes, key: bytes, instance: str, role: str, *nonces: bytes) -> bytes:
+def proof(
+    side: bytes, key: bytes, instance: str, role: str, *nonces: bytes, certificate: bytes = b""
+) -> bytes:
     """Return what one side shows for version 1; the nonces are the server's and the client's."""
     parts = [b"xinference data plane", side, b"1", instance.encode(), role.encode(), *nonces]
+    parts.append(certificate)
     said = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     return hmac.new(key, said, hashlib.sha256).digest()
 
@@ -55,7 +59,16 @@ class RawConnection:
         if kind == "unix":
             return cls(*await asyncio.open_unix_connection(where))
         host, _, port = where.rpartition(":")
-        return cls(*await asyncio.open_connection(host, int(port)))
+        encryption = ssl._create_unverified_context() if kind == "tls" else None
+        return cls(*await asyncio.open_connection(host, int(port), ssl=encryption))
+
+    @property
+    def certificate(self) -> bytes:
+        """The digest of what the server has shown; empty without encryption."""
+        encryption = self.writer.get_extra_info("ssl_object")
+        if encryption is None:
+            return b""
+        return hashlib.sha256(encryption.getpeercert(binary_form=True)).digest()
 
     async def shake_hands(
         self, instance: str, key: bytes, *, role: str = "gateway", version: int = 1
@@ -64,16 +77,24 @@ class RawConnection:
         name, server_version, challenge = await self.receive()
         assert (name, server_version) == ("CHALLENGE", 1)
         nonce = os.urandom(32)
-        shown = proof(b"client", key, instance, role, challenge, nonce)
+        said = (key, instance, role, challenge, nonce)
+        shown = proof(b"client", *said, certificate=self.certificate)
         self.send(frame("HELLO", version, instance, role, nonce, shown))
         answer = await self.receive()
         if answer[0] == "WELCOME":
-            assert answer[1] == proof(b"server", key, instance, role, challenge, nonce)
+            assert answer[1] == proof(b"server", *said, certificate=self.certificate)
         return answer
 
     def send(self, encoded: bytes) -> None:
         """Send bytes, whatever they are."""
         self.writer.write(encoded)
+
+    def end(self) -> None:
+        """Send nothing more. An encrypted connection has no end of one direction."""
+        if self.writer.can_write_eof():
+            self.writer.write_eof()
+        else:
+            self.writer.close()
 
     async def receive(self) -> list[Any]:
         """Return the next frame.

@@ -38,6 +38,7 @@ HOMES = {
     "triton": {"engine"},
     "xoscar": {"cluster"},
     "msgspec": {"cluster"},
+    "cryptography": {"cluster"},
     "fastapi": {"api"},
     "starlette": {"api"},
     "pydantic": {"api"},

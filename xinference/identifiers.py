@@ -5,6 +5,7 @@ A *model* is what runs under a uid; a *replica* is one of its copies; a *node* i
 Nothing else in the package builds or takes apart these texts.
 """
 
+import ipaddress
 import re
 import secrets
 from dataclasses import dataclass
@@ -104,6 +105,14 @@ class ReplicaUid:
                 field="replica", problem=f"{text!r} is not <model uid>-rep<number>"
             )
         return cls(ModelUid(found["model"]), int(found["index"]))
+
+
+def is_wildcard(host: str) -> bool:
+    """Return whether `host` means every address of this machine, so that others cannot use it."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return host == ""
 
 
 @dataclass(frozen=True, slots=True)

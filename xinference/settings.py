@@ -84,6 +84,8 @@ class Settings:
     allow_multi_replica_per_gpu: bool = True
     replica_ports: PortRange | None = None
     """None: any free port."""
+    encrypt_data_plane: bool = True
+    """Whether requests and answers are encrypted on their way between hosts."""
     drain_seconds: float = 30.0
     """After SIGTERM, and when a replica is stopped, so long may running requests go on."""
     continue_streams: bool = True
@@ -245,6 +247,9 @@ VARIABLES: Mapping[str, Variable] = {
     ),
     "XINFERENCE_REPLICA_PORTS": Variable(
         "replica_ports", _ports, "ports of the data plane between hosts"
+    ),
+    "XINFERENCE_ENCRYPT_DATA_PLANE": Variable(
+        "encrypt_data_plane", _flag, "0: no TLS for requests and answers between hosts"
     ),
     "XINFERENCE_DRAIN_SECONDS": Variable(
         "drain_seconds", _seconds, "how long running requests may go on when something is stopped"

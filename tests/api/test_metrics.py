@@ -112,4 +112,12 @@ async def test_routing_and_workers_are_on_the_page(http: httpx.AsyncClient) -> N
     assert f"xinference:requests_retried_total{mine} 3.0" in page
     assert f"xinference:streams_continued_total{mine} 2.0" in page
     assert f"xinference:replicas_ejected{mine} 1.0" in page
+    assert f"xinference:replica_ejections_total{mine} 4.0" in page
+    version = f'{{gateway_pid="{os.getpid()}",supervisor_epoch="2"}}'
+    assert f"xinference:routes_version{version} 5.0" in page
+    gpu = '{gpu_index="0",gpu_name="Fake",worker_address="127.0.0.1:5001"}'
+    assert f"xinference:worker_gpu_utilization_percent{gpu} 50.0" in page
+    assert f"xinference:worker_gpu_quarantined{gpu} 0.0" in page
+    state = '{model_uid="guide",replica_index="0",status="ready"}'
+    assert f"xinference:replica_status{state} 1.0" in page
     assert 'xinference:worker_status{status="ready",worker_address="127.0.0.1:5001"} 1.0' in page

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from xinference.catalog import Catalog, directory_of, registry
+from xinference.catalog.builtin_families import builtin_encoders
 from xinference.catalog.encoder_family import (
     EMBEDDING,
     EMBEDDING_FIELDS,
@@ -36,9 +37,7 @@ FILES = [
     for file in sorted((BUILTIN / model_type).glob("*.json"))
 ]
 FAMILIES = [
-    family
-    for model_type in ENCODER_TYPES
-    for family in registry.builtin_encoders(model_type).values()
+    family for model_type in ENCODER_TYPES for family in builtin_encoders(model_type).values()
 ]
 PAGE = (Path(__file__).parents[2] / "doc" / "embeddings.md").read_text(encoding="utf-8")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -234,7 +233,7 @@ def test_the_page_lists_every_family_as_it_is() -> None:
         row_of(family)
         for model_type in ENCODER_TYPES
         for family in sorted(
-            registry.builtin_encoders(model_type).values(),
+            builtin_encoders(model_type).values(),
             key=lambda one: one.model_name.casefold(),
         )
     ]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xinference.catalog.builtin_families import builtin_families
 from xinference.catalog.family import ModelFamily
-from xinference.catalog.registry import builtin_families
 from xinference.catalog.schema import inherit, parse_family
 from xinference.errors import InvalidRequest
 
@@ -143,7 +143,7 @@ def test_a_misspelt_field_of_a_spec_is_refused_with_its_place() -> None:
             "model_specs[0].model_format",
             "ggufv2",
         ),
-        ({"model_ability": ["chat", "vision"]}, "model_ability", "vision"),
+        ({"model_ability": ["chat", "embed"]}, "model_ability", "embed"),
         ({"model_ability": ["chatt"]}, "model_ability", "chat"),
         ({"model_ability": ["tools"]}, "model_ability", "chat or generate"),
         ({"model_ability": None}, "model_ability", "needed"),

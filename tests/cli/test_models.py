@@ -281,7 +281,7 @@ STATUS = {
             "num_replicas": 2,
             "status": {
                 "cpu": {"usage": 0.5, "memory_used": 2**30, "memory_total": 2**32},
-                "0": {"mem_used": 2**31, "mem_total": 2**33},
+                "0": {"mem_used": 2**31, "mem_total": 2**33, "quarantine": "GPU 0 is held"},
             },
         }
     },
@@ -316,7 +316,7 @@ def test_the_status_shows_nodes_replicas_and_events(script: Script, run: Run) ->
     assert tables.exit_code == 0, tables.stderr
     assert "1:02:05" in tables.stderr
     for shown in ("suspect", "50%", "1.0 of 4.0 GiB", "0: 2.0 of 8.0 GiB", "backing off", "7",
-                  "signal SIGKILL", "It died."):  # fmt: skip
+                  "GPU 0 is held", "signal SIGKILL", "It died."):  # fmt: skip
         assert shown in tables.stdout
     said = json.loads(as_json.stdout)
     assert said["nodes"][0]["address"] == "10.0.0.1:9"

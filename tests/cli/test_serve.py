@@ -275,6 +275,7 @@ def test_a_worker_joins_by_the_key_and_endpoint_it_is_given(
         *("-e", "http://127.0.0.1:9997/", "-H", "127.0.0.1", "--worker-port", "5006"),
         XINFERENCE_CLUSTER_KEY="0123456789abcdef",
         XINFERENCE_REPLICA_PORTS="40000-40009",
+        XINFERENCE_ENCRYPT_DATA_PLANE="0",
     )
 
     assert done.exit_code == 0, done.stderr
@@ -283,6 +284,7 @@ def test_a_worker_joins_by_the_key_and_endpoint_it_is_given(
     assert worker.endpoint == "http://127.0.0.1:9997"
     assert worker.listen == "127.0.0.1:5006"
     assert worker.replica_ports == (40000, 40009)
+    assert not worker.encrypts
 
 
 def test_a_worker_on_every_address_tells_the_one_that_leads_to_the_gateway(
@@ -296,6 +298,7 @@ def test_a_worker_on_every_address_tells_the_one_that_leads_to_the_gateway(
     (worker,) = fake.configs.values()
     assert isinstance(worker, WorkerConfig)
     assert worker.advertised_host == "127.0.0.1"
+    assert worker.encrypts
 
 
 def test_a_worker_without_the_key_says_how_to_join(

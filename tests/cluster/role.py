@@ -12,6 +12,7 @@ import signal
 import sys
 
 from tests.fakes.catalog import FakeCatalog
+from tests.fakes.devices import reader_of
 from xinference.cluster.configuration import (
     GatewayConfig,
     SupervisorConfig,
@@ -51,7 +52,7 @@ def main() -> None:
         case SupervisorConfig():
             supervisor_main(config, load_catalog=lambda home: FakeCatalog())
         case WorkerConfig():
-            worker_main(config)
+            worker_main(config, new_reader=lambda: reader_of(config.home))
         case GatewayConfig():
             forbid_heavy_modules()
             asyncio.run(gateway(config))

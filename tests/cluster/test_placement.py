@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where replicas go: nodes, their GPUs, and what is taken of both."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,6 +68,15 @@ def test_idle_nodes_come_first_then_those_with_memory() -> None:
 
     assert at(busy, small, large) == Place(node=large.node, gpu_idx=None, has_room=True)
     assert at(busy, small) == Place(node=small.node, gpu_idx=None, has_room=True)
+
+
+def test_nothing_goes_to_a_gpu_in_quarantine() -> None:
+    held = replace(gpu(0), quarantine="GPU 0 is held")
+    host = node(HOST, held, gpu(1, used_gib=70))
+
+    assert at(host) == Place(node=HOST, gpu_idx=(1,), has_room=True)
+    assert at(host, gpu_idx=(0,)) is None
+    assert at(node(HOST, held)) is None
 
 
 def test_a_choice_of_host_is_kept_or_refused() -> None:

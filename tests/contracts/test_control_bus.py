@@ -16,7 +16,13 @@ from tests.contracts.bus_peer import REPLICA, SPEC, Peer
 from xinference.cluster.control_bus import ControlBus, Endpoint, Presence
 from xinference.cluster.local_bus import LocalBus, LocalNetwork
 from xinference.cluster.xoscar_bus import XoscarBus
-from xinference.errors import InternalError, ModelOverloaded, PeerUnreachable, ProtocolError
+from xinference.errors import (
+    InternalError,
+    InvalidSetting,
+    ModelOverloaded,
+    PeerUnreachable,
+    ProtocolError,
+)
 from xinference.identifiers import Address, ReplicaUid
 from xinference.protocol.deployment import LaunchSpec
 
@@ -290,3 +296,9 @@ async def test_a_peer_with_another_key_is_refused(
         assert presence is Presence.REFUSED
         with pytest.raises(PeerUnreachable):
             await subject.bus.call(subject.peer, "count", timeout_seconds=1.0)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_no_peer_is_told_of_every_address(host: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidSetting, match="an address that other hosts reach"):
+        await XoscarBus.open(Address(host, 0), key=KEY, socket_directory=tmp_path)

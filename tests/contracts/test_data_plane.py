@@ -98,7 +98,9 @@ def model_path(folder: Path) -> Path:
     return save_model(folder / "model", config=config)
 
 
-@pytest.fixture(scope="module", params=["fake-unix", "fake-tcp", "real-unix", "real-tcp"])
+@pytest.fixture(
+    scope="module", params=["fake-unix", "fake-tcp", "fake-tls", "real-unix", "real-tls"]
+)
 def subject(request: pytest.FixtureRequest, folder: Path) -> Iterator[Subject]:
     kind, _, transport = request.param.partition("-")
     path = "counting" if kind == "fake" else str(request.getfixturevalue("model_path"))
@@ -113,7 +115,9 @@ def subject(request: pytest.FixtureRequest, folder: Path) -> Iterator[Subject]:
     bootstrap = Bootstrap(
         instance=INSTANCE,
         key=KEY,
-        listen=f"unix:{folder}/{kind}/s.sock" if transport == "unix" else "tcp:127.0.0.1:0",
+        listen=f"unix:{folder}/{kind}/s.sock"
+        if transport == "unix"
+        else f"{transport}:127.0.0.1:0",
         model_uid=spec.replica.model,
     )
     with replica_process(FAKE if kind == "fake" else REAL, bootstrap) as process:
@@ -437,7 +441,7 @@ async def test_a_connection_that_ends_inside_a_frame_stops_its_requests(
         raw.send(frame("REQ", 0, request("a", max_tokens=LONG)))
         await raw.receive_until("ACCEPT")
         raw.send(frame("PING", 1)[:-1])
-        raw.writer.write_eof()
+        raw.end()
         assert await raw.is_closed()
 
     await wait_until_idle(connection)
@@ -652,7 +656,8 @@ async def test_a_proof_cannot_be_used_twice(subject: Subject) -> None:
     first, second = [await RawConnection.connect(subject.address) for _ in range(2)]
     async with contextlib.aclosing(first), contextlib.aclosing(second):
         _, _, challenge = await first.receive()
-        shown = proof(b"client", KEY, INSTANCE, "actor", challenge, nonce)
+        said = (KEY, INSTANCE, "actor", challenge, nonce)
+        shown = proof(b"client", *said, certificate=first.certificate)
         hello = frame("HELLO", 1, INSTANCE, "actor", nonce, shown)
         first.send(hello)
         assert (await first.receive())[0] == "WELCOME"
@@ -668,7 +673,8 @@ async def test_the_role_is_part_of_the_proof(subject: Subject) -> None:
     raw = await RawConnection.connect(subject.address)
     async with contextlib.aclosing(raw):
         _, _, challenge = await raw.receive()
-        shown = proof(b"client", KEY, INSTANCE, "gateway", challenge, nonce)
+        said = (KEY, INSTANCE, "gateway", challenge, nonce)
+        shown = proof(b"client", *said, certificate=raw.certificate)
         raw.send(frame("HELLO", 1, INSTANCE, "actor", nonce, shown))
 
         assert await raw.close_error() == "protocol_error"

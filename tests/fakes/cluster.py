@@ -584,7 +584,13 @@ class FakeCluster:
     def routing(self) -> GatewayRouting:
         ready = [model for model in self._models.values() if model.state is ModelState.READY]
         return GatewayRouting(
-            num_ready_models=len(ready), num_retried=3, num_continued=2, num_ejected=1
+            num_ready_models=len(ready),
+            num_retried=3,
+            num_continued=2,
+            num_ejected=1,
+            num_ejections=4,
+            routes_epoch=2,
+            routes_number=5,
         )
 
     async def info(self) -> ClusterInfo:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from xinference.cluster.dataplane.address import listening_socket
 from xinference.cluster.dataplane.server import DataPlaneServer
 from xinference.cluster.dataplane.service import Deliver, OnProgress, ReplicaReport, ServiceEvent
+from xinference.cluster.dataplane.tls import new_server_tls
 from xinference.cluster.replica import main
 from xinference.errors import (
     ContextLengthExceeded,
@@ -303,10 +304,12 @@ async def serve_fake_replica(
     """
     fake = FakeReplica(model, asyncio.get_running_loop(), **options)  # type: ignore[arg-type]
     listener, fake.address = listening_socket(listen)
+    tls = new_server_tls() if listen.startswith("tls:") else None
     server = DataPlaneServer(
         fake,
         instance=instance,
         key=key,
+        tls=tls,
         silence_seconds=silence_seconds,
         handshake_seconds=handshake_seconds,
     )
@@ -314,8 +317,7 @@ async def serve_fake_replica(
 
     def crash() -> None:
         fake.is_hung = True
-        assert server._server is not None
-        server._server.close()
+        server.stop_listening()
         for peer in tuple(server._peers):
             peer.writer.transport.abort()
 

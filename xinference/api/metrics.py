@@ -43,7 +43,7 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo, GatewayRouting
+from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting
 
 from .inbox import AnswerEvent
 
@@ -376,6 +376,7 @@ def _routing_families(routing: GatewayRouting) -> Iterator[Metric]:
             "Streams that went on at another replica.",
             routing.num_continued,
         ),
+        ("xinference:replica_ejections", "Ejections of replicas.", routing.num_ejections),
     ):
         counter = CounterMetricFamily(name, documentation, labels=("gateway_pid",))
         counter.add_metric(gateway, value)
@@ -387,6 +388,13 @@ def _routing_families(routing: GatewayRouting) -> Iterator[Metric]:
     )
     ejected.add_metric(gateway, routing.num_ejected)
     yield ejected
+    version = GaugeMetricFamily(
+        "xinference:routes_version",
+        "The routing table that requests go by; the epoch is its supervisor's.",
+        labels=("gateway_pid", "supervisor_epoch"),
+    )
+    version.add_metric((*gateway, str(routing.routes_epoch)), routing.routes_number)
+    yield version
 
 
 def _node_families(info: ClusterInfo) -> Iterator[Metric]:
@@ -412,6 +420,29 @@ def _node_families(info: ClusterInfo) -> Iterator[Metric]:
         for worker in info.workers:
             family.add_metric((worker.node,), getattr(worker.resources, reading))
         yield family
+    yield from _device_families(info)
+
+
+def _device_families(info: ClusterInfo) -> Iterator[Metric]:
+    readings: dict[str, tuple[str, Callable[[Device], float]]] = {
+        "utilization_percent": ("As last reported.", lambda gpu: 100.0 * gpu.utilization),
+        "memory_used_bytes": ("As last reported.", lambda gpu: gpu.used_bytes),
+        "memory_total_bytes": ("As last reported.", lambda gpu: gpu.total_bytes),
+        "quarantined": (
+            "1: an ended replica still holds it, and nothing is placed there.",
+            lambda gpu: float(bool(gpu.quarantine)),
+        ),
+    }
+    for name, (documentation, reading) in readings.items():
+        family = GaugeMetricFamily(
+            f"xinference:worker_gpu_{name}",
+            documentation,
+            labels=("worker_address", "gpu_index", "gpu_name"),
+        )
+        for worker in info.workers:
+            for gpu in worker.resources.devices:
+                family.add_metric((worker.node, str(gpu.index), gpu.name), reading(gpu))
+        yield family
 
 
 def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:
@@ -424,6 +455,9 @@ def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:
         "xinference:replica_restarts",
         "Restarts of a replica's process.",
         labels=("model_uid", "replica_index"),
+    )
+    replica_state = GaugeMetricFamily(
+        "xinference:replica_status", "Always 1.", labels=("model_uid", "replica_index", "status")
     )
     for model in models:
         what = model.description
@@ -439,8 +473,10 @@ def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:
         )
         state.add_metric((model.model_uid, what.model_name, model.state), 1)
         for replica in model.replicas:
-            restarts.add_metric((model.model_uid, str(replica.replica.index)), replica.num_restarts)
-    yield from (about, state, restarts)
+            name = (model.model_uid, str(replica.replica.index))
+            restarts.add_metric(name, replica.num_restarts)
+            replica_state.add_metric((*name, replica.state), 1)
+    yield from (about, state, restarts, replica_state)
 
 
 def _engine_families(stats: dict[ModelUid, dict[str, float]]) -> Iterator[Metric]:

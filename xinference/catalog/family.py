@@ -56,6 +56,12 @@ class Variant:
     carried: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a spec that are kept and shown, such as file name templates of GGUF."""
 
+    @property
+    def weights(self) -> str | None:
+        """What the weights are stored as, where that is not what the format has by default."""
+        metadata = self.carried.get("model_metadata")
+        return metadata.get("weights") if isinstance(metadata, Mapping) else None
+
     def __str__(self) -> str:
         plain = f"{size_text(self.size).replace('_', '.')}B {self.model_format}"
         return plain if self.quantization == "none" else f"{plain} {self.quantization}"
@@ -85,6 +91,7 @@ class ModelFamily:
     """None: what the files say, or `DEFAULT_CONTEXT_LENGTH`."""
     model_lang: tuple[str, ...]
     model_ability: tuple[str, ...]
+    license: str | None
     model_family: str
     architectures: tuple[str, ...]
     chat_template: str | None
@@ -108,6 +115,7 @@ class ModelFamily:
             "context_length": self.context_length or DEFAULT_CONTEXT_LENGTH,
             "model_lang": list(self.model_lang),
             "model_ability": list(self.model_ability),
+            "license": self.license,
             "model_family": self.model_family,
             "architectures": list(self.architectures),
             "chat_template": self.chat_template,

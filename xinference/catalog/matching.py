@@ -12,6 +12,7 @@ from decimal import Decimal
 from xinference.errors import InvalidRequest, UnsupportedVariant
 
 from .family import ModelFamily, Variant, parse_size, size_text
+from .runnable import refusal
 from .schema import did_you_mean
 
 TRANSFORMERS = "Transformers"
@@ -27,16 +28,6 @@ OTHER_ENGINES = {
     "LMDEPLOY": "is not served; use Transformers",
 }
 """Engines that users know by name, and why this version does not offer them."""
-
-_NOT_BY_TRANSFORMERS = {
-    "gptq": "needs gptqmodel, which this version does not use",
-    "awq": "needs gptqmodel, which this version does not use",
-    "bnb": "needs bitsandbytes, which this version does not use",
-    "fp8": "needs fp8 kernels, which this version does not have",
-    "fp4": "needs fp4 kernels, which this version does not have",
-    "ggufv2": "is for llama.cpp, which is not served by this version yet",
-    "mlx": "is for MLX on Apple silicon, which this version does not serve",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +93,11 @@ def engine_named(name: str | None) -> str:
     )
 
 
-def refusal_of_transformers(variant: Variant) -> str | None:
-    """Say why the Transformers engine cannot run the variant; None if it can."""
-    reason = _NOT_BY_TRANSFORMERS.get(variant.model_format)
-    if reason is None and variant.quantization != "none":
-        reason = "needs bitsandbytes, which this version does not use"
-    return reason and f"{variant} {reason}"
-
-
-def match(family: ModelFamily, wish: Wish) -> Variant:
+def match(family: ModelFamily, wish: Wish, *, trust_remote_code: bool = False) -> Variant:
     """Choose the variant to launch with the Transformers engine.
+
+    Args:
+        trust_remote_code: whether code that comes with the files may run.
 
     Raises:
         UnsupportedVariant: none fits the wish, or none that fits can run.
@@ -123,12 +109,13 @@ def match(family: ModelFamily, wish: Wish) -> Variant:
             problem="there is no variant " + missing_words(family.variants, wish),
             suggestions=_near(family, wish),
         )
-    for variant in fitting:
-        if refusal_of_transformers(variant) is None:
+    reasons = [refusal(family, one, trust_remote_code=trust_remote_code) for one in fitting]
+    for variant, reason in zip(fitting, reasons, strict=True):
+        if reason is None:
             return variant
     raise UnsupportedVariant(
         family=family.model_name,
-        problem=refusal_of_transformers(fitting[0]) or "",
+        problem=reasons[0] or "",
         suggestions=_near(family, wish),
     )
 
@@ -138,9 +125,9 @@ def parameter_objects(family: ModelFamily) -> list[dict[str, object]] | str:
 
     A text says why none of the variants can run.
     """
-    runnable = [one for one in family.variants if refusal_of_transformers(one) is None]
+    runnable = [one for one in family.variants if refusal(family, one) is None]
     if not runnable:
-        return refusal_of_transformers(family.variants[0]) or ""
+        return refusal(family, family.variants[0]) or ""
     grouped: dict[tuple[str, Decimal], list[str]] = {}
     for variant in runnable:
         quantizations = grouped.setdefault((variant.model_format, variant.size), [])
@@ -173,6 +160,6 @@ def _near(family: ModelFamily, wish: Wish) -> list[str]:
         size = wish.size if wish.size is not None else Decimal(0)
         return wish.num_misses(variant), abs(variant.size - size)
 
-    runnable = [one for one in family.variants if refusal_of_transformers(one) is None]
+    runnable = [one for one in family.variants if refusal(family, one) is None]
     nearest = sorted(runnable, key=distance)
     return list(dict.fromkeys(str(variant) for variant in nearest))[:MAX_SUGGESTIONS]

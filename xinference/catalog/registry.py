@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Catalog`: every family this cluster knows, and what becomes of a launch that names one.
 
-Families come with the package (`builtin/*.json`) or are registered by users, and the kept ones
+Families come with the package (`builtin_families`) or are registered by users, and the kept ones
 are read again at the next start. `resolve` turns a caller's `LaunchSpec` into files, abilities
 and a description, or says why not. It downloads nothing and starts nothing.
 """
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from xinference.errors import FamilyNotFound, InternalError, InvalidRequest
+from xinference.errors import FamilyNotFound, InvalidRequest
 from xinference.identifiers import new_model_uid
 from xinference.protocol.deployment import (
     EngineOptions,
@@ -24,6 +24,7 @@ from xinference.protocol.deployment import (
 )
 from xinference.protocol.downloads import DownloadRequest
 
+from .builtin_families import builtin_encoders, builtin_families
 from .encoder_family import ENCODER_TYPES, EncoderFamily, parse_encoder_family
 from .encoder_matching import encoder_engine_named, encoder_engines, match_encoder
 from .family import (
@@ -42,7 +43,7 @@ from .matching import (
 from .packages import PREFIX, packaged_directory
 from .registrations import Registrations
 from .schema import did_you_mean, inherit, parse_family
-from .shelf import Shelf, SomeFamily
+from .shelf import Shelf
 from .sources import download_of
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Catalog:
 
     def __init__(
         self,
-        builtin: dict[str, ModelFamily],
+        builtin: Mapping[str, ModelFamily],
         registrations: Registrations | None = None,
         encoders: Mapping[str, Shelf[EncoderFamily]] | None = None,
     ) -> None:
@@ -93,7 +94,7 @@ class Catalog:
 
     @classmethod
     def load(cls, home: Path) -> Self:
-        """Read the families of this package and the kept registrations under `home`.
+        """Find the families of this package, and read the kept registrations under `home`.
 
         A registration that is broken, or whose file is not named after it, is logged and skipped;
         the file stays.
@@ -120,8 +121,9 @@ class Catalog:
             InvalidRequest: the type is unknown.
         """
         shelf = self._shelf(type_named(model_type))
-        known: dict[str, Any] = {} if shelf is None else shelf.known()
-        return [known[name].to_json() for name in sorted(known, key=str.casefold)]
+        if shelf is None:
+            return []
+        return [shelf.family(name).to_json() for name in sorted(shelf.names(), key=str.casefold)]
 
     def family(self, model_type: str, name: str) -> dict[str, Any]:
         """Return one family as its full JSON.
@@ -186,7 +188,8 @@ class Catalog:
             model_format=spec.model_format,
             quantization=spec.quantization,
         )
-        variant = match(family, wish)
+        trust = spec.engine_options.trust_remote_code
+        variant = match(family, wish, trust_remote_code=trust)
         _check_thinking(family, spec.engine_options)
         path, download = _files(family, variant, spec)
         return Resolved(
@@ -223,29 +226,6 @@ class Catalog:
         if shelf is None:
             raise FamilyNotFound(family=name, suggestions=[])
         return shelf.family(name)
-
-
-def builtin_encoders(model_type: str) -> dict[str, EncoderFamily]:
-    """Read the families of this package that embed, or that rerank."""
-    return _builtin(
-        model_type, partial(parse_encoder_family, model_type=model_type, is_builtin=True)
-    )
-
-
-def builtin_families() -> dict[str, ModelFamily]:
-    """Read the language families of this package."""
-    return _builtin("", partial(parse_family, is_builtin=True))
-
-
-def _builtin(folder: str, parse: Callable[[str], SomeFamily]) -> dict[str, SomeFamily]:
-    found: dict[str, SomeFamily] = {}
-    for file in sorted((Path(__file__).parent / "builtin" / folder).glob("*.json")):
-        try:
-            family = parse(file.read_text(encoding="utf-8"))
-        except InvalidRequest as error:
-            raise InternalError(where="catalog", problem=f"{file.name}: {error}") from error
-        found[family.model_name] = family
-    return found
 
 
 def type_named(text: str) -> str:

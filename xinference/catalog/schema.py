@@ -28,8 +28,8 @@ MAX_NAME_BYTES = 200
 """A registration is a file of this name, and file systems end at 255 bytes."""
 
 FORMATS = ("pytorch", "gptq", "awq", "fp4", "fp8", "bnb", "ggufv2", "mlx")
-ABILITIES = ("generate", "chat", "tools", "reasoning", "hybrid")
-LATER_ABILITIES = ("vision", "audio", "omni", "embed")
+ABILITIES = ("generate", "chat", "tools", "reasoning", "hybrid", "vision", "audio", "omni")
+LATER_ABILITIES = ("embed",)
 TOOL_PARSERS = (
     "qwen",
     "hermes",
@@ -62,6 +62,7 @@ FIELDS = (
     "context_length",
     "model_lang",
     "model_ability",
+    "license",
     "model_family",
     "architectures",
     "chat_template",
@@ -129,6 +130,7 @@ def parse_family(text: str, *, is_builtin: bool) -> ModelFamily:
         context_length=top.optional_count("context_length"),
         model_lang=top.texts("model_lang") or ("en",),
         model_ability=_abilities(top),
+        license=top.optional_text("license"),
         model_family=top.optional_text("model_family") or name,
         architectures=top.texts("architectures"),
         chat_template=top.optional_text("chat_template"),

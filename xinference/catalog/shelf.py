@@ -80,11 +80,9 @@ class Shelf(Generic[SomeFamily]):
             for name, text in self._registrations.load():
                 self._restore(self._registrations.path_of(name), name, text)
 
-    def known(self) -> dict[str, SomeFamily]:
-        """Return every family by its name."""
-        # Why registered last: a release that ships a family of a name that a user took must not
-        # change what that user's launches mean.
-        return {**self._builtin, **self._registered}
+    def names(self) -> set[str]:
+        """Return the name of every family."""
+        return {*self._builtin, *self._registered}
 
     def family(self, name: str) -> SomeFamily:
         """Return one family.
@@ -92,10 +90,13 @@ class Shelf(Generic[SomeFamily]):
         Raises:
             FamilyNotFound: with near names.
         """
-        known = self.known()
-        if name not in known:
-            raise FamilyNotFound(family=name, suggestions=near_names(name, known))
-        return known[name]
+        # Why registered first: a release that ships a family of a name that a user took must not
+        # change what that user's launches mean.
+        if name in self._registered:
+            return self._registered[name]
+        if name not in self._builtin:
+            raise FamilyNotFound(family=name, suggestions=near_names(name, self.names()))
+        return self._builtin[name]
 
     def register(self, text: str, persist: bool) -> None:
         """Add a family given as JSON text; with `persist` it is there after a restart too.
@@ -107,7 +108,7 @@ class Shelf(Generic[SomeFamily]):
         """
         family = self._parse(text)
         name = family.model_name
-        taken = {one.casefold(): one for one in self.known()}
+        taken = {one.casefold(): one for one in self.names()}
         if name.casefold() in taken:
             raise ModelAlreadyExists(name=taken[name.casefold()])
         if family.carried.get("virtualenv"):

@@ -7,7 +7,7 @@ import ssl
 
 import click
 
-from xinference.identifiers import Address
+from xinference.identifiers import Address, is_wildcard
 
 from .output import say
 
@@ -60,14 +60,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def is_wildcard(host: str) -> bool:
-    """Return whether `host` means every address of this machine."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return host == ""
 
 
 def advertised_host(host: str, *, towards: str = _DOCUMENTATION_HOST) -> str:

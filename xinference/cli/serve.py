@@ -226,6 +226,7 @@ def worker_command(
         advertised_host=advertised_host(host, towards=gateway_host),
         endpoint=endpoint,
         replica_ports=None if ports is None else (ports.first, ports.last),
+        encrypts=settings.encrypt_data_plane,
         drain_seconds=settings.drain_seconds,
         downloads=settings.downloads,
     )

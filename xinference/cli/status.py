@@ -55,6 +55,7 @@ def _node_row(address: str, node: dict[str, Any]) -> list[Any]:
     memory = f"{cpu['memory_used'] / GIB:.1f} of {cpu['memory_total'] / GIB:.1f} GiB"
     gpus = [
         f"{index}: {gpu['mem_used'] / GIB:.1f} of {gpu['mem_total'] / GIB:.1f} GiB"
+        + (f", quarantined: {gpu['quarantine']}" if gpu.get("quarantine") else "")
         for index, gpu in node["status"].items()
         if index != "cpu"
     ]

@@ -94,6 +94,8 @@ class WorkerConfig(RoleConfig):
     """A gateway that is asked for the supervisor's address; None: `supervisor_address` holds."""
     replica_ports: tuple[int, int] | None = None
     """Where replicas listen for other hosts, both included; None: any free port."""
+    encrypts: bool = True
+    """Whether what other hosts send to a replica, and get, is encrypted."""
     replica_command: tuple[str, ...] = ("-m", "xinference.cluster.replica")
     """What the interpreter of a replica is given."""
     lifeline: int | None = None

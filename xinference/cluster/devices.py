@@ -12,6 +12,8 @@ import psutil
 
 from xinference.protocol.nodes import Device, NodeResources
 
+from .device_ledger import DeviceUse
+
 
 class DeviceReader:
     """Reads this machine; keeps the driver's library open."""
@@ -32,6 +34,24 @@ class DeviceReader:
             memory_available_bytes=memory.available,
             devices=tuple(self._devices()),
         )
+
+    def uses(self) -> tuple[DeviceUse, ...]:
+        """Return what is in use of each accelerator's memory, and by which processes."""
+        return tuple(self._uses())
+
+    def _uses(self) -> Iterator[DeviceUse]:
+        nvml = self._nvml
+        if nvml is None:
+            return
+        with contextlib.suppress(nvml.NVMLError):
+            for index in range(nvml.nvmlDeviceGetCount()):
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                yield DeviceUse(
+                    index=index,
+                    used_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+                    pids=frozenset(int(process.pid) for process in processes),
+                )
 
     def _devices(self) -> Iterator[Device]:
         nvml = self._nvml

@@ -7,7 +7,7 @@ A worker that starts reads them and adopts what still runs.
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -33,6 +33,8 @@ class RunningReplica:
     address: str
     launch_id: LaunchId
     spec: ReplicaSpec
+    used_before: dict[int, int] = field(default_factory=dict)
+    """By GPU: the bytes that were in use before; see `DeviceLedger.started`."""
 
 
 class ReplicaJournal:

@@ -20,6 +20,9 @@ from xinference.protocol.deployment import (
 from xinference.protocol.downloads import DownloadProgress
 from xinference.protocol.nodes import NodeResources
 
+CONTROL_VERSION = 1
+"""Of what supervisor, workers and gateways say to each other. Both ends must have the same."""
+
 LaunchId = NewType("LaunchId", str)
 """One wish for a model. A relaunch under the same uid is another one, so that a replica of the
 old cannot pass for one of the new."""
@@ -92,7 +95,7 @@ class InstanceReport:
     progress: float = 0.0
     """Of loading, from 0 to 1."""
     info: str = ""
-    """What loading does now."""
+    """What loading does now; of an EXITED one, what it has left behind."""
     context_length: int | None = None
     """What the loaded model can take, in tokens; None until it is READY."""
     error: dict[str, Any] | None = None

@@ -36,6 +36,7 @@ from .child_process import AdoptedProcess, ChildProcess
 from .control_bus import remote
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
+from .device_ledger import DeviceLedger
 from .downloads import Downloads
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
@@ -54,6 +55,9 @@ STOP_GRACE_SECONDS = 3.0
 """For a ready replica to end by itself once its requests are over."""
 DRAIN_SECONDS = 30.0
 GONE_TIMEOUT_SECONDS = 5.0
+HELD_SECONDS = 5.0
+"""Devices that are not free so long after the last process ended are quarantined."""
+HELD_LOOK_SECONDS = 0.05
 QUESTION_TIMEOUT_SECONDS = 2.0
 STATS_ARE_GOOD_FOR_SECONDS = 1.0
 WATCH_SECONDS = 1.0
@@ -81,6 +85,8 @@ class ReplicaHost:
     listen_host: str | None
     """None: replicas listen on unix sockets, for this host alone."""
     listen_ports: tuple[int, int] | None = None
+    encrypts: bool = True
+    """Whether what other hosts send to a replica, and get, is encrypted."""
     drain_seconds: float = DRAIN_SECONDS
     """For what runs on a replica to end, once it is told to stop."""
     lifeline: int | None = None
@@ -88,6 +94,8 @@ class ReplicaHost:
     journal: ReplicaJournal | None = None
     """Where they are noted for the next worker."""
     downloads: Downloads
+    devices: DeviceLedger = field(default_factory=lambda: DeviceLedger(lambda: ()))
+    """What they hold of the host's GPUs."""
 
 
 class ModelActor:
@@ -134,6 +142,7 @@ class ModelActor:
         self._log_start = 0
         self._verdict = ""
         """Why it is replaced though its process lives."""
+        self._used_before: dict[int, int] = {}
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()
         """Set when it is ready, or will not be."""
@@ -221,6 +230,7 @@ class ModelActor:
             error = InternalError(where="model actor", problem=repr(failure))
         finally:
             await self._leave_nothing()
+        left = await self._free_devices()
         if self._is_stopping.is_set():
             error = None
         if error is not None:
@@ -228,6 +238,7 @@ class ModelActor:
         self._change(
             state=InstanceState.EXITED,
             address=None,
+            info=left,
             error=None if error is None else error.to_wire(),
         )
         self.settled.set()
@@ -263,6 +274,11 @@ class ModelActor:
 
     async def _run(self) -> XinferenceError | None:
         """Return why the process ended, or None when it was told to; it may still be there."""
+        self._used_before = self._host.devices.started(
+            self._spec.instance,
+            self._spec.gpu_idx,
+            used_before=None if self._adopted is None else self._adopted.used_before,
+        )
         process = self._process = self._adopt() or self._spawn()
         logger.info("%s is process %d", self._spec.replica, process.pid)
         serving = asyncio.create_task(self._serve(process), name="serve")
@@ -350,6 +366,7 @@ class ModelActor:
             address=address,
             launch_id=self._report.launch_id,
             spec=self._spec,
+            used_before=self._used_before,
         )
         try:
             self._host.journal.write(running)
@@ -389,6 +406,7 @@ class ModelActor:
             download=None,
             context_length=loaded.context_length,
         )
+        self._note_devices()
         self.settled.set()
         discarding = asyncio.create_task(process.discard_output(), name="discard output")
         watching = asyncio.create_task(self._watch(connection, process.pid), name="watch progress")
@@ -453,6 +471,7 @@ class ModelActor:
         process = self._process
         if process is None:
             return
+        self._note_devices()
         process.kill_tree()
         try:
             async with asyncio.timeout(GONE_TIMEOUT_SECONDS):
@@ -465,6 +484,22 @@ class ModelActor:
         self._socket_path().unlink(missing_ok=True)
         if self._host.journal is not None:
             self._host.journal.forget(self._spec.instance)
+
+    def _note_devices(self) -> None:
+        """Let the ledger know which processes on the devices are of this instance."""
+        if self._spec.gpu_idx:
+            tagged = PLATFORM.tagged(INSTANCE_VARIABLE)
+            own = [pid for pid, instance in tagged.items() if instance == self._spec.instance]
+            self._host.devices.saw(self._spec.instance, own)
+
+    async def _free_devices(self) -> str:
+        """Return when no device is held by this instance, or say which are, in quarantine."""
+        deadline = time.monotonic() + HELD_SECONDS
+        while not self._host.devices.is_free_of(self._spec.instance):
+            if time.monotonic() > deadline:
+                return self._host.devices.quarantine(self._spec.instance)
+            await asyncio.sleep(HELD_LOOK_SECONDS)
+        return ""
 
     def _death(
         self, process: ChildProcess | AdoptedProcess, how: str, *, is_killed: bool = False
@@ -502,7 +537,8 @@ class ModelActor:
             first, last = self._host.listen_ports or (0, 0)
             ports = f"{first}-{last}" if last else "0"
             host = self._host.listen_host
-            listen = f"tcp:[{host}]:{ports}" if ":" in host else f"tcp:{host}:{ports}"
+            kind = "tls" if self._host.encrypts else "tcp"
+            listen = f"{kind}:[{host}]:{ports}" if ":" in host else f"{kind}:{host}:{ports}"
         return Bootstrap(
             instance=instance,
             key=instance_key(self._host.cluster_key, instance),

@@ -43,6 +43,14 @@ class GpuLoad:
     num_replicas: int = 0
     promised_bytes: int = 0
 
+    def is_open(self, *, shares_gpus: bool) -> bool:
+        """Return whether a replica may come to it at all.
+
+        Args:
+            shares_gpus: whether it may hold more than one.
+        """
+        return not self.device.quarantine and (shares_gpus or not self.num_replicas)
+
 
 @dataclass(slots=True, kw_only=True)
 class NodeLoad:
@@ -195,9 +203,9 @@ def _choices(load: NodeLoad, need: Need, *, shares_gpus: bool) -> Iterator[tuple
     """Yield what a replica could be given of a node."""
     wish = need.placement
     if wish.gpu_idx is not None:
-        if all(
-            index in load.gpus and (shares_gpus or not load.gpus[index].num_replicas)
-            for index in wish.gpu_idx
+        wished = [load.gpus[index] for index in wish.gpu_idx if index in load.gpus]
+        if len(wished) == len(wish.gpu_idx) and all(
+            gpu.is_open(shares_gpus=shares_gpus) for gpu in wished
         ):
             yield wish.gpu_idx
         return
@@ -206,7 +214,7 @@ def _choices(load: NodeLoad, need: Need, *, shares_gpus: bool) -> Iterator[tuple
         return
     is_full = need.max_gpus is not None and len(need.own_gpus) >= need.max_gpus
     for index, gpu in load.gpus.items():
-        if gpu.num_replicas and not shares_gpus:
+        if not gpu.is_open(shares_gpus=shares_gpus):
             continue
         if not is_full or (load.node, index) in need.own_gpus:
             yield (index,)

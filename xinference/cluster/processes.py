@@ -19,21 +19,24 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import uvloop
 
+from xinference import __version__
 from xinference.catalog import Catalog
-from xinference.errors import InvalidSetting, PeerUnreachable, XinferenceError
+from xinference.errors import InvalidSetting, PeerUnreachable, ProtocolError, XinferenceError
 from xinference.identifiers import Address, new_instance_id
+from xinference.protocol.nodes import NodeResources
 
 from .cluster_key import key_refused
 from .configuration import RoleConfig, SupervisorConfig, WorkerConfig, private_directory
-from .control_bus import Endpoint, Presence
+from .control_bus import ControlBus, Endpoint, Presence
+from .device_ledger import DeviceLedger, DeviceUse
 from .devices import DeviceReader
 from .downloads import Downloads
 from .journal import ReplicaJournal, RunningReplica
-from .messages import LaunchId
+from .messages import CONTROL_VERSION, LaunchId
 from .model_actor import ModelActor, ReplicaHost
 from .placement import LaunchStrategy
 from .state import ClusterState
@@ -56,10 +59,24 @@ JOIN_RETRY_SECONDS = 0.1
 MAX_REFUSALS = 5
 HTTP_TIMEOUT_SECONDS = 5.0
 CLOSE_TIMEOUT_SECONDS = 10.0
+SWEEP_SECONDS = 1.0
+"""Between looks whether quarantined devices are free."""
 ADOPT_SECONDS = 3.0
 """For what the last worker has left to be ready again, before this one says what runs."""
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class HostReader(Protocol):
+    """What a worker needs of `DeviceReader`."""
+
+    def read(self) -> NodeResources:
+        """Return a reading of the host."""
+        ...
+
+    def uses(self) -> Sequence[DeviceUse]:
+        """Return what is in use of each of its devices, and by which processes."""
+        ...
 
 
 def supervisor_main(
@@ -69,10 +86,12 @@ def supervisor_main(
     _run(_supervise(config, load_catalog))
 
 
-def worker_main(config: WorkerConfig) -> NoReturn:
+def worker_main(
+    config: WorkerConfig, *, new_reader: Callable[[], HostReader] = DeviceReader
+) -> NoReturn:
     """Run the worker actor and its replicas until told to end; ends the process."""
     PLATFORM.become_subreaper()
-    _run(_work(config))
+    _run(_work(config, new_reader))
 
 
 def report_ready(**facts: object) -> None:
@@ -153,7 +172,7 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
     return EXIT_ASKED_TO_END if ended == 1 else EXIT_TERMINATED
 
 
-async def _work(config: WorkerConfig) -> int:
+async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> int:
     told_to_end = _on_signals()
     bus = await XoscarBus.open(
         Address.parse(config.listen),
@@ -162,13 +181,15 @@ async def _work(config: WorkerConfig) -> int:
         advertised_host=config.advertised_host,
     )
     directory = _SupervisorDirectory(config)
+    reader = new_reader()
+    devices = DeviceLedger(reader.uses)
     downloads = Downloads(home=config.home, settings=config.downloads)
-    host = _replica_host(config, downloads)
+    host = _replica_host(config, devices, downloads)
     worker = WorkerActor(
         bus=bus,
         worker_epoch=new_worker_epoch(),
         new_replica=functools.partial(ModelActor, host=host),
-        read_resources=DeviceReader().read,
+        read_resources=lambda: devices.marked(reader.read()),
         find_supervisor=directory.find,
         other_children=lambda: downloads.pids,
     )
@@ -178,8 +199,9 @@ async def _work(config: WorkerConfig) -> int:
         _kill_unnoted(running)
         await worker.adopt(running, timeout_seconds=ADOPT_SECONDS)
     await bus.serve(WORKER, worker)
-    await _check_key(bus, directory, config)
+    await _check_join(bus, directory, config)
     reporting = asyncio.create_task(worker.report_forever(), name="report")
+    sweeping = asyncio.create_task(_sweep_forever(devices), name="sweep devices")
     async with asyncio.timeout(JOIN_TIMEOUT_SECONDS):
         await _first_of(worker.joined.wait(), told_to_end.wait(), asyncio.shield(reporting))
     logger.info("Worker at %s", bus.address)
@@ -194,9 +216,16 @@ async def _work(config: WorkerConfig) -> int:
         await worker.close()
         await downloads.close()
         reporting.cancel()
+        sweeping.cancel()
         await worker.leave()
         await bus.close()
     return EXIT_ASKED_TO_END if ended == 1 else EXIT_TERMINATED
+
+
+async def _sweep_forever(devices: DeviceLedger) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        devices.sweep()
 
 
 class _SupervisorDirectory:
@@ -228,11 +257,13 @@ def _get_json(url: str) -> Any:
         return json.loads(answer.read(4096))
 
 
-async def _check_key(bus: XoscarBus, directory: _SupervisorDirectory, config: WorkerConfig) -> None:
-    """Return when a supervisor with the same key answers.
+async def _check_join(
+    bus: ControlBus, directory: _SupervisorDirectory, config: WorkerConfig
+) -> None:
+    """Return when a supervisor answers that has the same key and speaks the same version.
 
     Raises:
-        InvalidSetting: it has another key; says what to type.
+        InvalidSetting: it has another key, or another version; says what to do.
         PeerUnreachable: none answered in time.
     """
     deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
@@ -241,12 +272,24 @@ async def _check_key(bus: XoscarBus, directory: _SupervisorDirectory, config: Wo
         try:
             supervisor = Endpoint(await directory.find(), SUPERVISOR)
             presence = await bus.lookup(supervisor, timeout_seconds=CALL_TIMEOUT_SECONDS)
+            if presence is Presence.PRESENT:
+                await bus.call(
+                    supervisor,
+                    "greet",
+                    bus.address,
+                    CONTROL_VERSION,
+                    __version__,
+                    timeout_seconds=CALL_TIMEOUT_SECONDS,
+                )
+                return
+        except ProtocolError as refused:
+            raise InvalidSetting(
+                name="xinference", value=__version__, expected=f"what the cluster runs: {refused}"
+            ) from refused
         except PeerUnreachable:
             if time.monotonic() > deadline:
                 raise
         else:
-            if presence is Presence.PRESENT:
-                return
             num_refusals += presence is Presence.REFUSED
             if num_refusals >= MAX_REFUSALS:
                 endpoint = config.endpoint or "http://<the supervisor's host>:9997"
@@ -254,7 +297,7 @@ async def _check_key(bus: XoscarBus, directory: _SupervisorDirectory, config: Wo
         await asyncio.sleep(JOIN_RETRY_SECONDS)
 
 
-def _replica_host(config: WorkerConfig, downloads: Downloads) -> ReplicaHost:
+def _replica_host(config: WorkerConfig, devices: DeviceLedger, downloads: Downloads) -> ReplicaHost:
     assert config.run_directory is not None
     host = config.advertised_host or Address.parse(config.listen).host
     return ReplicaHost(
@@ -264,8 +307,10 @@ def _replica_host(config: WorkerConfig, downloads: Downloads) -> ReplicaHost:
         command=config.replica_command,
         listen_host=None if host in _LOOPBACK else host,
         listen_ports=config.replica_ports,
+        encrypts=config.encrypts,
         drain_seconds=config.drain_seconds,
         lifeline=config.lifeline,
+        devices=devices,
         downloads=downloads,
         journal=None
         if config.lifeline is None

@@ -227,6 +227,9 @@ class RemoteCluster:
             num_retried=router.num_retried,
             num_continued=router.num_continued,
             num_ejected=sum(router.balancer.is_ejected(route.instance) for route in self._routes()),
+            num_ejections=router.balancer.num_ejections,
+            routes_epoch=self._table.version.supervisor_epoch,
+            routes_number=self._table.version.number,
         )
 
     async def info(self) -> ClusterInfo:

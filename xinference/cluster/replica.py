@@ -54,9 +54,10 @@ from xinference.protocol.vectors import (
 )
 from xinference.settings import Settings
 
-from .dataplane.address import UnixAddress, listening_socket, parse_address
+from .dataplane.address import TcpAddress, UnixAddress, listening_socket, parse_address
 from .dataplane.server import DataPlaneServer
 from .dataplane.service import Deliver, OnProgress, ReplicaReport, ReplicaService, ServiceEvent
+from .dataplane.tls import new_server_tls
 
 if TYPE_CHECKING:
     from xinference.models.base import Model
@@ -86,7 +87,7 @@ class Bootstrap:
     key: bytes = field(repr=False)
     """Of this instance, by `instance_key`."""
     listen: str
-    """unix:<path> or tcp:host:first-last."""
+    """unix:<path>, or tcp:host:first-last, or tls:host:first-last."""
     model_uid: ModelUid
     lifeline: int | None = None
     """A file descriptor at whose end the process ends; None: its stdin."""
@@ -453,7 +454,14 @@ async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.S
     loop = asyncio.get_running_loop()
     listener, address = listening_socket(bootstrap.listen)
     try:
-        server = DataPlaneServer(service, instance=bootstrap.instance, key=bootstrap.key)
+        where = parse_address(address)
+        is_encrypted = isinstance(where, TcpAddress) and where.is_encrypted
+        server = DataPlaneServer(
+            service,
+            instance=bootstrap.instance,
+            key=bootstrap.key,
+            tls=new_server_tls() if is_encrypted else None,
+        )
         await server.start(listener)
         loop.add_signal_handler(signal.SIGTERM, service.stop)
         # Why: Ctrl-C in a terminal reaches every process of it; who started this one decides.

@@ -183,6 +183,8 @@ class Balancer:
         self._replicas: dict[InstanceId, _Replica] = {}
         self._prefixes: OrderedDict[int, InstanceId] = OrderedDict()
         self._turn = 0
+        self.num_ejections = 0
+        """How often a replica was ejected."""
 
     def choose(
         self, routes: Sequence[Route], cost: RequestCost, *, excluded: Collection[InstanceId] = ()
@@ -333,6 +335,7 @@ class Balancer:
         step = min(replica.ejections, len(EJECTION_SECONDS) - 1)
         replica.ejected_until = now + EJECTION_SECONDS[step]
         replica.ejections += 1
+        self.num_ejections += 1
         replica.is_on_trial = False
         replica.failures = 0
         replica.step_seconds = None

@@ -15,10 +15,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
+from xinference import __version__
 from xinference.errors import (
     InsufficientResources,
     InternalError,
     PeerUnreachable,
+    ProtocolError,
     XinferenceError,
 )
 from xinference.identifiers import ModelUid, NodeId, model_uid, new_model_uid
@@ -35,6 +37,7 @@ from xinference.protocol.nodes import ClusterInfo, NodeResources
 
 from .control_bus import ControlBus, Endpoint, remote
 from .messages import (
+    CONTROL_VERSION,
     Command,
     DesiredModel,
     Heartbeat,
@@ -151,6 +154,22 @@ class SupervisorActor:
         self._watched: dict[NodeId, tuple[WorkerEpoch, Callable[[], None]]] = {}
 
     # From workers.
+
+    @remote
+    async def greet(self, node: NodeId, control_version: int, version: str) -> None:
+        """Let a worker know whether it speaks as this supervisor does, before it joins.
+
+        Raises:
+            ProtocolError: it does not; says which versions the two are.
+        """
+        if control_version != CONTROL_VERSION:
+            problem = (
+                f"the worker at {node} is xinference {version}, whose control plane has version "
+                f"{control_version}; this cluster's supervisor is {__version__}, with version "
+                f"{CONTROL_VERSION}. Install the same on both hosts"
+            )
+            logger.error("Refused to let a worker join: %s", problem)
+            raise ProtocolError(problem=problem)
 
     @remote
     async def report(self, report: WorkerReport) -> ReportAnswer:

@@ -10,6 +10,9 @@ xoscar has traps that were measured; each rule here avoids one of them:
 - A peer is probed by plain TCP before xoscar connects: xoscar holds its router's lock while it
   connects, up to 8 s, and every call of the process waits behind it.
 - Bytes in, bytes out: nothing of ours is pickled, no exception crosses.
+- Its frames are signed, but a recorded one is taken again: each call carries a stamp that counts
+  once.
+- It keeps whoever connects: strangers are counted.
 - A plain connection that says nothing stands beside the calls and ends with the peer, so a dead
   process is noticed in milliseconds without a call in flight.
 - torch is not importable while xoscar is imported: it would cost 190 MB and 0.7 s.
@@ -23,13 +26,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self
 
-from xinference.errors import PeerUnreachable
-from xinference.identifiers import Address
+from xinference.errors import InvalidSetting, PeerUnreachable, ProtocolError
+from xinference.identifiers import Address, is_wildcard
 
 from .control_bus import Endpoint, Presence, Service, decode_answer, encode_arguments
+from .freshness import Stamp, StampCheck, Stamper
+from .port_guard import PortGuard
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +69,10 @@ class XoscarBus:
         self._pool = pool
         self._actors: dict[str, Any] = {}
         self._refs: dict[Endpoint, Any] = {}
+        self._stamper = Stamper()
+        self._stamps = StampCheck()
+        self._receivers: dict[str, str] = {}
+        """By address: which life of the process there stamps are for."""
         self._calls: Counter[str] = Counter()
         self._pending: set[asyncio.Future[bytes]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -90,7 +100,13 @@ class XoscarBus:
 
         Raises:
             OSError: the address cannot be bound.
+            InvalidSetting: peers would be told of "every address", which leads them nowhere.
         """
+        host = "" if listen is None else advertised_host or listen.host
+        if listen is not None and is_wildcard(host):
+            raise InvalidSetting(
+                name="listen", value=str(listen), expected="an address that other hosts reach"
+            )
         # Hazard: xoscar reads both when it is imported or at each frame, and only from here.
         os.environ["XOSCAR_AUTH_KEY"] = key
         os.environ["XOSCAR_DIR"] = str(socket_directory)
@@ -102,13 +118,15 @@ class XoscarBus:
 
             if listen is None:
                 return cls(xoscar, None)
-            host = advertised_host or listen.host
             pool = await xoscar.create_actor_pool(
                 str(Address(host, listen.port)),
                 n_process=0,
                 auto_recover=False,
                 extra_conf={"listen_elastic_ip": True} if host != listen.host else None,
             )
+        guard = PortGuard()
+        for server in pool._servers:
+            server.channel_handler = guard.guarding(server.channel_handler)
         return cls(xoscar, pool)
 
     @property
@@ -129,7 +147,11 @@ class XoscarBus:
                 return
             service = Service(name, target)
             self._actors[name] = await self._xoscar.create_actor(
-                _service_actor(self._xoscar), service, uid=name, address=self.address
+                _service_actor(self._xoscar),
+                service,
+                self._stamps,
+                uid=name,
+                address=self.address,
             )
 
     async def call(
@@ -143,7 +165,9 @@ class XoscarBus:
         """See `ControlBus`."""
         encoded = encode_arguments(arguments)
         answer = await self._detached(
-            endpoint, lambda ref: ref.invoke(method, encoded), timeout_seconds
+            endpoint,
+            lambda ref: self._invoke(endpoint.address, ref, method, encoded),
+            timeout_seconds,
         )
         return decode_answer(answer, returns, f"{endpoint}.{method}")
 
@@ -248,6 +272,22 @@ class XoscarBus:
             self._pending.discard(outcome)
             outcome.cancel()
 
+    async def _invoke(self, address: str, ref: Any, method: str, encoded: bytes) -> bytes:
+        """Call a method with a stamp that the process there takes.
+
+        Raises:
+            ProtocolError: it takes none.
+        """
+        for receiver in (self._receivers.get(address), None):
+            if receiver is None:
+                receiver = self._receivers[address] = await ref.receiver()
+            stamp = self._stamper.stamp(receiver)
+            answer: bytes | None = await ref.invoke(astuple(stamp), method, encoded)
+            if answer is not None:
+                return answer
+            # Another process listens there now; it has not run the method.
+        raise ProtocolError(problem=f"{address} takes no call of this process")
+
     async def _send(self, endpoint: Endpoint, invoke: Callable[[Any], Any]) -> Any:
         ref = self._refs.get(endpoint)
         if ref is None:
@@ -286,13 +326,23 @@ def _service_actor(xoscar: Any) -> type:
     class ServiceActor(xoscar.StatelessActor):  # type: ignore[misc]  # a Cython base
         """Stateless: calls interleave at awaits, and no lock is held across them."""
 
-        def __init__(self, service: Service) -> None:
+        def __init__(self, service: Service, stamps: StampCheck) -> None:
             self._service = service
+            self._stamps = stamps
 
         async def exists(self) -> bool:
             return True
 
-        async def invoke(self, method: str, arguments: bytes) -> bytes:
+        async def receiver(self) -> str:
+            return self._stamps.receiver
+
+        async def invoke(
+            self, stamp: tuple[str, str, int], method: str, arguments: bytes
+        ) -> bytes | None:
+            """Run a method, or return None: the stamp is for another process, or was used."""
+            if not self._stamps.take(Stamp(*stamp)):
+                logger.debug("%s was called with a stamp that is not new", method)
+                return None
             return await self._service.invoke(method, arguments)
 
     return ServiceActor

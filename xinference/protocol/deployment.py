@@ -371,7 +371,7 @@ class ReplicaStatus:
     state: ReplicaState
     node: NodeId | None
     address: str | None
-    """Of its data plane: "unix:<path>" or "tcp:host:port"; None until it is known."""
+    """Of its data plane: "unix:<path>", "tcp:host:port" or "tls:host:port"; None until known."""
     instance: InstanceId | None
     created_ts: int
     num_restarts: int

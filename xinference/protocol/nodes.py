@@ -17,6 +17,8 @@ class Device:
     used_bytes: int
     utilization: float
     """From 0 to 1."""
+    quarantine: str = ""
+    """Why nothing may be placed on it: a replica that ended still holds it. Empty: it may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,12 @@ class GatewayRouting:
     """Streams that went on at another replica."""
     num_ejected: int
     """Replicas that get no requests now, or one at a time."""
+    num_ejections: int = 0
+    """How often one was ejected."""
+    routes_epoch: int = 0
+    """Of the supervisor that the routing table is of."""
+    routes_number: int = 0
+    """Of the routing table, among those of its supervisor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,8 @@ def folder() -> Iterator[Path]:
 def test_addresses_read_and_print() -> None:
     assert parse_address("unix:/run/x/a.sock") == UnixAddress(Path("/run/x/a.sock"))
     assert parse_address("tcp:[::1]:80") == TcpAddress(Address("::1", 80))
-    for text in ("unix:/run/x/a.sock", "tcp:[::1]:80", "tcp:host:80"):
+    assert parse_address("tls:h:80") == TcpAddress(Address("h", 80), is_encrypted=True)
+    for text in ("unix:/run/x/a.sock", "tcp:[::1]:80", "tcp:host:80", "tls:[::1]:80"):
         assert str(parse_address(text)) == text
 
 

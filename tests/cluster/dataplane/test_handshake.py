@@ -32,6 +32,7 @@ def test_every_instance_and_every_cluster_has_a_key_of_its_own() -> None:
         replace(SAID, role="gateway"),
         replace(SAID, challenge=b"d" * 32),
         replace(SAID, nonce=b"m" * 32),
+        replace(SAID, certificate=b"d" * 32),
         replace(SAID, challenge=SAID.nonce, nonce=SAID.challenge),
         replace(SAID, instance="ia", role="ctor"),
     ],

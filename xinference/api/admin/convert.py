@@ -296,6 +296,7 @@ def _device(device: Device) -> dict[str, Any]:
         "mem_used": device.used_bytes,
         "mem_usage": device.used_bytes / device.total_bytes if device.total_bytes else 0.0,
         "gpu_util": device.utilization,
+        "quarantine": device.quarantine,
     }
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a replica listens: "unix:<path>" or "tcp:host:port", and how that becomes a socket.
+"""Where a replica listens: "unix:<path>", "tcp:host:port", or "tls:host:port" for an encrypted
+connection, and how that becomes a socket.
 
-A TCP listener takes the first free port of a range, "tcp:host:first-last"; "tcp:host:0" takes
+A TCP listener takes the first free port of a range, "tls:host:first-last"; "tls:host:0" takes
 any. A unix socket is of mode 0600 in a directory of mode 0700.
 """
 
@@ -36,24 +37,26 @@ class TcpAddress:
     """A host and a port."""
 
     address: Address
+    is_encrypted: bool = False
 
     def __str__(self) -> str:
-        return f"tcp:{self.address}"
+        return f"{'tls' if self.is_encrypted else 'tcp'}:{self.address}"
 
 
 def parse_address(text: str) -> UnixAddress | TcpAddress:
     """Read the address of a replica.
 
     Raises:
-        InvalidRequest: it is neither "unix:<path>" nor "tcp:host:port".
+        InvalidRequest: it is none of "unix:<path>", "tcp:host:port" and "tls:host:port".
     """
     kind, _, where = text.partition(":")
     if kind == "unix" and where:
         return UnixAddress(Path(where))
-    if kind == "tcp":
-        return TcpAddress(Address.parse(where))
+    if kind in {"tcp", "tls"}:
+        return TcpAddress(Address.parse(where), is_encrypted=kind == "tls")
     raise InvalidRequest(
-        field="address", problem=f"{text!r} is neither unix:<path> nor tcp:host:port"
+        field="address",
+        problem=f"{text!r} is none of unix:<path>, tcp:host:port and tls:host:port",
     )
 
 
@@ -71,13 +74,17 @@ def listening_socket(listen: str) -> tuple[socket.socket, str]:
     host, _, ports = where.rpartition(":")
     first, _, last = ports.partition("-")
     last = last or first
-    if kind != "tcp" or not host or not (first.isdecimal() and last.isdecimal()):
+    is_tcp = kind in {"tcp", "tls"}
+    if not is_tcp or not host or not (first.isdecimal() and last.isdecimal()):
         raise InvalidSetting(
-            name="listen", value=listen, expected="unix:<path> or tcp:host:first-last"
+            name="listen",
+            value=listen,
+            expected="unix:<path>, tcp:host:first-last or tls:host:first-last",
         )
     bare_host = host.removeprefix("[").removesuffix("]")
     listener = _listen_tcp(bare_host, range(int(first), int(last) + 1))
-    return listener, str(TcpAddress(Address(bare_host, listener.getsockname()[1])))
+    address = Address(bare_host, listener.getsockname()[1])
+    return listener, str(TcpAddress(address, is_encrypted=kind == "tls"))
 
 
 def _listen_unix(path: Path) -> socket.socket:

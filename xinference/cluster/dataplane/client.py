@@ -51,6 +51,7 @@ from . import frames
 from .address import UnixAddress, parse_address
 from .handshake import Transcript, is_same, new_nonce
 from .service import OnProgress, ReplicaLoad, ReplicaReport
+from .tls import client_tls, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ class ReplicaConnection:
         """Connect and prove both ends to each other.
 
         Args:
-            address: "unix:<path>" or "tcp:host:port".
+            address: "unix:<path>", "tcp:host:port" or "tls:host:port".
             key: of this instance, by `instance_key`.
             role: "gateway", or "actor" for the one that may load and stop it.
 
@@ -249,7 +250,9 @@ class ReplicaConnection:
                     reader, writer = await asyncio.open_unix_connection(where.path)
                 else:
                     reader, writer = await asyncio.open_connection(
-                        where.address.host, where.address.port
+                        where.address.host,
+                        where.address.port,
+                        ssl=client_tls() if where.is_encrypted else None,
                     )
                 decoder = frames.FrameDecoder.of_server_frames()
                 model = await _shake_hands(reader, writer, decoder, instance, key, role)
@@ -578,6 +581,7 @@ async def _shake_hands(
         role=role,
         challenge=challenge.nonce,
         nonce=new_nonce(),
+        certificate=_digest_of_peer(writer),
     )
     proof = transcript.client_proof(key)
     hello = frames.Hello(frames.VERSION, instance, role, transcript.nonce, proof)
@@ -587,6 +591,12 @@ async def _shake_hands(
         raise ProtocolError(problem="the replica could not prove that it knows its key")
     decoder.max_frame_bytes = frames.MAX_FRAME_BYTES
     return ModelUid(welcome.model)
+
+
+def _digest_of_peer(writer: asyncio.StreamWriter) -> bytes:
+    """Return the digest of the certificate that the other end has shown; empty without TLS."""
+    encryption = writer.get_extra_info("ssl_object")
+    return b"" if encryption is None else digest_of(encryption.getpeercert(binary_form=True))
 
 
 Wanted = TypeVar("Wanted", bound=frames.Frame)

@@ -3,7 +3,8 @@
 
 The key of an instance is derived from the cluster's key, so a replica is given only its own:
 whoever takes over a model's process cannot speak for another one. Each proof covers both
-nonces, the version, the role and the instance, so none can be used twice or turned round.
+nonces, the version, the role, the instance and the certificate, so none can be used twice, turned
+round, or passed on by somebody between the two ends.
 """
 
 import hashlib
@@ -46,6 +47,8 @@ class Transcript:
     """The server's nonce."""
     nonce: bytes
     """The client's."""
+    certificate: bytes = b""
+    """The digest of the server's, as each end has it; empty without encryption."""
 
     def client_proof(self, key: bytes) -> bytes:
         """Return what a client shows in HELLO."""
@@ -64,6 +67,7 @@ class Transcript:
             self.role.encode(),
             self.challenge,
             self.nonce,
+            self.certificate,
         )
         # Why the lengths: without them two different lists of parts could be the same bytes.
         said = b"".join(len(part).to_bytes(4, "big") + part for part in parts)

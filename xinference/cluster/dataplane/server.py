@@ -45,17 +45,22 @@ from . import frames
 from .handshake import HANDSHAKE_SECONDS, ROLES, Transcript, is_same, new_nonce
 from .requests import RequestTable
 from .service import ReplicaReport, ReplicaService, ServiceEvent
+from .tls import ServerTls
 
 logger = logging.getLogger(__name__)
 
 READ_BYTES = 256 * 1024
 MAX_CONNECTIONS = 64
+MAX_STRANGERS = 64
+"""Connections that have not been welcomed; with one more the oldest is closed."""
 MAX_STREAMS = 4096
 """Live streams of one connection."""
 MAX_UNSENT_BYTES = 8 * 1024 * 1024
 """A peer that lets this much pile up is not reading; its connection is closed."""
 SILENCE_SECONDS = 60.0
 """A peer that sends nothing for so long is gone. Clients ping far more often."""
+ACCEPT_RETRY_SECONDS = 0.2
+"""After an accept that failed: this process has no file descriptor left, for now."""
 RETRY_AFTER_SECONDS = 5
 MAX_GRACE_SECONDS = 3600.0
 CLOSE_SECONDS = 1.0
@@ -104,6 +109,7 @@ class DataPlaneServer:
         *,
         instance: InstanceId,
         key: bytes,
+        tls: ServerTls | None = None,
         clock: Callable[[], float] = time.monotonic,
         handshake_seconds: float = HANDSHAKE_SECONDS,
         silence_seconds: float = SILENCE_SECONDS,
@@ -111,13 +117,16 @@ class DataPlaneServer:
         self._service = service
         self._instance = instance
         self._key = key
+        self._tls = tls
         self._clock = clock
         self._handshake_seconds = handshake_seconds
         self._silence_seconds = silence_seconds
         self._table: RequestTable[_Entry] = RequestTable()
         self._connections: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], None] = {}
         self._peers: set[_Peer] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._spec: ReplicaSpec | None = None
         self._loading: asyncio.Task[None] | None = None
         self._loaders: set[_Peer] = set()
@@ -129,12 +138,17 @@ class DataPlaneServer:
         service.start(self._deliver)
 
     async def start(self, listener: socket.socket) -> None:
-        """Accept connections on a socket that listens already."""
-        # Why not start_unix_server: it takes either kind of socket, and so does this.
-        if listener.family == socket.AF_UNIX:
-            self._server = await asyncio.start_unix_server(self._on_connection, sock=listener)
-        else:
-            self._server = await asyncio.start_server(self._on_connection, sock=listener)
+        """Accept connections on a socket that listens already, until `stop_listening`."""
+        listener.setblocking(False)
+        self._listener = listener
+        self._accepting = asyncio.create_task(self._accept_forever(listener), name="accept")
+
+    def stop_listening(self) -> None:
+        """Accept no more; connections go on."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+        if self._listener is not None:
+            self._listener.close()
 
     @property
     def num_live(self) -> int:
@@ -146,8 +160,7 @@ class DataPlaneServer:
 
         The service should have ended its requests before; what is left is failed here.
         """
-        if self._server is not None:
-            self._server.close()
+        self.stop_listening()
         gone = self.give_up()
         goodbye = frames.encode(frames.Close(gone.to_wire()))
         for peer in tuple(self._peers):
@@ -170,27 +183,65 @@ class DataPlaneServer:
 
     # --- one connection
 
-    async def _on_connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "asyncio runs every connection in a task"
-        self._connections.add(task)
+    async def _accept_forever(self, listener: socket.socket) -> None:
+        """Accept connections.
+
+        Why not by asyncio's server: a connection counts from here on, and not only once it is
+        encrypted.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                logger.warning("no connection can be accepted: %s", error)
+                await asyncio.sleep(ACCEPT_RETRY_SECONDS)
+                continue
+            task = asyncio.create_task(self._on_accepted(accepted), name="data plane connection")
+            self._connections.add(task)
+            self._strangers[task] = None
+            if len(self._strangers) > MAX_STRANGERS:
+                # Why the oldest: peers prove themselves within milliseconds, and who holds
+                # connections open must not keep them out.
+                next(iter(self._strangers)).cancel()
+            task.add_done_callback(self._connections.discard)
+            task.add_done_callback(self._welcomed)
+
+    def _welcomed(self, task: "asyncio.Task[None] | None") -> None:
+        """Count a connection no longer among those that have proved nothing."""
+        if task is not None:
+            self._strangers.pop(task, None)
+
+    async def _on_accepted(self, accepted: socket.socket) -> None:
+        """Serve one connection to its end."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._handshake_seconds
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
-            await self._serve(reader, writer)
+            async with asyncio.timeout_at(deadline):
+                transport, _ = await loop.connect_accepted_socket(
+                    lambda: protocol,
+                    accepted,
+                    ssl=None if self._tls is None else self._tls.context,
+                )
+        except (OSError, TimeoutError, asyncio.CancelledError) as error:
+            logger.debug("a connection was not made: %r", error)
+            accepted.close()
+            return
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        try:
+            await self._serve(reader, writer, deadline)
         except ProtocolError as error:
             logger.warning("closed a connection: %s", error)
             self._last_word(writer, error)
         except PeerUnreachable as error:
             self._last_word(writer, error)
         except (OSError, TimeoutError, asyncio.CancelledError):
-            # Why not raised on: a connection's task is cancelled by `close` alone, and asyncio
-            # would log a cancelled connection as an error of ours.
-            pass
+            pass  # nothing to tell anybody: who cancels it knows
         except Exception:
             logger.exception("a connection failed; its requests are aborted")
         finally:
-            self._connections.discard(task)
             writer.close()
             with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
                 async with asyncio.timeout(CLOSE_SECONDS):
@@ -201,10 +252,13 @@ class DataPlaneServer:
         if not writer.transport.is_closing():
             writer.write(frames.encode(frames.Close(error.to_wire())))
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float
+    ) -> None:
         decoder = frames.FrameDecoder.of_client_frames()
-        async with asyncio.timeout(self._handshake_seconds):
+        async with asyncio.timeout_at(deadline):
             role = await self._handshake(reader, writer, decoder)
+        self._welcomed(asyncio.current_task())
         peer = _Peer(writer, role)
         self._peers.add(peer)
         try:
@@ -230,7 +284,7 @@ class DataPlaneServer:
         decoder: frames.FrameDecoder,
     ) -> str:
         """Return the role of a peer that has proved itself."""
-        if len(self._connections) > MAX_CONNECTIONS:
+        if len(self._peers) >= MAX_CONNECTIONS:
             raise ProtocolError(problem=f"more than {MAX_CONNECTIONS} connections")
         challenge = new_nonce()
         writer.write(frames.encode(frames.Challenge(frames.VERSION, challenge)))
@@ -269,6 +323,7 @@ class DataPlaneServer:
             role=hello.role,
             challenge=challenge,
             nonce=hello.nonce,
+            certificate=b"" if self._tls is None else self._tls.digest,
         )
         if not is_same(hello.proof, transcript.client_proof(self._key)):
             raise ProtocolError(problem="the proof is wrong: the two ends have different keys")

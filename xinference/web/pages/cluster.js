@@ -47,6 +47,7 @@ function nodeCard(name, node, models) {
       h("h3", {}, `GPU ${index} · ${device.name}`),
       gauge(t("memory"), device.mem_used, device.mem_total),
       gauge(t("busy"), device.gpu_util, 1, `${Math.round(100 * device.gpu_util)} %`),
+      device.quarantine && h("p", { role: "note" }, device.quarantine),
     ]),
     Object.keys(devices).length === 0 && h("p", { class: "quiet" }, t("no_gpu")),
     h("h3", {}, t("replicas")),
