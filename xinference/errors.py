@@ -21,6 +21,7 @@
     ├── CapacityError             the same request may succeed later            503
     │   ├── ModelNotReady           it is still loading, or being restarted     503
     │   ├── ModelOverloaded         its queue is full; nothing was enqueued     429
+    │   ├── DeadlinePassed          it was not there when its caller gave up    504
     │   ├── RateLimitReached        the API key's limit is used up for now      429
     │   ├── StoreUnavailable        what is to be kept cannot be written        503
     │   └── InsufficientResources   no node can hold it now                     503
@@ -304,6 +305,21 @@ class ModelOverloaded(CapacityError):
         return (
             f"Model {self.model} already has {self.num_waiting} requests waiting for their "
             "answers; try again later."
+        )
+
+
+@dataclass(eq=False)
+class DeadlinePassed(CapacityError):
+    """The answer was not there when its caller would wait no longer. The request is aborted."""
+
+    model: str
+    seconds: float
+    code: ClassVar[str] = "deadline_passed"
+
+    def __str__(self) -> str:
+        return (
+            f"Model {self.model} has not answered within {self.seconds:g} s, which is as long as "
+            "this request may wait; it was aborted."
         )
 
 

@@ -91,6 +91,8 @@ class Settings:
     continue_streams: bool = True
     """Whether an answer that was begun goes on at another replica when its own dies."""
     http_keep_alive_seconds: float = 5.0
+    answer_timeout_seconds: float = 600.0
+    """How long a request may wait for the beginning of its answer, if its caller does not say."""
     batch_size: int = 32
     """The most texts that a model embeds or reranks at once, where its launch does not say."""
     batch_interval_seconds: float = 0.003
@@ -259,6 +261,9 @@ VARIABLES: Mapping[str, Variable] = {
     ),
     "XINFERENCE_HTTP_TIMEOUT_KEEP_ALIVE": Variable(
         "http_keep_alive_seconds", _seconds, "how long an idle HTTP connection is kept"
+    ),
+    "XINFERENCE_ANSWER_TIMEOUT": Variable(
+        "answer_timeout_seconds", _seconds, "how long an answer may take to begin"
     ),
     "XINFERENCE_BATCH_SIZE": Variable(
         "batch_size", _positive, "texts that a model embeds or reranks at once, at most"

@@ -107,8 +107,9 @@ def test_both_languages_have_the_same_words_and_gaps() -> None:
 def test_the_modules_use_the_words_that_there_are() -> None:
     text = "".join(text for _, text in modules())
     used = set(re.findall(r'\bt\("(\w+)"', text))
-    # Made of a part: the names of pages and the stages of a launch.
-    built = {key for key in words_of("en") if key.startswith(("page_", "stage_"))}
+    # Made of a part: the names of pages and tabs, the stages of a launch, the scopes of keys.
+    parts = ("page_", "stage_", "tab_", "nothing_", "scope_")
+    built = {key for key in words_of("en") if key.startswith(parts)}
 
     assert used | built == words_of("en").keys()
 

@@ -124,6 +124,21 @@ def test_a_large_request_does_not_keep_a_small_one_waiting() -> None:
     assert (1, 0) in batches[1]
 
 
+def test_rows_whose_pairs_are_too_many_are_not_together() -> None:
+    limits = BatchLimits(
+        max_items=8,
+        max_tokens=9000,
+        max_bytes=10**9,
+        bytes_per_token=1,
+        bytes_per_pair=8,
+        has_pairs_alone=False,
+        max_pair_bytes=8 * 2 * 100**2,
+    )
+    queue = queue_of([500, 500, 100, 100, 100], limits=limits)
+
+    assert [len(queue.take(now=0.0)) for _ in range(4)] == [1, 1, 2, 1]
+
+
 def test_a_text_beyond_every_limit_is_a_batch_of_its_own() -> None:
     queue = queue_of([5000, 10])
 
@@ -185,6 +200,27 @@ def test_a_stream_of_texts_does_not_delay_the_first_for_ever() -> None:
             break
 
     assert number * 0.9 <= 5
+
+
+def test_those_who_were_just_answered_have_time_to_ask_again() -> None:
+    queue = queue_of([5], [6])
+    queue.take(now=0.0)
+    queue.add(9, [5], answer_bytes=[1], now=0.1, is_crowd=True)
+    assert queue.seconds_to_wait(0.2) == 0.0
+
+    queue.note_answers(now=0.2)
+
+    assert queue.seconds_to_wait(0.2) == pytest.approx(INTERVAL)
+    assert queue.seconds_to_wait(0.2 + INTERVAL) == 0.0
+
+
+def test_one_caller_of_many_texts_does_not_wait_between_its_batches() -> None:
+    queue = queue_of([100] * LIMITS.max_items)
+    queue.take(now=0.0, max_tokens=300)
+
+    queue.note_answers(now=0.1)
+
+    assert queue.seconds_to_wait(0.1) == 0.0
 
 
 def test_a_full_batch_waits_for_nobody() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.long_runs import RecordLongRun
 from xinference.models.encoder_memory import CPU_BATCH_TOKENS, MAX_BATCH_BYTES, batch_limits
 from xinference.protocol.encoding import EncoderOptions
 
@@ -45,17 +46,41 @@ def test_a_config_that_says_little_is_taken_for_a_large_model() -> None:
     assert limits(SimpleNamespace()).bytes_per_token > limits().bytes_per_token
 
 
-@pytest.mark.timeout(240)
-def test_a_process_stays_below_the_ceiling_however_long_the_documents() -> None:
+def test_on_a_cpu_the_pairs_of_tokens_of_a_batch_are_few() -> None:
+    on_gpu = batch_limits(
+        EncoderOptions(batch_size=8), CONFIG, item_bytes=4, free_bytes=2**40, on_cpu=False
+    )
+
+    assert limits().allow(8, 512, 8 * 512)
+    assert not limits().allow(2, 4000, 8000)
+    assert on_gpu.allow(2, 4000, 8000)
+
+
+@pytest.mark.timeout(600)
+def test_a_process_stays_below_the_ceiling_however_long_the_documents(
+    is_long: bool, record_long_run: RecordLongRun
+) -> None:
+    num_documents = 10_000 if is_long else 100
+
     # Why a process: only a fresh one can say how much it has grown.
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.embedding", "--memory", "--documents", "100"],
+        [
+            *(sys.executable, "-m", "benchmarks.embedding", "--memory"),
+            *("--documents", str(num_documents)),
+        ],
         capture_output=True,
         text=True,
         check=True,
     )
 
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["documents"] == 100
-    assert found["tokens"] > 20_000
+    record_long_run(
+        "Memory of long documents",
+        documents=num_documents,
+        tokens=found["tokens"],
+        largest_growth_in_mib=found["grown_mib"],
+        smallest_ceiling_in_mib=found["ceiling_mib"],
+    )
+    assert found["documents"] == num_documents
+    assert found["tokens"] > 200 * num_documents
     assert found["grown_mib"] < found["ceiling_mib"]

@@ -85,6 +85,7 @@ def create_app(
     disable_metrics: bool = False,
     metrics_directory: Path | None = None,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+    answer_timeout_seconds: float | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """Return the application that serves `cluster` over HTTP.
@@ -97,6 +98,8 @@ def create_app(
         metrics_directory: where the processes of a gateway keep their numbers, which `/metrics`
             adds up; `PROMETHEUS_MULTIPROC_DIR` must have named it before this module was imported.
         keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
+        answer_timeout_seconds: how long a request may wait for the beginning of its answer, where
+            its caller does not say. None: for ever.
         on_shutdown: awaited once when the server ends.
     """
     kept = store or Store()
@@ -137,6 +140,7 @@ def create_app(
         keyring=keyring,
         store=kept,
         keep_alive_seconds=keep_alive_seconds,
+        answer_timeout_seconds=answer_timeout_seconds,
     )
     install_gateway(app, gateway)
     install_error_answers(app)

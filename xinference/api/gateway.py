@@ -26,6 +26,8 @@ class Gateway:
     store: Store
     keep_alive_seconds: float
     """A stream that has had nothing to say for so long says that it lives."""
+    answer_timeout_seconds: float | None = None
+    """For the beginning of an answer, where its caller does not say; None: for ever."""
     key: ApiKey | None = None
     """The caller's; None while the gateway is open."""
 

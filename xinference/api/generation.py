@@ -28,7 +28,8 @@ from xinference.protocol.generation import (
 
 from .errors import log_fault
 from .gateway import Gateway
-from .inbox import AnswerEvent, Tick, answer_events
+from .inbox import FOR_EVER, AnswerEvent, Tick, answer_events
+from .patience import Patience, patience_of
 
 STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
@@ -109,7 +110,10 @@ class GenerationAnswer(Response):
         if self._stream:
             await self._send_stream(scope, receive, send)
             return
-        body = await whole_answer(self._gateway, self._generation, receive)
+        patience = patience_of(
+            scope, stream=False, default_seconds=self._gateway.answer_timeout_seconds
+        )
+        body = await whole_answer(self._gateway, self._generation, receive, patience=patience)
         if body is not None:
             headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -123,6 +127,9 @@ class GenerationAnswer(Response):
             generation.asked,
             receive,
             tick_seconds=gateway.keep_alive_seconds / 2,
+            patience=patience_of(
+                scope, stream=True, default_seconds=gateway.answer_timeout_seconds
+            ),
         )
         headers = [(b"content-type", generation.form.stream_type), *STREAM_HEADERS]
         deltas: list[Delta] = []
@@ -168,13 +175,21 @@ class GenerationAnswer(Response):
         return form.delta(event)
 
 
-async def whole_answer(gateway: Gateway, generation: Generation, receive: Receive) -> bytes | None:
+async def whole_answer(
+    gateway: Gateway,
+    generation: Generation,
+    receive: Receive,
+    *,
+    patience: Patience = FOR_EVER,
+) -> bytes | None:
     """Return the body of an answer in one piece; None if the client left.
 
     Raises:
         XinferenceError: the request was refused, or failed.
     """
-    events = answer_events(gateway.cluster, generation.model, generation.asked, receive)
+    events = answer_events(
+        gateway.cluster, generation.model, generation.asked, receive, patience=patience
+    )
     deltas: list[Delta] = []
     with gateway.observe(generation.model, stream=False) as observation:
         async with aclosing(events):

@@ -28,7 +28,11 @@ from xinference.protocol.generation import (
     GenerationRequest,
 )
 
+from .patience import Patience
+
 logger = logging.getLogger(__name__)
+
+FOR_EVER = Patience()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,7 @@ async def answer_events(
     receive: Receive,
     *,
     tick_seconds: float | None = None,
+    patience: Patience = FOR_EVER,
 ) -> AsyncGenerator[list[AnswerEvent], None]:
     """Yield what the cluster answers, in batches; end without an ending if the client leaves.
 
@@ -102,9 +107,10 @@ async def answer_events(
     Args:
         receive: the client's side of the connection, its body already read.
         tick_seconds: how often to yield a `Tick` after Accepted, while nothing comes. None: never.
+        patience: how long the answer may take to come; the last event is Failed if it has not.
     """
     inbox = Inbox()
-    feed = asyncio.create_task(_feed(inbox, cluster, model, request, tick_seconds))
+    feed = asyncio.create_task(_feed(inbox, cluster, model, request, tick_seconds, patience))
     watch = asyncio.create_task(_wait_disconnected(receive))
     watch.add_done_callback(lambda _: feed.cancel())
     try:
@@ -123,21 +129,24 @@ async def _feed(
     model: ModelUid,
     request: GenerationRequest,
     tick_seconds: float | None,
+    patience: Patience,
 ) -> None:
     """Put every event of one request into the inbox; cancelling it aborts the request."""
     ticking: asyncio.Task[None] | None = None
     try:
-        stream = await cluster.generate(model, request)
-        try:
-            await inbox.put(stream.accepted)
-            if tick_seconds is not None:
-                ticking = asyncio.create_task(inbox.tick(tick_seconds))
-            async for event in stream:
-                if isinstance(event, Finished) and event.reason is FinishReason.ABORT:
-                    raise RequestAborted(request_id=request.request_id)
-                await inbox.put(event)
-        finally:
-            await stream.aclose()
+        async with patience.waiting(model) as wait:
+            stream = await cluster.generate(model, request)
+            try:
+                await inbox.put(stream.accepted)
+                if tick_seconds is not None:
+                    ticking = asyncio.create_task(inbox.tick(tick_seconds))
+                async for event in stream:
+                    wait.began()
+                    if isinstance(event, Finished) and event.reason is FinishReason.ABORT:
+                        raise RequestAborted(request_id=request.request_id)
+                    await inbox.put(event)
+            finally:
+                await stream.aclose()
     except XinferenceError as error:
         await inbox.put(Failed(error=error))
     except Exception:

@@ -99,6 +99,7 @@ async def _serve(config: GatewayConfig) -> None:
             store=Store(config.home / STORE_FILE),
             disable_metrics=config.disable_metrics,
             metrics_directory=metrics_directory,
+            answer_timeout_seconds=config.answer_timeout_seconds,
             on_shutdown=cluster.aclose,
         )
         logger.info("Gateway at %s:%d", *listener.getsockname()[:2])

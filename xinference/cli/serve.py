@@ -301,6 +301,7 @@ def _gateway_configs(
             port=options.port,
             disable_metrics=settings.disable_metrics,
             http_keep_alive_seconds=settings.http_keep_alive_seconds,
+            answer_timeout_seconds=settings.answer_timeout_seconds,
             continues_streams=settings.continue_streams,
             drain_seconds=settings.drain_seconds,
             ssl_certfile=options.ssl_certfile,

@@ -114,6 +114,8 @@ class GatewayConfig(RoleConfig):
     port: int = 9997
     disable_metrics: bool = False
     http_keep_alive_seconds: float = 5.0
+    answer_timeout_seconds: float = 600.0
+    """How long a request may wait for the beginning of its answer, if its caller does not say."""
     continues_streams: bool = True
     """Whether an answer that was begun goes on at another replica when its own dies."""
     ssl_certfile: str | None = None

@@ -48,6 +48,8 @@ class BatchLimits:
     """Beside that, for each pair of tokens of a row: masks and attention weights."""
     has_pairs_alone: bool = True
     """Whether that holds for one row by itself, which has no padding to mask."""
+    max_pair_bytes: int | None = None
+    """Of rows that are together for no other reason than that they may be. None: no such limit."""
     bytes_per_row: int = 0
     """Whatever its length: the logits of one token."""
 
@@ -82,6 +84,9 @@ class BatchLimits:
         """
         padded = num_rows * longest
         padding = padded - num_tokens
+        pair_bytes = padded * longest * self.bytes_per_pair
+        if self.max_pair_bytes is not None and pair_bytes > self.max_pair_bytes:
+            return False
         return (
             num_rows <= self.max_items
             and padded <= self.max_tokens
@@ -186,6 +191,13 @@ class BatchQueue(Generic[Caller]):
         self._newest_at = now
         if is_crowd:
             self._crowd_until = now + CROWD_SECONDS
+
+    def note_answers(self, *, now: float) -> None:
+        """Wait anew for those who were just answered: in a crowd they ask again at once.
+
+        Why: else whoever came while the last batch was computed is the next batch, alone.
+        """
+        self._oldest_at = self._newest_at = now
 
     def remove(self, caller: Caller) -> None:
         """Forget the texts of a caller that wait; it may have none."""

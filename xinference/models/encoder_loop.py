@@ -30,6 +30,7 @@ from xinference.protocol.vectors import AnswerEvent, VectorPiece
 
 from .base import Sink
 from .batching import BatchLimits, BatchPace, BatchQueue
+from .heap import Heap
 
 logger = logging.getLogger(__name__)
 
@@ -226,9 +227,11 @@ class EncoderLoop:
 
     def _run(self) -> None:
         reason = FinishReason.ABORT
+        heap = Heap()
         try:
             while (texts := self._next_batch()) is not None:
                 self._run_batch(texts)
+                heap.give_back()
         except Exception as error:  # boundary: the last of this thread
             logger.exception("the encoder's loop of %s died", self._model_name)
             self._end_all_with(f"{type(error).__name__}: {error}")
@@ -313,6 +316,8 @@ class EncoderLoop:
             self._end_rate.note(num_ended, now=ended)
         if events:
             self._sink(events)
+        with self._wakened:
+            self._queue.note_answers(now=time.monotonic())
 
     def _count(self, texts: Texts, *, seconds: float, has_failed: bool) -> None:
         lengths = [len(job.texts[index]) for job, index in texts]

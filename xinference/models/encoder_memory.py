@@ -14,6 +14,9 @@ CUDA_BATCH_TOKENS = 65536
 DEFAULT_HIDDEN_SIZE = 1024
 MASK_BYTES_PER_PAIR = 8
 """The mask of a padded batch, as truth values and as numbers, and a copy of it."""
+CPU_PAIR_BYTES = 32 * 2**20
+"""Of the rows of one batch. Why: long texts gain nothing from company on a CPU, and their mask, the
+square of their length, would be most of what a batch takes."""
 HIDDEN_COPIES = 8
 """Of the hidden states: queries, keys, values, attention's result, the residual and copies."""
 INTERMEDIATE_COPIES = 3
@@ -49,6 +52,7 @@ def batch_limits(
         bytes_per_token=(HIDDEN_COPIES * hidden + INTERMEDIATE_COPIES * intermediate) * item_bytes,
         bytes_per_pair=MASK_BYTES_PER_PAIR if is_fused else 3 * heads * item_bytes,
         has_pairs_alone=not is_fused,
+        max_pair_bytes=CPU_PAIR_BYTES if on_cpu else None,
         bytes_per_row=bytes_per_row,
     )
 

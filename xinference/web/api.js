@@ -23,10 +23,14 @@ export const hasKey = () => Boolean(sessionStorage.getItem(KEY));
 /** Let the user enter a key or forget it; false if the dialog was closed without either. */
 export async function changeKey() {
   const key = await askForKey();
-  if (key === null) return false;
+  if (key !== null) useKey(key);
+  return key !== null;
+}
+
+/** Send this key from now on; "" sends none. */
+export function useKey(key) {
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
-  return true;
 }
 
 let asking = null;

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The frame around the pages: navigation, language, theme and key. The address says which page is
-// shown: "#/chat?model=guide" shows chat.js with its query.
+// shown: "#/playground?model=guide" shows playground.js with its query.
 
 import { changeKey } from "./api.js";
 import { problem } from "./dialog.js";
 import { fill, h, select } from "./dom.js";
 import { LANGUAGES, language, t, useLanguage } from "./i18n.js";
 import { switchTheme, useTheme } from "./theme.js";
-import * as chat from "./pages/chat.js";
 import * as cluster from "./pages/cluster.js";
+import * as keys from "./pages/keys.js";
 import * as launch from "./pages/launch.js";
 import * as models from "./pages/models.js";
+import * as playground from "./pages/playground.js";
 import * as register from "./pages/register.js";
 
-const PAGES = { models, launch, chat, register, cluster };
+const PAGES = { models, launch, playground, register, cluster, keys };
 
 let shown = new AbortController();
 

@@ -36,7 +36,7 @@ export function launchProgress(uid, signal) {
       if (!ENDS.includes(launch.stage)) return;
       ended.abort();
       if (launch.stage === "completed") {
-        fill(element, h("span", { role: "status" }, t("ready", { uid })), chatLink(uid));
+        fill(element, h("span", { role: "status" }, t("ready", { uid })), useLink(uid));
       } else if (launch.stage === "error") {
         fill(element, problem(new Error(launch.info || (await causeOf(uid, signal)))));
       } else {
@@ -51,8 +51,8 @@ export function launchProgress(uid, signal) {
   return element;
 }
 
-const chatLink = (uid) =>
-  h("a", { class: "button", href: `#/chat?model=${encodeURIComponent(uid)}` }, t("page_chat"));
+const useLink = (uid) =>
+  h("a", { class: "button", href: `#/playground?model=${encodeURIComponent(uid)}` }, t("use_it"));
 
 async function causeOf(uid, signal) {
   const query = new URLSearchParams({ model_uid: uid });

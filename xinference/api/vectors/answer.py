@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from xinference.api.gateway import gateway_of
+from xinference.api.patience import patience_of
 from xinference.cluster.interface import Cluster
 from xinference.errors import ReplicaLost, RequestAborted
 from xinference.identifiers import ModelUid
@@ -75,7 +76,11 @@ class VectorAnswer(Response):
             XinferenceError: the request was refused, or failed.
         """
         with self._gateway.observe(self._model, stream=False) as observation:
-            answer = await self._computed_unless_left(receive)
+            patience = patience_of(
+                scope, stream=False, default_seconds=self._gateway.answer_timeout_seconds
+            )
+            async with patience.waiting(self._model):
+                answer = await self._computed_unless_left(receive)
             if answer is None:
                 return
             usage = Finished(reason=FinishReason.STOP, usage=answer.usage)

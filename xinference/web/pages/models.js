@@ -65,12 +65,13 @@ function modelCard(first, signal) {
   const launch = h("div");
   const trouble = h("div");
   const events = h("ol", { class: "events" });
-  const chat = h(
+  const use = h(
     "a",
-    { class: "button", href: `#/chat?model=${encodeURIComponent(uid)}` },
-    t("page_chat"),
+    { class: "button", href: `#/playground?model=${encodeURIComponent(uid)}` },
+    t("use_it"),
   );
-  const stop = h("button", { type: "button", class: "danger", onclick: terminate }, t("terminate"));
+  const add = h("button", { type: "button", onclick: () => act(add, addReplica) }, t("add_replica"));
+  const stop = h("button", { type: "button", class: "danger", onclick: () => act(stop, terminate) }, t("terminate"));
   const story = h("details", { ontoggle: tell }, h("summary", {}, t("events")), events);
   const element = h(
     "article",
@@ -83,22 +84,42 @@ function modelCard(first, signal) {
     replicas,
     story,
     trouble,
-    h("div", { class: "actions" }, chat, stop),
+    h("div", { class: "actions" }, use, add, stop),
   );
   const speed = speedometer();
+  const lines = new Map();
   let isLaunchShown = false;
+
+  /** Do what a button says, once at a time; what goes wrong is told on the card. */
+  async function act(button, action) {
+    button.disabled = true;
+    fill(trouble);
+    try {
+      await action();
+    } catch (error) {
+      if (!signal.aborted) fill(trouble, problem(error));
+    } finally {
+      button.disabled = false;
+    }
+  }
 
   async function terminate() {
     const title = t("terminate_title", { uid });
     if (!(await isConfirmed(title, t("terminate_about"), t("terminate")))) return;
-    stop.disabled = true;
-    try {
-      await call(path`v1/models/${uid}`, { method: "DELETE" });
-      notify(t("terminated", { uid }));
-    } catch (error) {
-      fill(trouble, problem(error));
-      stop.disabled = false;
-    }
+    await call(path`v1/models/${uid}`, { method: "DELETE" });
+    notify(t("terminated", { uid }));
+  }
+
+  async function addReplica() {
+    await call(path`v1/models/${uid}/replicas`, { method: "POST", body: { replica: 1 }, signal });
+    notify(t("replica_added", { uid }));
+  }
+
+  async function removeReplica(replica) {
+    const name = replica.replica_model_uid;
+    const title = t("remove_replica_title", { name });
+    if (!(await isConfirmed(title, t("remove_replica_about"), t("remove")))) return;
+    await call(path`v1/models/${uid}/replicas/${replica.replica_id}`, { method: "DELETE" });
   }
 
   async function tell() {
@@ -114,13 +135,32 @@ function modelCard(first, signal) {
   function update(model, metrics) {
     status.textContent = model.status;
     status.dataset.status = model.status;
-    chat.hidden = model.status !== "READY" || !model.model_ability.includes("chat");
-    fill(replicas, model.replica_statuses.map(replicaLine));
+    use.hidden = add.hidden = model.status !== "READY";
+    updateReplicas(model.replica_statuses);
     load.textContent = metrics ? loadOf(metrics, speed(metrics)) : "";
     const isLaunching = LAUNCHING.includes(model.status);
     if (isLaunching && !isLaunchShown) fill(launch, launchProgress(uid, signal));
     if (!isLaunching) fill(launch);
     isLaunchShown = isLaunching;
+  }
+
+  // Why lines are kept: one of their buttons may have the focus.
+  function updateReplicas(statuses) {
+    const names = new Set(statuses.map((replica) => replica.replica_model_uid));
+    for (const [name, line] of lines) {
+      if (names.has(name)) continue;
+      line.element.remove();
+      lines.delete(name);
+    }
+    for (const replica of statuses) {
+      const name = replica.replica_model_uid;
+      if (!lines.has(name)) {
+        const line = replicaLine((button) => act(button, () => removeReplica(replica)));
+        lines.set(name, line);
+        replicas.append(line.element);
+      }
+      lines.get(name).update(replica, statuses.length > 1);
+    }
   }
 
   return { element, update };
@@ -150,15 +190,27 @@ function speedometer() {
   };
 }
 
-const replicaLine = (replica) =>
-  h(
-    "li",
-    {},
-    `${replica.replica_model_uid} · ${replica.state} · ${replica.worker_address ?? "–"}`,
-    replica.gpu_idx?.length ? ` · GPU ${replica.gpu_idx.join(", ")}` : "",
-    replica.num_restarts ? ` · ${t("restarts", { count: replica.num_restarts })}` : "",
-    replica.error_message && h("div", { class: "problem" }, replica.error_message),
-  );
+function replicaLine(remove) {
+  const text = h("span");
+  const trouble = h("div");
+  const button = h("button", { type: "button", class: "small", onclick: () => remove(button) }, t("remove"));
+  const element = h("li", {}, text, " ", button, trouble);
+
+  function update(replica, isRemovable) {
+    text.textContent = [
+      replica.replica_model_uid,
+      replica.state,
+      replica.worker_address ?? "–",
+      replica.gpu_idx?.length && `GPU ${replica.gpu_idx.join(", ")}`,
+      replica.num_restarts && t("restarts", { count: replica.num_restarts }),
+    ].filter(Boolean).join(" · ");
+    button.hidden = !isRemovable;
+    button.setAttribute("aria-label", `${t("remove")} ${replica.replica_model_uid}`);
+    fill(trouble, replica.error_message && h("div", { class: "problem" }, replica.error_message));
+  }
+
+  return { element, update };
+}
 
 const eventLine = (event) =>
   h(
