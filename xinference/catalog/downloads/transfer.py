@@ -115,7 +115,6 @@ class Transfer:
                 done = self._append(url, file, output, done, digest, on_bytes)
             if done < file.size_bytes:
                 raise _Interrupted("the server sends less than it has told")
-            output.flush()
             # Why: a name that a power cut leaves on an empty file would say that it is whole.
             os.fsync(output.fileno())
         return done == file.size_bytes and digest.is_right
@@ -148,6 +147,8 @@ class Transfer:
                     if self._is_stopping.is_set():
                         raise Stopped
                     output.write(chunk)
+                    # Why: what is told of is there, even if this process is killed now.
+                    output.flush()
                     digest.update(chunk)
                     done += len(chunk)
                     on_bytes(done)
@@ -155,8 +156,6 @@ class Transfer:
                         break
         except httpx.TransportError as error:
             raise _Interrupted(_words_of(error)) from error
-        finally:
-            output.flush()
         return done
 
     def _check(self, answer: httpx.Response, file: RemoteFile) -> None:
