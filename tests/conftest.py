@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.table import FaultTable, RecordFault
+from tests.faults.table import recorder as fault_recorder
 from tests.long_runs import LongRuns, RecordLongRun, recorder
 
 LONG_TIMEOUT_SECONDS = 1800
@@ -28,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--long") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(LongRuns())
+        config.pluginmanager.register(FaultTable())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,6 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def record_long_run(request: pytest.FixtureRequest) -> RecordLongRun:
     """What a test calls to have a row in the table of long runs."""
     return recorder(request)
+
+
+@pytest.fixture
+def record_fault(request: pytest.FixtureRequest) -> RecordFault:
+    """What a test calls to have a row in the table of faults."""
+    return fault_recorder(request)
 
 
 @pytest.fixture(scope="session")

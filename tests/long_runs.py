@@ -91,7 +91,7 @@ class LongRuns:
     def pytest_sessionfinish(self) -> None:
         """Put the rows into the page."""
         if self._runs:
-            date, commit = time.strftime("%Y-%m-%d"), _commit()
+            date, commit = time.strftime("%Y-%m-%d"), commit_of(besides=PAGE)
             rows = {
                 name: run.row(name, date=date, commit=commit) for name, run in self._runs.items()
             }
@@ -117,8 +117,8 @@ def _phrase(what: str, number: Number) -> str:
     return f"{number:,} {words}"
 
 
-def _commit() -> str:
-    """Return the commit that ran, with a plus if the tree had more than it."""
+def commit_of(*, besides: Path) -> str:
+    """Return the commit that ran, with a plus if the tree had more than it, `besides` a page."""
 
     def git(*command: str) -> str:
         ended = subprocess.run(
@@ -126,6 +126,6 @@ def _commit() -> str:
         )
         return ended.stdout.strip()
 
-    page = f":(exclude){PAGE.relative_to(ROOT)}"
+    page = f":(exclude){besides.relative_to(ROOT)}"
     others = git("status", "--porcelain", "--untracked-files=no", "--", ".", page)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if others else "")

@@ -42,6 +42,7 @@ async def test_requests_tokens_and_times_are_counted_per_model(http: httpx.Async
     assert page["model_request_duration_seconds_count", guide] == 2
     first = page["time_to_first_token_seconds_count", labels(model_uid="guide", stream="true")]
     assert first == 1
+    assert page["time_per_output_token_seconds_count", guide] == 1  # of the one that was streamed
     assert page["model_serve_count", guide] == 0
     served = labels(method="POST", route="/v1/chat/completions", status="200")
     assert page["http_requests_total", served] == 2

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guardian with supervisor, worker and gateway, for tests: `python -m tests.cluster.guarded`.
 
-Takes one line of JSON on stdin with home, key and replica command; prints a line when ready.
+Takes one line of JSON on stdin with home, key and replica command; prints a line when ready. Told
+the address of a supervisor, it has a worker alone; told that it has no worker, the others; told a
+port for HTTP, two real gateways that share it. Where the supervisor is, it writes into its home.
 """
 
+import dataclasses
 import json
 import logging
 import sys
@@ -19,7 +22,11 @@ from xinference.cluster.configuration import (
 
 
 def argv_of(config: RoleConfig) -> list[str]:
-    return [sys.executable, "-m", "tests.cluster.role", config.role]
+    assert config.supervisor_address is not None
+    (config.home / "supervisor.address").write_text(config.supervisor_address)
+    is_real = isinstance(config, GatewayConfig) and config.num_processes > 1
+    module = "xinference.cli.process" if is_real else "tests.cluster.role"
+    return [sys.executable, "-m", module, config.role]
 
 
 def main() -> int:
@@ -27,20 +34,38 @@ def main() -> int:
     logging.basicConfig(level="INFO", format="guardian %(levelname)s %(message)s")
     home, key = Path(told["home"]), told["key"]
     command = tuple(told["replica_command"])
-    supervisor = SupervisorConfig(
+    listen = told.get("listen", "127.0.0.1:0")
+    drain_seconds = told.get("drain_seconds", 30.0)
+    worker = WorkerConfig(
         home=home,
         cluster_key=key,
-        listen=told.get("listen", "127.0.0.1:0"),
-        expected_workers=1,
+        listen=listen,
+        replica_command=command,
+        supervisor_address=told.get("supervisor_address"),
+        drain_seconds=drain_seconds,
     )
-    worker = WorkerConfig(home=home, cluster_key=key, replica_command=command)
-    gateway = GatewayConfig(home=home, cluster_key=key)
+    configs: list[RoleConfig] = [worker]
+    if worker.supervisor_address is None:
+        supervisor = SupervisorConfig(
+            home=home,
+            cluster_key=key,
+            listen=listen,
+            expected_workers=told.get("expected_workers", 1),
+        )
+        workers = [worker] if told.get("has_worker", True) else []
+        gateways = [GatewayConfig(home=home, cluster_key=key)]
+        if port := told.get("http_port"):
+            gateways = [
+                dataclasses.replace(gateways[0], port=port, number=number, num_processes=2)
+                for number in (1, 2)
+            ]
+        configs = [supervisor, *workers, *gateways]
 
     def on_ready() -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
 
-    return guardian.run([supervisor, worker, gateway], on_ready=on_ready, argv_of=argv_of)
+    return guardian.run(configs, on_ready=on_ready, argv_of=argv_of)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from xinference.cluster.messages import (
 )
 from xinference.cluster.state import ClusterState, Moment
 from xinference.cluster.store import DesiredStore
-from xinference.cluster.supervisor import SupervisorActor, system_clock
+from xinference.cluster.supervisor import ModelCatalog, SupervisorActor, system_clock
 from xinference.cluster.worker import SUPERVISOR, WORKER, NewReplica, WorkerActor
 from xinference.errors import ReplicaLost, XinferenceError
 from xinference.identifiers import InstanceId
@@ -138,6 +138,7 @@ class LocalCluster:
         new_replica: NewReplica,
         clock: Callable[[], Moment] = system_clock,
         heartbeat_seconds: float = 0.01,
+        catalog: ModelCatalog | None = None,
     ) -> None:
         self.network = LocalNetwork()
         self.supervisor: SupervisorActor | None = None
@@ -151,7 +152,7 @@ class LocalCluster:
         self._numbers = itertools.count(1)
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
         self._stores: list[DesiredStore] = []
-        self._catalog = FakeCatalog()
+        self._catalog = catalog or FakeCatalog()
 
     async def start_supervisor(self, *, is_ticking: bool = True) -> SupervisorActor:
         bus = LocalBus(self.network, SUPERVISOR_ADDRESS)

@@ -3,7 +3,7 @@
 
     python -m tests.cluster.role ROLE
 
-The gateway of these tests only follows the routes, and writes down where the supervisor is.
+The gateway of these tests only follows the routes.
 """
 
 import asyncio
@@ -39,7 +39,6 @@ async def gateway(config: GatewayConfig) -> None:
     )
     told_to_end = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_end.set)
-    (config.home / "supervisor.address").write_text(config.supervisor_address)
     report_ready()
     await told_to_end.wait()
     await cluster.aclose()

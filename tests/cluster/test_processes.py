@@ -2,196 +2,45 @@
 """A whole cluster of real processes, with the fake replica: what dies comes back, nothing stays."""
 
 import asyncio
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.catalog import FAMILY
+from tests.cluster.guarded_cluster import (
+    KEY,
+    MODEL,
+    ROOT,
+    TIMEOUT_SECONDS,
+    GuardedCluster,
+    ask,
+    guarded,
+    is_gone,
+    spec,
+    until,
+    until_adopted,
+    until_answered,
+)
 from tests.fakes.replica import DIES, FAILS, HANGS
 from xinference.cluster.configuration import WorkerConfig
 from xinference.cluster.remote import RemoteCluster
-from xinference.cluster.supervision import INSTANCE_VARIABLE, PLATFORM, descendants_of
+from xinference.cluster.supervision import PLATFORM
 from xinference.errors import LaunchCancelled, LoadFailed, ModelNotFound, XinferenceError
-from xinference.identifiers import ModelUid, RequestId, new_request_id
-from xinference.protocol.deployment import LaunchSpec, ModelState
+from xinference.identifiers import RequestId, new_request_id
+from xinference.protocol.deployment import ModelState
 from xinference.protocol.generation import (
     Finished,
     GenerationRequest,
     SamplingParams,
-    TextDelta,
     TextPrompt,
 )
 
-KEY = "the cluster key of these tests"
-ROOT = Path(__file__).parents[2]
-MODEL = ModelUid("counting")
-TIMEOUT_SECONDS = 20.0
+__all__ = ["guarded"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-def spec(path: str | None = None) -> LaunchSpec:
-    return LaunchSpec(model_uid=MODEL, model_name=FAMILY, model_path=path)
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {TIMEOUT_SECONDS:.0f} s: {what}"
-        await asyncio.sleep(0.01)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return b") Z " in Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return True
-
-
-class GuardedCluster:
-    """A guardian and all below it, and a client of it in this process."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self._guardian: subprocess.Popen[str] | None = None
-        self.cluster: RemoteCluster | None = None
-
-    async def start(self) -> RemoteCluster:
-        with (self.home / "guardian.log").open("ab") as log:
-            self._guardian = subprocess.Popen(  # noqa: ASYNC220  # milliseconds
-                [sys.executable, "-m", "tests.cluster.guarded"],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        told = {
-            "home": str(self.home),
-            "key": KEY,
-            "replica_command": ["-m", "tests.fakes.replica"],
-        }
-        assert self._guardian.stdin is not None
-        assert self._guardian.stdout is not None
-        self._guardian.stdin.write(json.dumps(told) + "\n")
-        self._guardian.stdin.flush()
-        line = await asyncio.to_thread(self._guardian.stdout.readline)
-        assert line == "ready\n", (self.home / "guardian.log").read_text()
-        sockets = self.home / f"client-{self._guardian.pid}"
-        sockets.mkdir()
-        self.cluster = await RemoteCluster.connect(
-            (self.home / "supervisor.address").read_text(),
-            cluster_key=KEY,
-            socket_directory=sockets,
-        )
-        return self.cluster
-
-    @property
-    def guardian(self) -> int:
-        assert self._guardian is not None
-        return self._guardian.pid
-
-    def role(self, name: str) -> int:
-        """Return the pid of a role's process."""
-        (pid,) = [
-            pid
-            for pid in PLATFORM.children_of(self.guardian)
-            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2] == name.encode()
-        ]
-        return pid
-
-    def find(self, name: str) -> int | None:
-        """Return the pid of a role's process; None while there is none."""
-        try:
-            return self.role(name)
-        except (ValueError, IndexError, OSError):
-            return None
-
-    def replicas(self) -> list[int]:
-        """Return the pids of the replicas' processes, whoever is their parent."""
-        tagged = PLATFORM.tagged(INSTANCE_VARIABLE)
-        return [pid for pid in descendants_of(self.guardian) if pid in tagged and not is_gone(pid)]
-
-    async def stop(self, number: int = signal.SIGTERM) -> int:
-        assert self._guardian is not None
-        below = descendants_of(self.guardian)
-        if self.cluster is not None:
-            await self.cluster.aclose()
-            self.cluster = None
-        self._guardian.send_signal(number)
-        status = await asyncio.to_thread(self._guardian.wait, TIMEOUT_SECONDS)
-        for pipe in (self._guardian.stdin, self._guardian.stdout):
-            assert pipe is not None
-            pipe.close()
-        await until(lambda: all(map(is_gone, below)), "everything below the guardian is gone")
-        self._guardian = None
-        return status
-
-    async def kill_all_but(self, spared: int) -> None:
-        """Kill every process but one, the guardian last: it could do nothing about it."""
-        os.kill(self.guardian, signal.SIGSTOP)
-        below = [pid for pid in descendants_of(self.guardian) if pid != spared]
-        for pid in below:
-            os.kill(pid, signal.SIGKILL)
-        await until(lambda: all(map(is_gone, below)), "they are gone")
-        assert self.cluster is not None
-        await self.cluster.aclose()
-        self.cluster = None
-        assert self._guardian is not None
-        self._guardian.kill()
-        self._guardian.communicate()
-        self._guardian = None
-
-    async def clean_up(self) -> None:
-        if self._guardian is not None:
-            await self.stop()
-
-
-@pytest.fixture
-async def guarded(tmp_path: Path) -> AsyncIterator[GuardedCluster]:
-    guarded = GuardedCluster(tmp_path)
-    try:
-        yield guarded
-    finally:
-        await guarded.clean_up()
-        path = tmp_path / "guardian.log"
-        log = path.read_text() if path.exists() else ""  # it may not have been started
-        print(log)  # noqa: T201  # shown when a test fails
-        assert "Traceback" not in log
-
-
-async def ask(cluster: RemoteCluster, num_tokens: int = 3) -> str:
-    request = GenerationRequest(
-        request_id=new_request_id(),
-        prompt=TextPrompt(text="count"),
-        sampling=SamplingParams(max_tokens=num_tokens),
-    )
-    text = ""
-    async for event in await cluster.generate(MODEL, request):
-        if isinstance(event, TextDelta):
-            text += event.text
-        else:
-            assert isinstance(event, Finished)
-    return text
-
-
-async def until_answered(cluster: RemoteCluster) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while True:
-        try:
-            assert await ask(cluster) == " 1 2 3"
-            return
-        except XinferenceError:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
 
 
 async def test_a_model_lives_from_launch_to_terminate(guarded: GuardedCluster) -> None:
@@ -259,16 +108,6 @@ async def test_a_killed_workers_replicas_serve_on_and_are_adopted(guarded: Guard
     await cluster.terminate(MODEL)
     assert is_gone(second)
     assert is_gone(replica)
-
-
-async def until_adopted(cluster: RemoteCluster, *, times: int = 1) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while True:
-        story = [event.event_content for event in await cluster.events(MODEL)]
-        if sum("adopted" in line for line in story) >= times:
-            return
-        assert time.monotonic() < deadline, story
-        assert await ask(cluster) == " 1 2 3"
 
 
 async def test_orphans_of_everything_that_was_killed_end_too(guarded: GuardedCluster) -> None:
@@ -453,7 +292,6 @@ async def test_stop_ends_everything_and_keeps_the_wish(guarded: GuardedCluster) 
     await cluster.stop()
 
     await until(lambda: is_gone(guardian), "the guardian ended")
-    assert guarded._guardian is not None
     assert await guarded.stop() == 0
     cluster = await guarded.start()
     await until_answered(cluster)

@@ -412,6 +412,15 @@ def test_a_late_report_of_a_dead_worker_is_void(cluster: SimulatedCluster) -> No
     assert cluster.state.model(QWEN).replicas[0].instance in new.instances
 
 
+def test_a_late_report_of_a_worker_that_left_is_void(cluster: SimulatedCluster) -> None:
+    worker = cluster.workers.pop(worker_of(cluster).node)
+    cluster.state.node_lost(worker.node, worker.report().worker_epoch)
+
+    assert not cluster.state.node_reported(worker.report(), now=cluster.clock())
+
+    assert cluster.state.nodes(now=cluster.clock()) == []
+
+
 def test_a_silent_worker_is_lost_after_its_lease(cluster: SimulatedCluster) -> None:
     ready(cluster)
     worker = worker_of(cluster)

@@ -2,6 +2,7 @@
 """What every `ControlBus` promises: the in-process one, and xoscar to another process."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import time
@@ -245,6 +246,23 @@ async def test_to_end_a_served_name_is_harmless_while_the_bus_closes_and_after(
             )
             await bus.serve(names[0], None)
             await bus.serve(names[0], Peer())
+
+
+async def test_an_answer_that_nobody_waits_for_is_not_logged_when_its_peer_ends(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = await XoscarBus.open(None, key=KEY, socket_directory=tmp_path_factory.mktemp("b"))
+    from xoscar.errors import ServerClosed
+
+    def forget(error: Exception) -> None:
+        asyncio.get_running_loop().create_future().set_exception(error)
+        gc.collect()
+
+    forget(ServerClosed("the peer"))
+    assert caplog.records == []
+    forget(ValueError("anything else"))
+    assert "never retrieved" in caplog.text
+    await bus.close()
 
 
 async def test_the_end_of_a_peer_is_noticed_at_once(subject: Subject) -> None:

@@ -94,6 +94,10 @@ class FakeCatalog:
         self.family(model_type, name)
         return {"Transformers": [{"model_format": "pytorch"}]}
 
+    def fitting(self, spec: LaunchSpec, room_bytes: int) -> list[str]:
+        self.family(spec.model_type, spec.model_name)
+        return []
+
     @staticmethod
     def _check_type(model_type: str) -> None:
         if model_type != "LLM":

@@ -8,10 +8,14 @@ started just like the real one: `python -m tests.fakes.replica`.
 
 import asyncio
 import contextlib
+import ctypes
 import os
+import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from xinference.cluster.dataplane.address import listening_socket
 from xinference.cluster.dataplane.server import DataPlaneServer
@@ -49,10 +53,28 @@ FAILS = "fake:fails"
 """As the path of a source: loading ends with LoadFailed."""
 HANGS = "fake:hangs"
 """As the path of a source: loading never ends."""
-POISON = "poison"
-"""As a prompt: the replica crashes."""
 DIES = "fake:dies"
 """As the path of a source: loading ends the process with exit code 1."""
+DIES_IF = "fake:dies-if:"
+"""Before the path of a file, as the path of a source: so it does while there is the file."""
+SLOW = "fake:slow:"
+"""Before a number of seconds, as the path of a source: loading takes so long."""
+HAS_CHILD = "fake:has-a-child"
+"""As the path of a source: a child process is its engine. When the child dies, so does it."""
+
+POISON = "poison"
+"""As a prompt: the replica crashes."""
+BLOCKS = "block"
+"""As a prompt: for `BLOCK_SECONDS`, no thread of the process runs Python."""
+BLOCK_SECONDS = 15
+STICKS = "stick"
+"""As a prompt: the engine finishes no step any more, though the process answers."""
+PREFILLS = "prefill"
+"""As a prompt: no token comes for `PREFILL_SECONDS`, though chunk after chunk is done."""
+PREFILL_SECONDS = 40.0
+"""Longer than an engine may have work and finish no step."""
+FORKS = "fork"
+"""As a prompt: the process starts another one, in a session of its own, and forgets it."""
 
 
 @dataclass(slots=True)
@@ -91,6 +113,7 @@ class FakeReplica:
         self._live: dict[RequestId, _Live] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
+        self._prefilled_at = 0.0
         self._num_steps = 0
         self._num_generated_tokens = 0
         self._num_aborts = 0
@@ -141,8 +164,14 @@ class FakeReplica:
                 raise LoadFailed(model=self._model, problem="it was told to fail")
             case path if path == HANGS:
                 await self._loop.create_future()
-            case path if path == DIES:
+            case str(path) if _is_deadly(path):
                 os._exit(1)
+            case str(path) if path.startswith(SLOW):
+                await asyncio.sleep(float(path.removeprefix(SLOW)))
+            case path if path == HAS_CHILD:
+                child = _start_sleeper()
+                # It outlives neither: whoever kills one of them ends both.
+                threading.Thread(target=lambda: os._exit(child.wait() or 1), daemon=True).start()
         self._state = ReplicaState.READY
         return ReplicaReport(
             context_length=self._context_length, max_num_seqs=self._max_num_seqs, config={}
@@ -160,9 +189,19 @@ class FakeReplica:
             told = [(request.request_id, one) for one in events[: self._num_vector_events]]
             self._loop.call_soon(self._deliver, told)
             return
-        if isinstance(request.prompt, TextPrompt) and request.prompt.text == POISON:
-            self._loop.call_soon(self.crash)
-            return
+        match request.prompt:
+            case TextPrompt(text=text) if text == POISON:
+                self._loop.call_soon(self.crash)
+                return
+            case TextPrompt(text=text) if text == BLOCKS:
+                # What is called by way of PyDLL keeps the lock of the interpreter.
+                self._loop.call_soon(ctypes.PyDLL(None).sleep, BLOCK_SECONDS)
+            case TextPrompt(text=text) if text == STICKS:
+                self.is_hung = True
+            case TextPrompt(text=text) if text == FORKS:
+                _start_sleeper()
+            case TextPrompt(text=text) if text == PREFILLS:
+                self._prefilled_at = self._loop.time() + PREFILL_SECONDS
         try:
             live = self._validate(request)
         except XinferenceError as error:
@@ -241,6 +280,9 @@ class FakeReplica:
         if not self._live:
             return
         self._num_steps += 1
+        if self._loop.time() < self._prefilled_at:
+            self._timer = self._loop.call_later(self._step_seconds, self._step)
+            return
         events: list[tuple[RequestId, ServiceEvent]] = []
         for request_id, live in list(self._live.items())[: self._max_num_seqs]:
             n = live.request.num_choices
@@ -269,6 +311,17 @@ class FakeReplica:
     def _end(self, exit_code: int) -> None:
         if not self._ended.done():
             self._ended.set_result(exit_code)
+
+
+def _is_deadly(path: str) -> bool:
+    is_conditional = path.startswith(DIES_IF)
+    return path == DIES or (is_conditional and Path(path.removeprefix(DIES_IF)).exists())
+
+
+def _start_sleeper() -> "subprocess.Popen[bytes]":
+    """Start a process in a session of its own that does nothing."""
+    argv = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def _usage(live: _Live) -> Usage:

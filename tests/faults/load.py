@@ -3,6 +3,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from xinference.cluster.interface import Cluster
@@ -39,6 +40,8 @@ class Load:
 
     cluster: Cluster
     model: ModelUid
+    rate_per_second: float = RATE_PER_SECOND
+    deadline_seconds: float = DEADLINE_SECONDS
     sent: list[Sent] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _sending: asyncio.Task[None] | None = None
@@ -53,12 +56,19 @@ class Load:
         assert self._sending is not None
         self._sending.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=DEADLINE_SECONDS + 1.0)
+            await asyncio.wait(self._tasks, timeout=self.deadline_seconds + 1.0)
 
     async def wait_good(self, number: int) -> None:
         """Return when so many have been answered."""
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while self.count("good") < number:
+        await self._wait(lambda: self.count("good") >= number)
+
+    async def wait_good_since(self, since: float) -> None:
+        """Return when one has been answered that was sent after a moment."""
+        await self._wait(lambda: self.seconds_until_good(since) < float("inf"))
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(self.deadline_seconds):
+            while not condition():
                 self._ended.clear()
                 await self._ended.wait()
 
@@ -82,6 +92,15 @@ class Load:
         ]
         return min(good, default=float("inf")) - since
 
+    def slowest_seconds(self, since: float) -> float:
+        """Return how long the slowest good answer took that ended after a moment."""
+        taken = [
+            one.ended_at - one.sent_at
+            for one in self.sent
+            if one.outcome == "good" and one.ended_at is not None and one.ended_at >= since
+        ]
+        return max(taken, default=float("inf"))
+
     async def _send(self) -> None:
         while True:
             one = Sent(is_streamed=len(self.sent) % 2 == 0, sent_at=time.monotonic())
@@ -89,7 +108,7 @@ class Load:
             task = asyncio.create_task(self._ask(one))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            await asyncio.sleep(1.0 / RATE_PER_SECOND)
+            await asyncio.sleep(1.0 / self.rate_per_second)
 
     async def _ask(self, one: Sent) -> None:
         request = GenerationRequest(
@@ -98,7 +117,7 @@ class Load:
             sampling=SamplingParams(max_tokens=NUM_TOKENS),
         )
         try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
+            async with asyncio.timeout(self.deadline_seconds):
                 one.outcome = await self._answer(request)
         except TimeoutError:
             return

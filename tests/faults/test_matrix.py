@@ -1,58 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a cluster of real processes, and to those who ask it, at each fault.
+"""What happens to a cluster of real processes, and to those who ask it, when a process fails.
 
-Two replicas that count, under load. Whatever happens, no request hangs, no answer is wrong, and
-in the end the same two replicas are wanted and ready. `--long` runs every row and writes
+The rows F01 to F15 and F18 of the matrix. Whatever happens, no request hangs, no answer is wrong,
+and in the end what is wanted is there, once. `--long` runs every row, with its bounds, and writes
 `doc/operations/faults.md`; else a few run.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_processes import MODEL, GuardedCluster, guarded, spec
-from tests.fakes.replica import POISON
-from tests.faults.load import Load
-from xinference.errors import RequestCrashesModel, XinferenceError
-from xinference.identifiers import new_request_id
-from xinference.protocol.deployment import ReplicaState
+from tests.cluster.guarded_cluster import (
+    MODEL,
+    GuardedCluster,
+    ask,
+    guarded,
+    spec,
+    until,
+    until_answered,
+)
+from tests.fakes.replica import (
+    BLOCKS,
+    DIES_IF,
+    FAILS,
+    HAS_CHILD,
+    POISON,
+    PREFILL_SECONDS,
+    PREFILLS,
+    SLOW,
+    STICKS,
+)
+from tests.faults.harness import NOTHING_THERE, SLACK, Bounds, Trial
+from tests.faults.table import RecordFault
+from xinference.cluster.supervision import PLATFORM
+from xinference.errors import LoadFailed, ModelNotReady, RequestCrashesModel, XinferenceError
+from xinference.identifiers import ModelUid, new_request_id
+from xinference.protocol.deployment import ModelState, ReplicaPlacement, ReplicaState
 from xinference.protocol.generation import GenerationRequest, SamplingParams, TextPrompt
 
 __all__ = ["guarded"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
-PAGE = Path(__file__).parents[2] / "doc" / "operations" / "faults.md"
-NUM_WARM = 20
-"""Requests that are answered before the fault."""
 PAUSE_SECONDS = 3.0
-AFTER_SECONDS = 2.0
-TIMEOUT_SECONDS = 60.0
+LOAD_SECONDS = 5.0
+"""Of a model that loads slowly."""
+OTHER = ModelUid("other")
 
 Inject = Callable[[GuardedCluster], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A fault, and what users may notice of it."""
+    """A fault that is done in a moment, and what users may notice of it."""
 
     name: str
     what: str
     inject: Inject
-    good_seconds: float
-    """From the fault to the first good answer to a request that was sent after it."""
-    whole_seconds: float
-    """From the fault until both replicas are ready again."""
+    bounds: Bounds
+    num_replicas: int = 2
+    num_workers: int = 1
+    is_idle: bool = False
     is_quick: bool = False
-    may_fail_with: frozenset[str] = frozenset()
-    """Error codes that users may get while nothing is there to serve them."""
+    path: str | None = None
+    may_fail_with: frozenset[str] = field(default=frozenset())
 
 
 async def kill_replica(guarded: GuardedCluster) -> None:
@@ -63,20 +82,19 @@ async def stop_replica(guarded: GuardedCluster) -> None:
     os.kill(guarded.replicas()[0], signal.SIGSTOP)
 
 
-async def kill_both_replicas(guarded: GuardedCluster) -> None:
+async def kill_every_replica(guarded: GuardedCluster) -> None:
     for pid in guarded.replicas():
         os.kill(pid, signal.SIGKILL)
 
 
+async def kill_child_of_replica(guarded: GuardedCluster) -> None:
+    (child,) = PLATFORM.children_of(guarded.replicas()[0])
+    os.kill(child, signal.SIGKILL)
+
+
 async def poison(guarded: GuardedCluster) -> None:
-    assert guarded.cluster is not None
-    request = GenerationRequest(
-        request_id=new_request_id(),
-        prompt=TextPrompt(text=POISON),
-        sampling=SamplingParams(max_tokens=1),
-    )
     with pytest.raises(RequestCrashesModel):
-        await guarded.cluster.generate(MODEL, request)
+        await tell(guarded, POISON)
 
 
 def to_role(name: str, number: int) -> Inject:
@@ -86,140 +104,340 @@ def to_role(name: str, number: int) -> Inject:
     return inject
 
 
+async def kill_worker_of_second_host(guarded: GuardedCluster) -> None:
+    os.kill(guarded.hosts[1].role("worker"), signal.SIGKILL)
+
+
 async def pause_worker(guarded: GuardedCluster) -> None:
     os.kill(guarded.role("worker"), signal.SIGSTOP)
     await asyncio.sleep(PAUSE_SECONDS)  # how long it is silent is the fault
     os.kill(guarded.role("worker"), signal.SIGCONT)
 
 
-NOTHING_THERE = frozenset({"model_not_ready"})
+async def tell(guarded: GuardedCluster, prompt: str, *, model: ModelUid = MODEL) -> None:
+    """Send a prompt that a replica obeys, and leave the request once it is accepted."""
+    assert guarded.cluster is not None
+    request = GenerationRequest(
+        request_id=new_request_id(),
+        prompt=TextPrompt(text=prompt),
+        sampling=SamplingParams(max_tokens=10),
+    )
+    stream = await guarded.cluster.generate(model, request)
+    await stream.aclose()
+
 
 ROWS = [
-    Row("F02, F03", "SIGKILL of one of two replicas", kill_replica, 1.0, 10.0, is_quick=True),
+    Row(
+        "F01",
+        "SIGKILL of the only replica of a model that nobody asks",
+        kill_replica,
+        Bounds(detected=0.1, whole=1.5),
+        num_replicas=1,
+        is_idle=True,
+    ),
+    Row(
+        "F02, F03",
+        "SIGKILL of one of two replicas",
+        kill_replica,
+        Bounds(detected=0.2, good=0.5, whole=2.0),
+        is_quick=True,
+    ),
     Row(
         "F04",
-        "SIGKILL of all replicas at once",
-        kill_both_replicas,
-        10.0,
-        15.0,
+        "SIGKILL of both replicas at once",
+        kill_every_replica,
+        Bounds(detected=0.2, good=2.0, whole=2.0),
         may_fail_with=NOTHING_THERE,
     ),
-    Row("F05", "SIGSTOP of one of two replicas", stop_replica, 1.0, 20.0),
+    Row(
+        "F05",
+        "SIGSTOP of one of two replicas",
+        stop_replica,
+        Bounds(detected=4.0, good=1.0, whole=6.0),
+    ),
     Row(
         "F12",
-        "a request that crashes every replica it meets",
+        "a request that crashes every replica it meets, of three; it ends with 422",
         poison,
-        10.0,
-        15.0,
-        may_fail_with=NOTHING_THERE,
+        Bounds(detected=0.2, good=0.5, whole=5.0),
+        num_replicas=3,
     ),
     Row(
-        "F13", "SIGKILL of the worker", to_role("worker", signal.SIGKILL), 1.0, 15.0, is_quick=True
+        "F13",
+        "SIGKILL of the worker; its replicas serve on and are adopted",
+        to_role("worker", signal.SIGKILL),
+        Bounds(detected=0.2, good=0.5, whole=5.0),
+        is_quick=True,
     ),
-    Row("F15", "SIGSTOP of the worker for 3 s", pause_worker, 1.0, 15.0),
-    Row("F18", "SIGKILL of the supervisor", to_role("supervisor", signal.SIGKILL), 1.0, 15.0),
+    Row(
+        "F14",
+        "SIGKILL of one of two workers, with a replica each",
+        kill_worker_of_second_host,
+        Bounds(detected=0.2, good=0.5, whole=5.0),
+        num_workers=2,
+    ),
+    Row(
+        "F15",
+        "SIGSTOP of the worker for 3 s",
+        pause_worker,
+        Bounds(detected=3.0, good=0.5, whole=5.0),
+    ),
+    Row(
+        "F18",
+        "SIGKILL of the supervisor; nothing is loaded again",
+        to_role("supervisor", signal.SIGKILL),
+        Bounds(detected=0.2, good=0.5, whole=5.0),
+    ),
+    Row(
+        "F24",
+        "SIGKILL of the child that is a replica's engine",
+        kill_child_of_replica,
+        Bounds(detected=0.5, good=0.5, whole=2.0),
+        path=HAS_CHILD,
+    ),
 ]
-RESULTS: list[str] = []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def page(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if request.config.getoption("--long") and len(RESULTS) == len(ROWS):
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(HEAD + "\n".join(RESULTS) + "\n" + FOOT)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 async def test_a_fault_costs_users_no_more_than_it_must(
-    row: Row, guarded: GuardedCluster, is_long: bool
+    row: Row, guarded: GuardedCluster, is_long: bool, record_fault: RecordFault
 ) -> None:
     if not (row.is_quick or is_long):
         pytest.skip("run by --long")
-    cluster = await guarded.start()
-    await cluster.launch(replace(spec(), replica=2), wait_ready=True)
-    load = Load(cluster, MODEL)
-    load.start()
-    await load.wait_good(NUM_WARM)
-
-    fault_at = time.monotonic()
-    await row.inject(guarded)
-    whole = await seconds_until_whole(guarded, fault_at)
-    await asyncio.sleep(AFTER_SECONDS)  # the load goes on: what comes late is seen too
-    await load.stop()
-
-    good = load.seconds_until_good(fault_at)
-    routing = cluster.routing()
-    num_left = len(guarded.replicas()) - 2
-    RESULTS.append(
-        f"| {row.name} | {row.what} | {good:.2f} | {whole:.2f} | {len(load.sent)} | "
-        f"{told(load.failures())} | {routing.num_retried} | {routing.num_continued} | "
-        f"{load.count('hung')} | {load.count('wrong')} | {num_left} |"
+    cluster = await guarded.start(num_workers=row.num_workers)
+    await cluster.launch(spec(row.path, replica=row.num_replicas), wait_ready=True)
+    replicas = guarded.replicas()
+    trial = await Trial.begin(
+        guarded, {MODEL: row.num_replicas}, load_of=None if row.is_idle else MODEL
     )
-    print(RESULTS[-1])  # noqa: T201  # shown by pytest -s and when it fails
-    assert load.count("hung") == 0
-    assert load.count("wrong") == 0
-    assert num_left == 0
-    assert good <= row.good_seconds
-    assert whole <= row.whole_seconds
-    assert load.failures().keys() <= row.may_fail_with
+
+    await row.inject(guarded)
+
+    outcome = await trial.end(
+        row=row.name,
+        fault=row.what,
+        bounds=row.bounds,
+        may_fail_with=row.may_fail_with,
+        slack=1.0 if is_long else SLACK,
+    )
+    record_fault(outcome)
+    if row.name in {"F13", "F14", "F15", "F18"}:
+        assert sorted(guarded.replicas()) == sorted(replicas)  # nothing was loaded again
 
 
-def told(failures: dict[str, int]) -> str:
-    return ", ".join(f"{count} × `{code}`" for code, count in failures.items()) or "0"
+@pytest.mark.usefixtures("long_only")
+async def test_a_replica_that_blocks_everything_in_it_blocks_nobody_else(
+    guarded: GuardedCluster, record_fault: RecordFault
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(replica=2), wait_ready=True)
+    replicas = set(guarded.replicas())
+    trial = await Trial.begin(guarded, {MODEL: 2})
+
+    await tell(guarded, BLOCKS)
+    started = time.monotonic()
+    await cluster.launch(spec(uid=OTHER), wait_ready=True)
+    assert await ask(cluster, model=OTHER) == " 1 2 3"
+    await cluster.terminate(OTHER)
+    seconds = time.monotonic() - started
+
+    assert seconds < 4.0
+    await until(lambda: set(guarded.replicas()) - replicas, "it is replaced")
+    outcome = await trial.end(
+        row="F06",
+        fault="a replica holds the interpreter's lock for 15 s",
+        bounds=Bounds(detected=5.0, good=1.0, whole=16.0),
+        slack=1.0,
+        note=f"meanwhile another model is launched, asked and terminated in {seconds:.1f} s",
+    )
+    record_fault(outcome)
 
 
-def is_stopped(pid: int) -> bool:
-    return b") T " in Path(f"/proc/{pid}/stat").read_bytes()
+@pytest.mark.usefixtures("long_only")
+async def test_an_engine_that_is_stuck_is_replaced_and_its_log_says_where(
+    guarded: GuardedCluster, record_fault: RecordFault
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(replica=2), wait_ready=True)
+    replicas = set(guarded.replicas())
+    # What it has when it sticks waits until it is replaced.
+    trial = await Trial.begin(guarded, {MODEL: 2}, deadline_seconds=45.0)
+
+    await tell(guarded, STICKS)
+    await until(lambda: set(guarded.replicas()) - replicas, "it is replaced", timeout_seconds=40.0)
+
+    outcome = await trial.end(
+        row="F07",
+        fault="an engine with work finishes no step any more; its process answers",
+        bounds=Bounds(detected=12.0, good=1.0, whole=35.0),
+        slack=1.0,
+        note="its threads are in the log",
+    )
+    record_fault(outcome)
+    logs = "".join(path.read_text() for path in guarded.home.rglob("*.log"))
+    assert "Fatal Python error: Aborted" in logs
 
 
-async def seconds_until_whole(guarded: GuardedCluster, since: float) -> float:
-    """Return how long after the fault both replicas are known to be ready, each by one process."""
+@pytest.mark.usefixtures("long_only")
+async def test_a_long_prefill_is_left_alone(
+    guarded: GuardedCluster, record_fault: RecordFault
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(replica=2), wait_ready=True)
+    before = guarded.replicas()
+    trial = await Trial.begin(guarded, {MODEL: 2}, load_of=None)
+
+    request = GenerationRequest(
+        request_id=new_request_id(),
+        prompt=TextPrompt(text=PREFILLS),
+        sampling=SamplingParams(max_tokens=3),
+    )
+    events = [event async for event in await cluster.generate(MODEL, request)]
+
+    outcome = await trial.end(
+        row="F08",
+        fault=f"a prefill of {PREFILL_SECONDS:.0f} s, chunk after chunk",
+        note="it is not disturbed",
+    )
+    record_fault(outcome)
+    assert len(events) == 4
+    assert trial.is_undetected
+    assert guarded.replicas() == before
+
+
+@pytest.mark.usefixtures("long_only")
+async def test_a_replica_that_dies_at_each_load_is_given_up_and_can_be_had_back(
+    guarded: GuardedCluster, record_fault: RecordFault, tmp_path: Path
+) -> None:
+    switch = tmp_path / "die"
+    cluster = await guarded.start()
+    await cluster.launch(spec(f"{DIES_IF}{switch}", replica=2), wait_ready=True)
+    trial = await Trial.begin(guarded, {MODEL: 2})
+    trial.wanted[MODEL] = [ReplicaState.FAILED, ReplicaState.READY]
+    trial.num_processes -= 1
+    trial.num_files -= 2  # its socket and its note
+
+    switch.touch()
+    await kill_replica(guarded)
+
+    outcome = await trial.end(
+        row="F09",
+        fault="a replica is killed, and ends at each load from then on; it is FAILED after five",
+        bounds=Bounds(detected=0.2, good=0.5, whole=25.0),
+        slack=1.0,
+    )
+    status = await cluster.model(MODEL)
+    (failed,) = [one for one in status.replicas if one.state is ReplicaState.FAILED]
+    assert status.state is ModelState.READY
+    assert failed.num_restarts == 5
+    assert "6 times within 300 s" in failed.error_message
+    assert "exit status 1" in failed.error_message
+    share = await cpu_share(guarded)
+    assert share < 0.02
+    record_fault(outcome)
+
+    switch.unlink()
+    await cluster.terminate_replica(MODEL, failed.replica.index)
+    await cluster.add_replicas(MODEL, [ReplicaPlacement()])
+    states = [one.state for one in (await cluster.model(MODEL)).replicas]
+    assert states == [ReplicaState.READY] * 2
+
+
+async def cpu_share(guarded: GuardedCluster) -> float:
+    """Return which part of one core the cluster takes when nobody asks it."""
+
+    def ticks() -> int:
+        stats = [Path(f"/proc/{pid}/stat").read_text() for pid in guarded.processes()]
+        return sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats)
+
+    before, started = ticks(), time.monotonic()
+    await asyncio.sleep(5.0)  # what it takes in a while is the question
+    return (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - started)
+
+
+@pytest.mark.usefixtures("long_only")
+async def test_a_model_that_does_not_load_harms_nobody_and_can_be_launched_again(
+    guarded: GuardedCluster, record_fault: RecordFault
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(replica=2), wait_ready=True)
+    trial = await Trial.begin(guarded, {MODEL: 2})
+
+    with pytest.raises(LoadFailed):
+        await cluster.launch(spec(FAILS, uid=OTHER), wait_ready=True)
+    seconds = time.monotonic() - trial.fault_at
+    await until_refused(guarded)
+    await cluster.launch(spec(uid=OTHER), wait_ready=True)
+    assert await ask(cluster, model=OTHER) == " 1 2 3"
+    await cluster.terminate(OTHER)
+
+    assert seconds < 2.0
+    outcome = await trial.end(
+        row="F10",
+        fault="a launch whose load fails",
+        bounds=Bounds(good=0.5),
+        slack=1.0,
+        note=f"its caller knows after {seconds:.1f} s, and can launch it again",
+    )
+    record_fault(outcome)
+
+
+async def until_refused(guarded: GuardedCluster) -> None:
+    """Ask until the gateway knows, too, that the model is not going to be there."""
     assert guarded.cluster is not None
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    await asyncio.sleep(0.5)  # what the fault does is seen by now, but for silence
-    while True:
-        try:
-            status = await guarded.cluster.model(MODEL)
-            are_ready = [one.state for one in status.replicas] == [ReplicaState.READY] * 2
-            pids = guarded.replicas()
-            if are_ready and len(pids) == 2 and not any(map(is_stopped, pids)):
-                return time.monotonic() - since
-        except (XinferenceError, OSError):
-            pass
-        assert time.monotonic() < deadline, "the cluster did not become whole"
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(1.0):
+        while True:
+            try:
+                await ask(guarded.cluster, model=OTHER)
+            except ModelNotReady:
+                await asyncio.sleep(0.005)
+            except LoadFailed:
+                return
 
 
-COLUMNS = (
-    "row",
-    "fault",
-    "first good",
-    "whole",
-    "requests",
-    "failed",
-    "retried",
-    "continued",
-    "hung",
-    "wrong",
-    "processes left",
-)
-HEAD = f"""# Faults, and what users notice of them
+@pytest.mark.usefixtures("long_only")
+async def test_a_quick_model_does_not_wait_for_a_slow_one(
+    guarded: GuardedCluster, record_fault: RecordFault
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    await cluster.launch(spec(f"{SLOW}{LOAD_SECONDS}", uid=OTHER), wait_ready=True)
+    trial = await Trial.begin(guarded, {MODEL: 1, OTHER: 1})
 
-Written by `pytest tests/faults --long`: real processes on one host, two replicas of a model that
-counts (2 ms a token, loads at once), 25 requests a second of 40 tokens, half of them streamed.
-*First good* is from the fault to the first answer to a request that was sent after it, *whole*
-until both replicas are ready again, looked at from 0.5 s on; both in seconds. *Failed* is the
-errors that users got, by code: a 503 with `Retry-After` while nothing was there to serve them.
-*Retried* and *continued* are requests that were sent again, and streams that went on at the other
-replica; nobody noticed.
+    await kill_every_replica(guarded)
 
-| {" | ".join(COLUMNS)} |
-|{"---|" * len(COLUMNS)}
-"""
-FOOT = """
-Rows that other tests run, with their bounds: power cut, guardian killed, orphans swept
-(`tests/cluster/test_processes.py`); rolling restart, adoption, silence of a node
-(`tests/cluster/test_state.py`); stuck engines and long prompts (`tests/cluster/test_liveness.py`);
-ejection and probing (`tests/cluster/test_routing.py`).
-"""
+    outcome = await trial.end(
+        row="F11",
+        fault="two models die at once; one of them loads for 5 s, the other is asked",
+        bounds=Bounds(detected=0.2, good=1.5, whole=LOAD_SECONDS + 2.0),
+        may_fail_with=NOTHING_THERE,
+        slack=1.0,
+    )
+    record_fault(outcome)
+    await until_answered(cluster, model=OTHER)
+
+
+@pytest.mark.usefixtures("long_only")
+async def test_a_worker_without_a_supervisor_keeps_what_it_has(
+    guarded: GuardedCluster, record_fault: RecordFault
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(replica=2), wait_ready=True)
+    trial = await Trial.begin(guarded, {MODEL: 2})
+
+    supervisor = guarded.role("supervisor")
+    os.kill(supervisor, signal.SIGSTOP)
+    await kill_replica(guarded)
+    await asyncio.sleep(2 * PAUSE_SECONDS)  # how long nobody decides is the fault
+    with contextlib.suppress(XinferenceError):
+        await ask(cluster)
+    os.kill(supervisor, signal.SIGCONT)
+
+    outcome = await trial.end(
+        row="F19",
+        fault="a replica is killed while the supervisor is stopped, for 6 s",
+        bounds=Bounds(good=0.5, whole=2 * PAUSE_SECONDS + 3.0),
+        slack=1.0,
+        note="the other serves on; it is started again once there is a supervisor",
+    )
+    record_fault(outcome)

@@ -49,6 +49,7 @@ from .inbox import AnswerEvent
 
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 SCRAPE_SECONDS = 5.0
 
 ENGINE_COUNTERS = frozenset(
@@ -119,6 +120,13 @@ class Metrics:
             "From the request to its first text.",
             streamed,
             buckets=FIRST_TOKEN_BUCKETS,
+            registry=self.registry,
+        )
+        self.token_time = Histogram(
+            "xinference:time_per_output_token_seconds",
+            "Of a streamed answer: from its first text to its last, by the tokens between.",
+            model,
+            buckets=TOKEN_BUCKETS,
             registry=self.registry,
         )
         self.input_tokens = Counter(
@@ -207,7 +215,8 @@ class Observation:
         self._on_usage = on_usage
         self._started = 0.0
         self._is_accepted = False
-        self._has_text = False
+        self._first_text: float | None = None
+        self._last_text = 0.0
         self._num_prompt_tokens = 0
         self._num_delivered = 0
         self._num_thought = 0
@@ -241,11 +250,13 @@ class Observation:
                     self._code = error.code
 
     def _note_text(self, text: str) -> None:
-        if text and not self._has_text:
-            self._has_text = True
-            seconds = time.perf_counter() - self._started
+        if not text:
+            return
+        self._last_text = time.perf_counter()
+        if self._first_text is None:
+            self._first_text = self._last_text
             self._metrics.child(self._metrics.first_token, self._model, self._stream).observe(
-                seconds
+                self._first_text - self._started
             )
 
     def __exit__(
@@ -283,6 +294,11 @@ class Observation:
         )
         self._on_usage(usage)
         metrics, model = self._metrics, self._model
+        if self._stream == "true" and self._first_text is not None:
+            num_later = usage.num_completion_tokens - 1
+            if num_later > 0:
+                seconds = (self._last_text - self._first_text) / num_later
+                metrics.child(metrics.token_time, model).observe(seconds)
         metrics.child(metrics.input_tokens, model).inc(usage.num_prompt_tokens)
         metrics.child(metrics.generate_tokens, model).inc(usage.num_completion_tokens)
         counted = {

@@ -93,6 +93,15 @@ def engine_named(name: str | None) -> str:
     )
 
 
+def find(family: ModelFamily, wish: Wish) -> Variant:
+    """Return the first variant that fits a wish, whether anything here runs it or not.
+
+    Raises:
+        UnsupportedVariant: there is none.
+    """
+    return _fitting(family, wish)[0]
+
+
 def match(family: ModelFamily, wish: Wish, *, trust_remote_code: bool = False) -> Variant:
     """Choose the variant to launch with the Transformers engine.
 
@@ -102,13 +111,7 @@ def match(family: ModelFamily, wish: Wish, *, trust_remote_code: bool = False) -
     Raises:
         UnsupportedVariant: none fits the wish, or none that fits can run.
     """
-    fitting = [variant for variant in family.variants if wish.num_misses(variant) == 0]
-    if not fitting:
-        raise UnsupportedVariant(
-            family=family.model_name,
-            problem="there is no variant " + missing_words(family.variants, wish),
-            suggestions=_near(family, wish),
-        )
+    fitting = _fitting(family, wish)
     reasons = [refusal(family, one, trust_remote_code=trust_remote_code) for one in fitting]
     for variant, reason in zip(fitting, reasons, strict=True):
         if reason is None:
@@ -153,6 +156,17 @@ def missing_words(variants: Sequence[Variant], wish: Wish) -> str:
         if not any(parts[index][1] for parts in by_variant):
             return words
     return " ".join(asked)
+
+
+def _fitting(family: ModelFamily, wish: Wish) -> list[Variant]:
+    fitting = [variant for variant in family.variants if wish.num_misses(variant) == 0]
+    if not fitting:
+        raise UnsupportedVariant(
+            family=family.model_name,
+            problem="there is no variant " + missing_words(family.variants, wish),
+            suggestions=_near(family, wish),
+        )
+    return fitting
 
 
 def _near(family: ModelFamily, wish: Wish) -> list[str]:

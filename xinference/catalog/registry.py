@@ -6,7 +6,6 @@ are read again at the next start. `resolve` turns a caller's `LaunchSpec` into f
 and a description, or says why not. It downloads nothing and starts nothing.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from .family import (
     Variant,
     size_text,
 )
+from .launch_memory import least_memory_bytes, what_fits
 from .matching import (
     OTHER_ENGINES,
     Wish,
@@ -40,8 +40,10 @@ from .matching import (
     match,
     parameter_objects,
 )
+from .model_files import json_file
 from .packages import PREFIX, packaged_directory
 from .registrations import Registrations
+from .runnable import refusal
 from .schema import did_you_mean, inherit, parse_family
 from .shelf import Shelf
 from .sources import download_of
@@ -207,6 +209,18 @@ class Catalog:
             abilities=family.model_ability,
         )
 
+    def fitting(self, spec: LaunchSpec, room_bytes: int) -> list[str]:
+        """Return what of the family of a launch fits a room, in words, the largest first.
+
+        Raises:
+            InvalidRequest: the type is unknown. FamilyNotFound: with near names.
+        """
+        family = self._family(spec.model_type, spec.model_name)
+        if isinstance(family, EncoderFamily):
+            return []
+        runnable = [one for one in family.variants if refusal(family, one) is None]
+        return what_fits(runnable, spec.engine_options, room_bytes)
+
     def _shelf(self, model_type: str) -> Shelf[ModelFamily] | Shelf[EncoderFamily] | None:
         return self._language if model_type == LANGUAGE else self._encoders.get(model_type)
 
@@ -336,6 +350,9 @@ def _description(
         revision=None if is_given else variant.model_revision,
         context_length=min((one for one in limits if one), default=DEFAULT_CONTEXT_LENGTH),
         replica=spec.replica,
+        memory_bytes=least_memory_bytes(
+            variant, spec.engine_options, directory_of(path) if path else None
+        ),
     )
 
 
@@ -382,14 +399,9 @@ def _context_of_files(path: str) -> int | None:
     """Return how many tokens the model's `config.json` says it takes; None if it is not here."""
     if not path:
         return None
-    try:
-        config = json.loads((directory_of(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if isinstance(config, dict) and isinstance(config.get("text_config"), dict):
+    config = json_file(directory_of(path) / "config.json") or {}
+    if isinstance(config.get("text_config"), dict):
         config = config["text_config"]
-    if not isinstance(config, dict):
-        return None
     for key in _CONTEXT_KEYS:
         value = config.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

@@ -11,6 +11,7 @@ from xinference import __version__
 from .connection import CONTEXT_SETTINGS
 
 COMMANDS = {
+    "cal-model-mem": "memory",
     "chat": "chat",
     "embed": "vectors",
     "engine": "registrations",

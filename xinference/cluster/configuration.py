@@ -7,9 +7,11 @@ environment. Standard library only.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,12 +154,20 @@ def advertised_address(config: SupervisorConfig | WorkerConfig) -> str:
 def make_run_directory(home: Path) -> Path:
     """Make this process's directory for sockets, mode 0700; remove those of dead processes.
 
-    It is `<home>/run/<pid>`, or a temporary one where that path is too long for a socket.
+    It is `<home>/run/<pid>`, or below the temporary directory where that path is too long for a
+    socket.
+
+    Raises:
+        OSError: it cannot be made.
     """
     parent = home / "run"
     if len(str(parent)) > MAX_RUN_DIRECTORY_LEN - 8:
-        return Path(tempfile.mkdtemp(prefix="xinference-"))
+        name = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
+        parent = Path(tempfile.gettempdir()) / f"xinference-{name}"
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_private(parent):
+        # Somebody else was there first, who may do what they like to what is below it.
+        return Path(tempfile.mkdtemp(prefix="xinference-"))
     for old in parent.iterdir():
         if old.name.isdecimal() and not _is_alive(int(old.name)):
             shutil.rmtree(old, ignore_errors=True)
@@ -165,6 +175,12 @@ def make_run_directory(home: Path) -> Path:
     shutil.rmtree(mine, ignore_errors=True)
     mine.mkdir(mode=0o700)
     return mine
+
+
+def _is_private(directory: Path) -> bool:
+    """Return whether a directory is ours, and no link to another one."""
+    found = directory.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def private_directory(parent: Path, name: str, *, keep: bool = False) -> Path:

@@ -189,7 +189,12 @@ def check_one_gpu(wish: ReplicaPlacement) -> None:
 
 
 def memory_of(description: ModelDescription, *, dtype: str) -> int:
-    """Return about how many bytes a model takes, from its size; 0 if that says nothing."""
+    """Return about how many bytes a model takes: what the catalogue says, or by its size.
+
+    0: nobody knows.
+    """
+    if description.memory_bytes:
+        return description.memory_bytes
     size = _SIZE.fullmatch(description.model_size_in_billions)
     if size is None:
         return 0

@@ -271,7 +271,7 @@ class ClusterState:
         self._shares_gpus = shares_gpus
         self._models: dict[ModelUid, _Model] = {}
         self._nodes: dict[NodeId, _Node] = {}
-        # Invariant: a worker's process that was replaced is gone; what it sent, late, is void.
+        # Invariant: a worker's process that was replaced, or left, is gone; what it sent is void.
         self._replaced: set[WorkerEpoch] = set()
         self._ended: OrderedDict[LaunchId, XinferenceError] = OrderedDict()
         self._dropped: OrderedDict[tuple[LaunchId, int], XinferenceError] = OrderedDict()
@@ -439,6 +439,7 @@ class ClusterState:
 
     def node_lost(self, node: NodeId, worker_epoch: WorkerEpoch) -> None:
         """The worker's process has ended in order, and its replicas before it."""
+        self._replaced.add(worker_epoch)  # what it said before may arrive now
         if node in self._nodes and self._nodes[node].worker_epoch == worker_epoch:
             del self._nodes[node]
 

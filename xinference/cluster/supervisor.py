@@ -49,6 +49,7 @@ from .messages import (
     WorkerEpoch,
     WorkerReport,
 )
+from .room import largest_room_bytes
 from .state import ClusterState, Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
 from .worker import WORKER
@@ -107,6 +108,10 @@ class ModelCatalog(Protocol):
 
     def engines(self, model_type: str, name: str) -> dict[str, Any]:
         """Return the engines that can run a family."""
+        ...
+
+    def fitting(self, spec: LaunchSpec, room_bytes: int) -> list[str]:
+        """Return what of the family of a launch fits a room, in words."""
         ...
 
 
@@ -214,7 +219,7 @@ class SupervisorActor:
         spec = replace(spec, model_uid=uid)
         resolved = self._catalog.resolve(spec)
         replicas = self._state.check_launch(spec)
-        self._state.check_room(spec, resolved.description)
+        self._check_room(spec, resolved.description)
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -230,6 +235,23 @@ class SupervisorActor:
         self._state.launch(desired, now=now)
         self.reconcile()
         return self._at_version(LaunchTicket(model_uid=uid, launch_id=desired.launch_id))
+
+    def _check_room(self, spec: LaunchSpec, description: ModelDescription) -> None:
+        """Refuse a launch that does not fit, and say what would.
+
+        Raises:
+            InsufficientResources
+        """
+        try:
+            self._state.check_room(spec, description)
+        except InsufficientResources as error:
+            room_bytes = largest_room_bytes(self._state.nodes(now=self._clock()))
+            if description.memory_bytes <= room_bytes:
+                raise
+            fitting = self._catalog.fitting(spec, room_bytes)
+            name = description.model_name
+            what = f"What would fit: {', '.join(fitting)}." if fitting else f"No {name} would fit."
+            raise InsufficientResources(problem=f"{error.problem} {what}") from error
 
     @remote
     async def wait_launch(

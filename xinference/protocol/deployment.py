@@ -291,6 +291,8 @@ class ModelDescription:
     """Of a model that embeds: how many numbers a vector has."""
     rerank_type: str | None = None
     """Of a model that reranks: how it scores, in the catalogue's words."""
+    memory_bytes: int = 0
+    """About what a replica takes at the least; 0: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

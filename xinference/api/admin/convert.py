@@ -185,6 +185,8 @@ def description_item(what: ModelDescription) -> dict[str, Any]:
     """Return what a model is, in the words that are known for its type."""
     fields = asdict(what)
     dimensions, rerank_type = fields.pop("dimensions"), fields.pop("rerank_type")
+    # Why not shown: an estimate for placing it, which readers would take for a measurement.
+    del fields["memory_bytes"]
     if what.model_type in ENCODERS:
         fields["max_tokens"] = fields.pop("context_length")
         fields["language"] = fields.pop("model_lang")
