@@ -151,3 +151,29 @@ def test_a_download_that_fails_ends_the_launch_with_the_reason_and_what_to_do(
     assert f"has no {MODEL_ID}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not cold.replicas
+
+
+def test_a_model_is_downloaded_without_a_launch_listed_and_removed(
+    cold: Platform, hub: FakeHub
+) -> None:
+    version = f"{NAME}--0_001B--pytorch--none"
+    done = cold.command("download", "-n", NAME)
+    assert done.returncode == 0, done.stderr
+    assert f"{WEIGHTS}, " in done.stderr
+    (kept,) = json.loads(cold.command("cached", "--json").stdout)
+    assert kept["model_version"] == version
+    assert kept["size_bytes"] >= len(hub.repositories[MODEL_ID].files[WEIGHTS])
+    hub.faults.status = 500
+    launched = cold.command(*LAUNCH)
+    assert launched.returncode == 0, launched.stderr
+
+    refused = cold.command("remove-cache", "-n", version, "--check")
+
+    assert refused.returncode == 1
+    assert f"used by {NAME}" in refused.stderr
+    assert answer_of(cold, NAME) == ANSWER
+    terminate(cold, NAME)
+    removed = cold.command("remove-cache", "-n", version, "--check")
+    assert removed.returncode == 0, removed.stderr
+    assert not list((cold.home / "cache").rglob("*.safetensors"))
+    assert json.loads(cold.command("cached", "--json").stdout) == []

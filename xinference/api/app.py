@@ -29,6 +29,7 @@ from xinference import __version__
 from xinference.cluster.interface import Cluster
 
 from .access import guarded
+from .admin import cache as cache_routes
 from .admin import cluster as cluster_routes
 from .admin import keys as key_routes
 from .admin import models as model_routes
@@ -69,6 +70,7 @@ ROUTES = (
     rerank,
     model_routes,
     registrations,
+    cache_routes,
     cluster_routes,
     key_routes,
 )

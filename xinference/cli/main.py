@@ -11,8 +11,10 @@ from xinference import __version__
 from .connection import CONTEXT_SETTINGS
 
 COMMANDS = {
+    "cached": "cache",
     "cal-model-mem": "memory",
     "chat": "chat",
+    "download": "cache",
     "embed": "vectors",
     "engine": "registrations",
     "generate": "chat",
@@ -23,6 +25,7 @@ COMMANDS = {
     "quickstart": "quickstart",
     "register": "registrations",
     "registrations": "registrations",
+    "remove-cache": "cache",
     "rerank": "vectors",
     "scale": "models",
     "status": "status",

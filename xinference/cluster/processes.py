@@ -29,6 +29,7 @@ from xinference.errors import InvalidSetting, PeerUnreachable, ProtocolError, Xi
 from xinference.identifiers import Address, new_instance_id
 from xinference.protocol.nodes import NodeResources
 
+from .caches import CacheActor, CachesActor
 from .cluster_key import key_refused
 from .configuration import RoleConfig, SupervisorConfig, WorkerConfig, private_directory
 from .control_bus import ControlBus, Endpoint, Presence
@@ -43,7 +44,15 @@ from .state import ClusterState
 from .store import DesiredStore
 from .supervision import INSTANCE_VARIABLE, OWNER_VARIABLE, PLATFORM, kill_tree
 from .supervisor import ModelCatalog, SupervisorActor, system_clock
-from .worker import CALL_TIMEOUT_SECONDS, SUPERVISOR, WORKER, WorkerActor, new_worker_epoch
+from .worker import (
+    CACHE,
+    CACHES,
+    CALL_TIMEOUT_SECONDS,
+    SUPERVISOR,
+    WORKER,
+    WorkerActor,
+    new_worker_epoch,
+)
 from .xoscar_bus import XoscarBus
 
 logger = logging.getLogger(__name__)
@@ -149,16 +158,18 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
         strategy=LaunchStrategy(config.launch_strategy),
         shares_gpus=config.shares_gpus,
     )
+    catalog = load_catalog(config.home)
     supervisor = SupervisorActor(
         bus=bus,
         epoch=epoch,
         state=state,
         store=store,
-        catalog=load_catalog(config.home),
+        catalog=catalog,
         read_resources=reader.read,
         new_launch_id=lambda: LaunchId(secrets.token_hex(8)),
     )
     await bus.serve(SUPERVISOR, supervisor)
+    await bus.serve(CACHES, CachesActor(bus=bus, catalog=catalog, nodes=supervisor.nodes))
     reconciling = asyncio.create_task(supervisor.reconcile_forever(), name="reconcile")
     logger.info("Supervisor at %s, epoch %d", bus.address, epoch)
     report_ready(address=bus.address)
@@ -198,6 +209,8 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         running = host.journal.read()
         _kill_unnoted(running)
         await worker.adopt(running, timeout_seconds=ADOPT_SECONDS)
+    cache = CacheActor(downloads)
+    await bus.serve(CACHE, cache)
     await bus.serve(WORKER, worker)
     await _check_join(bus, directory, config)
     reporting = asyncio.create_task(worker.report_forever(), name="report")
@@ -214,6 +227,7 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         await worker.hand_over(timeout_seconds=config.drain_seconds)
     async with asyncio.timeout(config.drain_seconds + CLOSE_TIMEOUT_SECONDS):
         await worker.close()
+        await cache.close()
         await downloads.close()
         reporting.cancel()
         sweeping.cancel()

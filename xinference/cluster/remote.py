@@ -19,7 +19,7 @@ from xinference.errors import (
     ReplicaLost,
     XinferenceError,
 )
-from xinference.identifiers import InstanceId, ModelUid, RequestId
+from xinference.identifiers import InstanceId, ModelUid, NodeId, RequestId
 from xinference.protocol.deployment import (
     AbortOutcome,
     LaunchProgress,
@@ -30,6 +30,7 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
+from xinference.protocol.downloads import CachedModel, DownloadStatus
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 from xinference.protocol.vectors import VectorRequest
@@ -41,12 +42,15 @@ from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
 from .routing import ready_models, routes_of
-from .worker import SUPERVISOR
+from .worker import CACHES, SUPERVISOR
 from .xoscar_bus import XoscarBus
 
 logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT_SECONDS = 10.0
+CACHES_TIMEOUT_SECONDS = 15.0
+"""The supervisor asks every worker meanwhile."""
+REMOVE_TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 10.0
 POLL_TIMEOUT_SECONDS = 15.0
 RETRY_SECONDS = 0.2
@@ -84,6 +88,7 @@ class RemoteCluster:
         """
         self._bus = bus
         self._supervisor = Endpoint(supervisor_address, SUPERVISOR)
+        self._caches = Endpoint(supervisor_address, CACHES)
         self._cluster_key = cluster_key.encode()
         self._table = RoutingTable(version=RoutesVersion(), models={})
         self._table_changed = asyncio.Event()
@@ -269,6 +274,54 @@ class RemoteCluster:
             "engines", model_type, model_name, returns=dict[str, Any]
         )
         return engines
+
+    async def cached_models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
+        """See `Cluster`."""
+        kept: dict[NodeId, list[CachedModel]] = await self._ask_caches(
+            "models", worker_ip, returns=dict[NodeId, list[CachedModel]]
+        )
+        return kept
+
+    async def remove_cached(
+        self, model_version: str, worker_ip: str | None, *, is_forced: bool
+    ) -> int:
+        """See `Cluster`."""
+        freed_bytes: int = await self._ask_caches(
+            "remove",
+            model_version,
+            worker_ip,
+            is_forced,
+            returns=int,
+            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+        )
+        return freed_bytes
+
+    async def download(self, spec: LaunchSpec) -> str:
+        """See `Cluster`."""
+        version: str = await self._ask_caches("download", spec, returns=str)
+        return version
+
+    async def download_status(self, model_version: str) -> dict[NodeId, DownloadStatus]:
+        """See `Cluster`."""
+        statuses: dict[NodeId, DownloadStatus] = await self._ask_caches(
+            "download_status", model_version, returns=dict[NodeId, DownloadStatus]
+        )
+        return statuses
+
+    async def cancel_download(self, model_version: str) -> None:
+        """See `Cluster`."""
+        await self._ask_caches("cancel_download", model_version, returns=None)
+
+    async def _ask_caches(
+        self,
+        method: str,
+        *arguments: object,
+        returns: Any,
+        timeout_seconds: float = CACHES_TIMEOUT_SECONDS,
+    ) -> Any:
+        return await self._bus.call(
+            self._caches, method, *arguments, returns=returns, timeout_seconds=timeout_seconds
+        )
 
     # Requests.
 

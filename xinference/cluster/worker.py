@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 WORKER = "worker"
 SUPERVISOR = "supervisor"
+CACHE, CACHES = "cache", "caches"
+"""What is kept of models: beside a worker, and beside the supervisor."""
 HEARTBEAT_SECONDS = 1.0
 CALL_TIMEOUT_SECONDS = 2.0
 FIRST_RETRY_SECONDS = 0.2
