@@ -24,6 +24,7 @@
     │   ├── DeadlinePassed          it was not there when its caller gave up    504
     │   ├── RateLimitReached        the API key's limit is used up for now      429
     │   ├── StoreUnavailable        what is to be kept cannot be written        503
+    │   ├── StateUnwritable         what should run cannot be written           507
     │   └── InsufficientResources   no node can hold it now                     503
     ├── LaunchError               the model could not be brought up             503
     │   ├── LoadFailed              its files do not load                       503
@@ -347,6 +348,20 @@ class StoreUnavailable(CapacityError):
 
     def __str__(self) -> str:
         return f"The store of answers, files and batches does not work: {self.problem}."
+
+
+@dataclass(eq=False)
+class StateUnwritable(CapacityError):
+    """What should run cannot be written down now, so nothing was begun. What runs goes on."""
+
+    problem: str
+    code: ClassVar[str] = "state_unwritable"
+
+    def __str__(self) -> str:
+        return (
+            f"What should run cannot be written down: {self.problem}. Nothing was changed; what "
+            "runs goes on."
+        )
 
 
 @dataclass(eq=False)

@@ -26,7 +26,8 @@ from xinference.cluster.messages import (
     StartInstance,
     WorkerEpoch,
 )
-from xinference.cluster.state import ClusterState, Moment
+from xinference.cluster.state.cluster_state import ClusterState
+from xinference.cluster.state.records import Moment
 from xinference.cluster.store import DesiredStore
 from xinference.cluster.supervisor import ModelCatalog, SupervisorActor, system_clock
 from xinference.cluster.worker import (
@@ -92,6 +93,8 @@ class InProcessReplica(ScriptedReplica):
 
     directory: Path
     """Set by whoever makes the class's subclass for its sockets."""
+    listen: str | None = None
+    """Where to listen instead of there."""
 
     def __init__(self, start: StartInstance, **callbacks: Any) -> None:
         super().__init__(start, **callbacks)
@@ -117,7 +120,7 @@ class InProcessReplica(ScriptedReplica):
             if after is not None:
                 await after.wait()
             async with serve_fake_replica(
-                f"unix:{self.directory / self.report.instance}",
+                self.listen or f"unix:{self.directory / self.report.instance}",
                 instance=self._spec.instance,
                 key=instance_key(KEY.encode(), self._spec.instance),
                 model=self._spec.replica.model,

@@ -18,14 +18,8 @@ from xinference.cluster.messages import (
     WorkerEpoch,
     WorkerReport,
 )
-from xinference.cluster.state import (
-    ClusterState,
-    Effect,
-    ForgetModel,
-    Moment,
-    SaveModel,
-    Tell,
-)
+from xinference.cluster.state.cluster_state import ClusterState
+from xinference.cluster.state.records import Effect, ForgetModel, Moment, SaveModel, Tell
 from xinference.errors import LoadFailed
 from xinference.identifiers import InstanceId, ModelUid, NodeId
 from xinference.protocol.deployment import (
@@ -227,8 +221,7 @@ class SimulatedCluster:
 
     def launch(self, uid: str = "qwen", **options: Any) -> LaunchId:
         spec = LaunchSpec(model_uid=ModelUid(uid), model_name="qwen", **options)
-        replicas = self.state.check_launch(spec)
-        self.state.check_room(spec, description(uid))
+        replicas = self.state.check_launch(spec, description(uid))
         model = replace(desired(uid, f"launch-{next(self._numbers)}"), spec=spec, replicas=replicas)
         self.store[model.model_uid] = model
         self.state.launch(model, now=self.clock())

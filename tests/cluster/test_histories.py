@@ -22,7 +22,8 @@ from tests.cluster.local_cluster import (
 from tests.cluster.simulation import ManualClock
 from tests.fakes.catalog import FAMILY
 from xinference.cluster.messages import InstanceState
-from xinference.cluster.state import LEASE_SECONDS, RECOVERY_SECONDS
+from xinference.cluster.state.cluster_state import RECOVERY_SECONDS
+from xinference.cluster.state.observation import LEASE_SECONDS
 from xinference.errors import ReplicaLost, XinferenceError
 from xinference.identifiers import ModelUid
 from xinference.protocol.deployment import LaunchSpec, ModelState, ReplicaPlacement, ReplicaState

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bar of a launch goes up, whatever the launch has to do."""
 
-from xinference.cluster.launch_progress import progress_of
 from xinference.cluster.messages import InstanceReport, InstanceState, LaunchId
+from xinference.cluster.state.launch_progress import replica_progress
 from xinference.identifiers import InstanceId, ModelUid, ReplicaUid
 from xinference.protocol.deployment import ReplicaState
 from xinference.protocol.downloads import DownloadProgress, FileProgress
@@ -26,13 +26,13 @@ def downloaded(done: int) -> DownloadProgress:
 
 def test_a_launch_that_downloads_counts_that_as_four_fifths() -> None:
     steps = [
-        progress_of(ReplicaState.PENDING, None, ""),
-        progress_of(ReplicaState.DOWNLOADING, report(downloaded(0)), ""),
-        progress_of(ReplicaState.DOWNLOADING, report(downloaded(500)), ""),
-        progress_of(ReplicaState.DOWNLOADING, report(downloaded(1000)), ""),
-        progress_of(ReplicaState.STARTING, report(downloaded(1000)), ""),
-        progress_of(ReplicaState.LOADING, report(downloaded(1000), 0.5), ""),
-        progress_of(ReplicaState.READY, report(), ""),
+        replica_progress(ReplicaState.PENDING, None, ""),
+        replica_progress(ReplicaState.DOWNLOADING, report(downloaded(0)), ""),
+        replica_progress(ReplicaState.DOWNLOADING, report(downloaded(500)), ""),
+        replica_progress(ReplicaState.DOWNLOADING, report(downloaded(1000)), ""),
+        replica_progress(ReplicaState.STARTING, report(downloaded(1000)), ""),
+        replica_progress(ReplicaState.LOADING, report(downloaded(1000), 0.5), ""),
+        replica_progress(ReplicaState.READY, report(), ""),
     ]
 
     shown = [step.progress for step in steps]
@@ -48,10 +48,10 @@ def test_a_launch_that_downloads_counts_that_as_four_fifths() -> None:
 
 def test_a_launch_whose_files_are_here_has_the_bar_for_loading() -> None:
     steps = [
-        progress_of(ReplicaState.STARTING, None, ""),
-        progress_of(ReplicaState.LOADING, report(progress=0.1), ""),
-        progress_of(ReplicaState.LOADING, report(progress=1.0), ""),
-        progress_of(ReplicaState.READY, report(), ""),
+        replica_progress(ReplicaState.STARTING, None, ""),
+        replica_progress(ReplicaState.LOADING, report(progress=0.1), ""),
+        replica_progress(ReplicaState.LOADING, report(progress=1.0), ""),
+        replica_progress(ReplicaState.READY, report(), ""),
     ]
 
     shown = [step.progress for step in steps]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where replicas go: nodes, their GPUs, and what is taken of both."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +42,7 @@ def at(*loads: NodeLoad, **options: Any) -> Place | None:
     }
     behaviour = {name: options.pop(name) for name in ("strategy", "shares_gpus") if name in options}
     need = Need(placement=ReplicaPlacement(**wishes), **options)
-    return place({load.node: load for load in loads}, need, **behaviour)
+    return place(loads, need, **behaviour)
 
 
 def spread(*loads: NodeLoad, replicas: int, **options: Any) -> list[tuple[str, Any]]:
@@ -51,8 +52,8 @@ def spread(*loads: NodeLoad, replicas: int, **options: Any) -> list[tuple[str, A
     for _ in range(replicas):
         chosen = at(
             *loads,
-            own_nodes=tuple(one.node for one in places),
-            own_gpus=frozenset((one.node, index) for one in places for index in one.gpu_idx or ()),
+            own_nodes=Counter(one.node for one in places),
+            own_gpus=Counter((one.node, index) for one in places for index in one.gpu_idx or ()),
             **options,
         )
         assert chosen is not None

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the supervisor decides, told as stories; then by a thousand random ones."""
 
-import contextlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.cluster.simulation import (
     GIB,
@@ -19,7 +16,9 @@ from tests.cluster.simulation import (
 )
 from xinference.cluster.messages import DesiredReplica, InstanceState
 from xinference.cluster.routing import ready_routes
-from xinference.cluster.state import LEASE_SECONDS, RECOVERY_SECONDS, Tell
+from xinference.cluster.state.cluster_state import RECOVERY_SECONDS
+from xinference.cluster.state.observation import LEASE_SECONDS
+from xinference.cluster.state.records import Tell
 from xinference.errors import (
     InsufficientResources,
     InvalidRequest,
@@ -29,7 +28,7 @@ from xinference.errors import (
     ModelNotFound,
     ModelNotReady,
 )
-from xinference.identifiers import InstanceId, ModelUid, NodeId
+from xinference.identifiers import InstanceId, ModelUid
 from xinference.protocol.deployment import LaunchSpec, ModelState, ReplicaState
 
 QWEN = ModelUid("qwen")
@@ -118,7 +117,7 @@ def test_an_unknown_worker_ip_is_refused_by_name(cluster: SimulatedCluster) -> N
     spec = LaunchSpec(model_uid=QWEN, model_name="qwen", worker_ip="10.9.9.9")
 
     with pytest.raises(InvalidRequest, match="worker_ip"):
-        cluster.state.check_launch(spec)
+        cluster.state.check_launch(spec, description("qwen"))
 
 
 def test_a_first_launch_that_fails_to_load_is_an_error_at_once(cluster: SimulatedCluster) -> None:
@@ -675,7 +674,7 @@ def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(cluster: Simulate
     spec = LaunchSpec(model_uid=QWEN, model_name="qwen")
 
     with pytest.raises(InsufficientResources, match=r"needs about 156\.5 GiB"):
-        cluster.state.check_room(spec, huge)
+        cluster.state.check_launch(spec, huge)
 
 
 def test_scaling_up_leaves_what_serves_alone(cluster: SimulatedCluster) -> None:
@@ -742,6 +741,17 @@ def test_a_model_without_this_replica_or_not_ready_is_not_scaled(
         cluster.remove_replica(7)
 
 
+def test_no_replica_is_removed_from_a_model_that_ends(cluster: SimulatedCluster) -> None:
+    cluster.launch(replica=2)
+    cluster.run_to_rest()
+    cluster.terminate()
+
+    with pytest.raises(InvalidRequest, match="is TERMINATING"):
+        cluster.remove_replica(0)
+
+    assert cluster.store == {}
+
+
 def test_one_replica_that_dies_too_often_leaves_the_others_serving(
     cluster: SimulatedCluster,
 ) -> None:
@@ -777,224 +787,3 @@ def test_a_restarted_supervisor_adopts_every_replica_with_its_gpu() -> None:
     after = cluster.state.model(QWEN).replicas
     assert [one.instance for one in after] == [one.instance for one in before]
     assert [one.gpu_idx for one in after] == [one.gpu_idx for one in before]
-
-
-ACTIONS = st.one_of(
-    st.tuples(st.just("launch"), st.sampled_from(["a", "b", "c"]), st.integers(1, 3)),
-    st.tuples(st.just("add replica"), st.sampled_from(["a", "b", "c"])),
-    st.tuples(st.just("remove replica"), st.sampled_from(["a", "b", "c"]), st.integers(0, 3)),
-    st.tuples(st.just("terminate"), st.sampled_from(["a", "b", "c"])),
-    st.tuples(st.just("report"), st.integers(0, 2)),
-    st.tuples(st.just("late report"), st.integers(0, 2)),
-    st.tuples(st.just("beat"), st.integers(0, 2)),
-    st.tuples(st.just("move"), st.integers(0, 2), st.sampled_from(list(InstanceState))),
-    st.tuples(st.just("reconcile"), st.booleans()),
-    st.tuples(st.just("replay"), st.integers(0, 10)),
-    st.tuples(st.just("kill worker"), st.integers(0, 2), st.booleans()),
-    st.tuples(st.just("replace worker"), st.integers(0, 2), st.booleans()),
-    st.tuples(st.just("leave"), st.integers(0, 2)),
-    st.tuples(st.just("stop leaving"), st.integers(0, 2)),
-    st.tuples(st.just("restart supervisor")),
-    st.tuples(st.just("wait"), st.sampled_from([0.1, 1.0, 3.0, 6.0, 61.0])),
-)
-
-
-LEGAL_MOVES = {
-    InstanceState.STARTING: {InstanceState.LOADING, InstanceState.EXITED},
-    InstanceState.LOADING: {InstanceState.READY, InstanceState.EXITED},
-    InstanceState.READY: {InstanceState.EXITED},
-    InstanceState.STOPPING: {InstanceState.EXITED},
-    InstanceState.EXITED: set(),
-}
-
-
-class History:
-    """A cluster of up to three workers to which anything may happen, in any order."""
-
-    def __init__(self) -> None:
-        self.cluster = SimulatedCluster(restart_limit=2)
-        self.wanted: set[str] = set()
-        self.said: list[Tell] = []
-        self.last_reports: dict[NodeId, Any] = {}
-        for index in range(2):
-            self.cluster.report(self.cluster.add_worker(self.node(index)))
-
-    @staticmethod
-    def node(index: int) -> NodeId:
-        return NodeId(f"127.0.0.1:{index + 1}")
-
-    def worker(self, index: int) -> SimulatedWorker | None:
-        return self.cluster.workers.get(self.node(index))
-
-    def do(self, action: tuple[Any, ...]) -> None:
-        cluster = self.cluster
-        match action:
-            case ("launch", uid, replica):
-                with contextlib.suppress(ModelAlreadyExists, InsufficientResources):
-                    cluster.launch(uid, replica=replica)
-            case ("add replica", uid):
-                with contextlib.suppress(ModelNotFound, ModelNotReady, InsufficientResources):
-                    cluster.add_replicas(uid)
-            case ("remove replica", uid, index):
-                with contextlib.suppress(ModelNotFound, InvalidRequest):
-                    if len(cluster.state.without_replica(ModelUid(uid), index).replicas):
-                        cluster.remove_replica(index, uid)
-            case ("terminate", uid):
-                with contextlib.suppress(ModelNotFound):
-                    cluster.terminate(uid)
-            case ("report", index):
-                if (worker := self.worker(index)) is not None:
-                    self.last_reports[worker.node] = worker.report()
-                    cluster.report(worker)
-            case ("late report", index):
-                if (report := self.last_reports.get(self.node(index))) is not None:
-                    cluster.state.node_reported(report, now=cluster.clock())
-            case ("beat", index):
-                if (worker := self.worker(index)) is not None:
-                    cluster.state.node_beat(worker.beat(), now=cluster.clock())
-            case ("move", index, state):
-                worker = self.worker(index)
-                for report in [] if worker is None else list(worker.instances.values()):
-                    if state in LEGAL_MOVES[report.state]:
-                        worker.move(report.instance, state, "it broke")  # type: ignore[union-attr]
-            case ("reconcile", is_delivered):
-                effects = cluster.reconcile(deliver=lambda tell: is_delivered)
-                self.said += [effect for effect in effects if isinstance(effect, Tell)]
-                again = cluster.state.reconcile(now=cluster.clock())
-                first = [effect for effect in effects if isinstance(effect, Tell)]
-                assert again == first, "reconciling twice at one moment differs"
-            case ("replay", index):
-                if index < len(self.said):
-                    tell = self.said[-1 - index]
-                    if tell.node in cluster.workers:
-                        cluster.workers[tell.node].apply(tell.command)
-            case ("replace worker", index, is_noticed):
-                if (worker := self.worker(index)) is not None:
-                    if is_noticed:
-                        cluster.state.node_silent(worker.node, worker.worker_epoch)
-                    successor = cluster.add_worker(worker.node)
-                    successor.instances = {
-                        report.instance: report
-                        for report in worker.living()
-                        if report.state is not InstanceState.STOPPING
-                    }
-            case ("leave", index):
-                if (worker := self.worker(index)) is not None:
-                    worker.is_leaving = True
-                    worker.sequence += 1
-            case ("stop leaving", index):
-                worker = self.worker(index)
-                for report in worker.living() if worker is not None and worker.is_leaving else []:
-                    if report.state is not InstanceState.STOPPING:
-                        worker.move(report.instance, InstanceState.STOPPING)  # type: ignore[union-attr]
-            case ("kill worker", index, is_noticed):
-                worker = cluster.workers.pop(self.node(index), None)
-                if worker is not None and is_noticed:
-                    cluster.state.node_lost(worker.node, worker.worker_epoch)
-                if worker is None:
-                    cluster.add_worker(self.node(index))
-            case ("restart supervisor",):
-                cluster.restart_supervisor()
-            case ("wait", seconds):
-                cluster.clock.advance(seconds)
-        self.check_always()
-
-    def check_always(self) -> None:
-        """What holds at every moment."""
-        state = self.cluster.state
-        nodes = {status.node for status in state.nodes(now=self.cluster.clock())}
-        for status in state.models():
-            state.launch_progress(status.model_uid)
-            assert status.replicas
-            if status.state is ModelState.READY:
-                ready = [one for one in status.replicas if one.state is ReplicaState.READY]
-                assert ready
-                assert all(one.node is not None and one.instance is not None for one in ready)
-            if status.state is ModelState.ERROR:
-                assert any(one.error_message for one in status.replicas)
-            indices = [one.replica.index for one in status.replicas]
-            assert len(indices) == len(set(indices)), "an index is used twice"
-        for uid, entry in state.routes.models.items():
-            assert uid in state.uids()
-            assert (entry.state is ModelState.READY) == bool(entry.routes)
-        assert len(nodes) <= 3
-
-    def check_at_rest(self) -> None:
-        """What holds when every message has arrived and all work is done."""
-        cluster = self.cluster
-        for worker in list(cluster.workers.values()):
-            if worker.is_leaving:
-                cluster.state.node_lost(worker.node, worker.worker_epoch)
-                del cluster.workers[worker.node]
-        if not cluster.workers:
-            cluster.add_worker(self.node(0))
-        cluster.clock.advance(LEASE_SECONDS + RECOVERY_SECONDS)
-        for _ in range(3):
-            cluster.run_to_rest()
-        running = [
-            report.replica for worker in cluster.workers.values() for report in worker.living()
-        ]
-        alive = [
-            status for status in cluster.state.models() if status.state is not ModelState.ERROR
-        ]
-        wanted = {
-            replica.replica
-            for status in alive
-            for replica in status.replicas
-            if replica.state is not ReplicaState.FAILED
-        }
-        assert sorted(running) == sorted(wanted), "what runs is not what is wanted"
-        assert all(
-            status.state in {ModelState.READY, ModelState.ERROR}
-            for status in cluster.state.models()
-        )
-        assert {status.model_uid for status in alive} <= set(cluster.store)
-        for status in alive:
-            stored = {one.index for one in cluster.store[status.model_uid].replicas}
-            assert stored == {one.replica.index for one in status.replicas}
-        assert set(cluster.store) <= cluster.state.uids()
-        assert all(
-            not worker.instances.keys() - self.live(worker) for worker in cluster.workers.values()
-        ), "ended instances are never forgotten"
-        # Every state has a way out.
-        for status in cluster.state.models():
-            cluster.terminate(status.model_uid)
-        cluster.run_to_rest()
-        assert cluster.state.uids() == set()
-        assert not any(worker.instances for worker in cluster.workers.values())
-
-    @staticmethod
-    def live(worker: SimulatedWorker) -> set[InstanceId]:
-        return {report.instance for report in worker.living()}
-
-
-def run_history(actions: list[tuple[Any, ...]]) -> None:
-    history = History()
-    for action in actions:
-        history.do(action)
-    history.check_at_rest()
-
-
-@settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(st.lists(ACTIONS, max_size=40))
-def test_any_history_ends_with_what_is_wanted(actions: list[tuple[Any, ...]]) -> None:
-    run_history(actions)
-
-
-def test_long_histories_end_with_what_is_wanted(is_long: bool) -> None:
-    @settings(
-        max_examples=20_000 if is_long else 50,
-        deadline=None,
-        derandomize=not is_long,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.lists(ACTIONS, min_size=20, max_size=120))
-    def run(actions: list[tuple[Any, ...]]) -> None:
-        run_history(actions)
-
-    run()

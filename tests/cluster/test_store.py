@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is written down survives, and only its owner reads it."""
 
-import sqlite3
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,8 @@ from xinference.cluster.configuration import (
 from xinference.cluster.store import DesiredStore
 from xinference.errors import InvalidSetting
 from xinference.identifiers import ModelUid
+
+NO_DATABASE = "something else entirely, and long enough to be looked at"
 
 
 def test_models_are_there_after_a_restart(tmp_path: Path) -> None:
@@ -83,11 +85,72 @@ def test_an_entry_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -
     store.close()
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "s").write_text("something else entirely, and long enough to be looked at")
+def test_a_file_that_is_damaged_and_has_no_copy_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text(NO_DATABASE)
 
-    with pytest.raises(sqlite3.DatabaseError):
+    with pytest.raises(InvalidSetting, match="it is damaged, and there is no copy"):
         DesiredStore.open(tmp_path / "s")
+
+    assert (tmp_path / "s").read_text() == NO_DATABASE
+
+
+def damage_middle(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2 :] = b"\xa5" * (len(whole) - len(whole) // 2)
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_text(NO_DATABASE), damage_middle], ids=["all", "half"]
+)
+def test_f37_a_damaged_file_is_put_aside_and_its_copy_takes_its_place(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    store = DesiredStore.open(tmp_path / "s")
+    epoch = store.next_epoch()
+    store.save(desired("a"))
+    store.copy()
+    store.save(desired("b"))
+    store.close()
+    damage(tmp_path / "s")
+
+    store = DesiredStore.open(tmp_path / "s")
+
+    assert store.models() == [desired("a")]
+    assert store.next_epoch() > epoch
+    assert (tmp_path / "s.damaged").exists()
+    store.save(desired("c"))
+    store.close()
+    store = DesiredStore.open(tmp_path / "s")
+    assert store.models() == [desired("a"), desired("c")]
+    store.close()
+
+
+def test_f37_a_copy_that_is_damaged_too_is_no_copy(tmp_path: Path) -> None:
+    store = DesiredStore.open(tmp_path / "s")
+    store.copy()
+    store.close()
+    for name in ("s", "s.copy"):
+        (tmp_path / name).write_text(NO_DATABASE)
+
+    with pytest.raises(InvalidSetting, match="there is no copy"):
+        DesiredStore.open(tmp_path / "s")
+
+
+def test_the_copy_is_made_when_something_has_changed_and_is_private(tmp_path: Path) -> None:
+    store = DesiredStore.open(tmp_path / "s")
+    store.copy()
+    copy = tmp_path / "s.copy"
+    first = copy.stat().st_ino
+    store.copy()
+    assert copy.stat().st_ino == first
+
+    store.save(desired("a"))
+    store.copy()
+
+    assert copy.stat().st_ino != first
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    store.close()
 
 
 def test_a_cluster_key_is_made_once_for_its_owner(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the test, and is gone when the `with` block ends.
 """
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -112,12 +113,19 @@ def started(
     *words: str,
     port: int | None = None,
     variables: Mapping[str, str] | None = None,
+    max_files: int | None = None,
 ) -> Iterator[Platform]:
     """Run `xinference-local <words>` until the block ends; then nothing of it may be left.
 
     Args:
         variables: set in its environment.
+        max_files: how many files and sockets each of its processes may open.
     """
+
+    def limit_files() -> None:
+        if max_files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
+
     port = port or free_port()
     endpoint = f"http://127.0.0.1:{port}"
     home.mkdir(parents=True, exist_ok=True)
@@ -128,6 +136,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            preexec_fn=limit_files,
         )
     platform = Platform(endpoint=endpoint, home=home, process=process)
     try:

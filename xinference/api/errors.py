@@ -39,6 +39,7 @@ from xinference.errors import (
     RequestAborted,
     RequestCrashesModel,
     RequestError,
+    StateUnwritable,
     XinferenceError,
 )
 
@@ -62,6 +63,7 @@ STATUS: Mapping[type[XinferenceError], int] = {
     ModelOverloaded: 429,
     RateLimitReached: 429,
     DeadlinePassed: 504,
+    StateUnwritable: 507,
     LaunchError: 503,
     LaunchCancelled: 499,
     DiskFull: 507,

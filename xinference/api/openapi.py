@@ -34,7 +34,7 @@ MEANINGS = {
     499: "The launch was cancelled.",
     503: "The model or a part of the cluster is not ready, or the launch failed.",
     504: "The request's own deadline passed before its answer had ended.",
-    507: "The files of the model do not fit on the worker's disk.",
+    507: "The disk is full: of the worker, for the files, or of the supervisor, for the change.",
 }
 
 SECURITY = {

@@ -3,7 +3,7 @@
 
 In: an ASGI application and a listening socket. What a connection may cost:
 
-    connections       `MAX_CONNECTIONS` of a process; one more is told 503 and closed
+    connections       `max_connections` of a process; one more is told 503 and closed
     head              `MAX_HEAD_BYTES`, within `HEAD_SECONDS`; else 431, 408
     body              as the application allows (413), within `BODY_SECONDS`; else 408
     pipeline          `MAX_PIPELINED` requests sent before the first is answered
@@ -17,6 +17,7 @@ while a request arrives, and while a client does not read.
 import asyncio
 import http
 import logging
+import resource
 from typing import Any, cast
 
 import httptools
@@ -29,6 +30,8 @@ from xinference.api.error_shapes import ToldError, openai_body
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 4096
+NUM_OTHER_FILES = 128
+"""Descriptors for what is no client: replicas, stores, logs. Without any nothing is answered."""
 MAX_HEAD_BYTES = 64 * 2**10
 MAX_PIPELINED = 32
 CHUNK_OVERHEAD = 16
@@ -74,6 +77,14 @@ def server_of(
     )
 
 
+def max_connections() -> int:
+    """Return how many connections this process takes."""
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if num_files == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(1, min(MAX_CONNECTIONS, num_files - NUM_OTHER_FILES))
+
+
 class BoundedHttp(HttpToolsProtocol):
     """One connection; see the module."""
 
@@ -94,8 +105,8 @@ class BoundedHttp(HttpToolsProtocol):
         """Take a connection, if there is room for it."""
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, _HeadKeeper(transport, self.loop))
-        if len(self.connections) > MAX_CONNECTIONS:
-            logger.warning("More than %d connections", MAX_CONNECTIONS)
+        if len(self.connections) > max_connections():
+            logger.warning("More than %d connections", max_connections())
             self._refuse(503, "This gateway has too many connections; try again later.")
         else:
             self._set_deadline(HEAD_SECONDS, self._on_late)

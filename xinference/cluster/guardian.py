@@ -49,6 +49,7 @@ from .supervision import (
     kill_tree,
     launch_argv,
     owner_of,
+    raise_descriptor_limit,
 )
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ def run(
     if num_killed := kill_leftovers(str(home)):
         logger.warning("Killed %d processes that an earlier start has left", num_killed)
     os.environ[OWNER_VARIABLE] = owner_of(str(home))
+    raise_descriptor_limit()
     run_directory = make_run_directory(home)
     with contextlib.ExitStack() as resources:
         resources.callback(shutil.rmtree, run_directory, ignore_errors=True)

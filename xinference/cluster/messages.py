@@ -202,3 +202,15 @@ class RoutingTable:
 
     version: RoutesVersion
     models: dict[ModelUid, ModelRoutes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutesUpdate:
+    """What makes a gateway's routing table the current one."""
+
+    version: RoutesVersion
+    models: dict[ModelUid, ModelRoutes]
+    """Those that are new or differ; of an update that is whole, all."""
+    removed: tuple[ModelUid, ...] = ()
+    is_whole: bool = False
+    """It replaces the table: the supervisor no longer knows what has changed since."""

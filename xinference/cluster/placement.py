@@ -7,9 +7,10 @@ loading does not show in a node's readings, so what it will need is promised to 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from xinference.errors import InvalidRequest
 from xinference.identifiers import Address, NodeId
@@ -86,12 +87,17 @@ class Need:
     placement: ReplicaPlacement = field(default_factory=ReplicaPlacement)
     memory_bytes: int = 0
     """An estimate of what it takes; 0: nobody knows."""
-    own_nodes: tuple[NodeId, ...] = ()
-    """Where its model's other replicas are."""
-    own_gpus: frozenset[tuple[NodeId, int]] = frozenset()
-    """Which GPUs they are on."""
+    own_nodes: Mapping[NodeId, int] = field(default_factory=dict)
+    """How many of its model's other replicas are on each node,"""
+    own_gpus: Mapping[tuple[NodeId, int], int] = field(default_factory=dict)
+    """and on each GPU."""
     max_gpus: int | None = None
     """No more than so many different GPUs for the whole model."""
+
+    @property
+    def has_all_gpus(self) -> bool:
+        """Whether its model has as many different GPUs as it may."""
+        return self.max_gpus is not None and len(self.own_gpus) >= self.max_gpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,28 +111,94 @@ class Place:
     """Whether what it needs is free there, as far as one can tell."""
 
 
+class Standing(NamedTuple):
+    """How busy a GPU, or a node without one, is; the least is the best, whoever asks."""
+
+    busy: float
+    num_own: int
+    """Where it comes first after `busy`; 0 until it is known who asks."""
+    minus_free_bytes: int
+    node: NodeId
+    gpu_idx: tuple[int, ...]
+
+    def for_need(self, need: Need, strategy: LaunchStrategy) -> "Standing":
+        """Return how it stands for a replica whose model may be there already.
+
+        Invariant: never less than before, and two choices of one node keep their order.
+        """
+        num_own = need.own_nodes.get(self.node, 0)
+        if not num_own:
+            return self
+        if strategy is LaunchStrategy.LEAST_MODELS:
+            return Standing(self.busy, num_own, *self[2:])
+        return Standing(self.busy + SPREAD_WEIGHT * num_own, *self[1:])
+
+
+class Choice(NamedTuple):
+    """A place that a replica could have; the least is the best."""
+
+    is_cramped: bool
+    """It has no room, and the strategy minds."""
+    is_elsewhere: bool
+    """It is no GPU."""
+    standing: Standing
+    place: Place
+
+
 def place(
-    nodes: Mapping[NodeId, NodeLoad],
+    loads: Iterable[NodeLoad],
     need: Need,
     *,
     strategy: LaunchStrategy = LaunchStrategy.IDLE_FIRST,
     shares_gpus: bool = True,
 ) -> Place | None:
-    """Return the best place for a replica; None if no node is as it asks.
+    """Return the best place for a replica; None if no node is as it asks. Looks at each of them.
 
     Args:
-        nodes: the living nodes, by name.
+        loads: the living nodes.
         shares_gpus: whether a GPU may hold more than one replica.
     """
-    best: tuple[tuple[object, ...], Place] | None = None
-    for load in nodes.values():
-        if not is_at(load.node, need.placement.worker_ip):
-            continue
-        for gpu_idx in _choices(load, need, shares_gpus=shares_gpus):
-            key, has_room = _rank(load, gpu_idx, need, strategy)
-            if best is None or key < best[0]:
-                best = key, Place(node=load.node, gpu_idx=gpu_idx, has_room=has_room)
-    return None if best is None else best[1]
+    best = min(
+        (
+            choice(standing_of(load, gpu_idx, strategy), gpu_idx, need, strategy)
+            for load in loads
+            if is_at(load.node, need.placement.worker_ip)
+            for gpu_idx in _choices(load, need, shares_gpus=shares_gpus)
+        ),
+        default=None,
+    )
+    return None if best is None else best.place
+
+
+def standing_of(
+    load: NodeLoad, gpu_idx: tuple[int, ...] | None, strategy: LaunchStrategy
+) -> Standing:
+    """Return how busy these GPUs of a node are, or the node itself."""
+    if gpu_idx:
+        gpus = [load.gpus[index] for index in gpu_idx]
+        num_replicas = max(gpu.num_replicas for gpu in gpus)
+        total = sum(gpu.device.total_bytes for gpu in gpus)
+        taken = sum(gpu.device.used_bytes + gpu.promised_bytes for gpu in gpus)
+    else:
+        num_replicas = load.num_replicas
+        total = load.resources.memory_total_bytes
+        taken = total - load.resources.memory_available_bytes + load.promised_bytes
+    share = min(max(taken / total, 0.0), 1.0) if total else 0.0
+    busy = num_replicas + (share if strategy is LaunchStrategy.IDLE_FIRST else 0.0)
+    return Standing(busy, 0, taken - total, load.node, gpu_idx or ())
+
+
+def choice(
+    standing: Standing, gpu_idx: tuple[int, ...] | None, need: Need, strategy: LaunchStrategy
+) -> Choice:
+    """Return a place with what it is to a replica."""
+    has_room = -standing.minus_free_bytes >= need.memory_bytes
+    return Choice(
+        strategy is LaunchStrategy.IDLE_FIRST and not has_room,
+        not gpu_idx,
+        standing.for_need(need, strategy),
+        Place(node=standing.node, gpu_idx=gpu_idx, has_room=has_room),
+    )
 
 
 def is_at(node: NodeId, worker_ip: str | None) -> bool:
@@ -217,35 +289,10 @@ def _choices(load: NodeLoad, need: Need, *, shares_gpus: bool) -> Iterator[tuple
     if wish.n_gpu == 0:
         yield ()
         return
-    is_full = need.max_gpus is not None and len(need.own_gpus) >= need.max_gpus
     for index, gpu in load.gpus.items():
         if not gpu.is_open(shares_gpus=shares_gpus):
             continue
-        if not is_full or (load.node, index) in need.own_gpus:
+        if not need.has_all_gpus or (load.node, index) in need.own_gpus:
             yield (index,)
     if not load.gpus and wish.n_gpu is None:
         yield None
-
-
-def _rank(
-    load: NodeLoad, gpu_idx: tuple[int, ...] | None, need: Need, strategy: LaunchStrategy
-) -> tuple[tuple[object, ...], bool]:
-    """Return what orders the choices, the best first, and whether there is room."""
-    if gpu_idx:
-        gpus = [load.gpus[index] for index in gpu_idx]
-        num_replicas = max(gpu.num_replicas for gpu in gpus)
-        total = sum(gpu.device.total_bytes for gpu in gpus)
-        taken = sum(gpu.device.used_bytes + gpu.promised_bytes for gpu in gpus)
-    else:
-        num_replicas = load.num_replicas
-        total = load.resources.memory_total_bytes
-        taken = total - load.resources.memory_available_bytes + load.promised_bytes
-    has_room = total - taken >= need.memory_bytes
-    share = min(max(taken / total, 0.0), 1.0) if total else 0.0
-    num_own = need.own_nodes.count(load.node)
-    is_elsewhere = not gpu_idx
-    last = (taken - total, load.node, gpu_idx or ())
-    if strategy is LaunchStrategy.LEAST_MODELS:
-        return (is_elsewhere, num_replicas, num_own, *last), has_room
-    busy = num_replicas + share + SPREAD_WEIGHT * num_own
-    return (not has_room, is_elsewhere, busy, *last), has_room

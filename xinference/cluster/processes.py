@@ -6,6 +6,7 @@ loop until it is told to end, and ends the process.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
@@ -13,6 +14,7 @@ import os
 import random
 import secrets
 import signal
+import sqlite3
 import sys
 import time
 import urllib.error
@@ -40,7 +42,7 @@ from .journal import ReplicaJournal, RunningReplica
 from .messages import CONTROL_VERSION, LaunchId
 from .model_actor import ModelActor, ReplicaHost
 from .placement import LaunchStrategy
-from .state import ClusterState
+from .state.cluster_state import ClusterState
 from .store import DesiredStore
 from .supervision import INSTANCE_VARIABLE, OWNER_VARIABLE, PLATFORM, kill_tree
 from .supervisor import ModelCatalog, SupervisorActor, system_clock
@@ -124,7 +126,7 @@ def _run(main: Coroutine[Any, Any, int]) -> NoReturn:
     except InvalidSetting as error:
         logger.critical("%s", error)
         status = EXIT_MISCONFIGURED
-    except (XinferenceError, OSError) as error:
+    except (XinferenceError, OSError, sqlite3.Error) as error:
         logger.critical("This process cannot run: %s", error)
         status = EXIT_FAILED
     except Exception:
@@ -146,6 +148,9 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
     )
     store = DesiredStore.open(config.home / STORE_NAME)
     epoch = store.next_epoch()
+    # Why now: a supervisor that has to go on from the copy must count on from this epoch.
+    with contextlib.suppress(sqlite3.Error, OSError):
+        store.copy()
     reader = DeviceReader()
     state = ClusterState(
         epoch=epoch,

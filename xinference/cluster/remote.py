@@ -16,6 +16,7 @@ from typing import Any, Self
 from xinference.errors import (
     ModelNotReady,
     PeerUnreachable,
+    ProtocolError,
     ReplicaLost,
     XinferenceError,
 )
@@ -39,9 +40,9 @@ from .control_bus import ControlBus, Endpoint
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
 from .interface import GenerationStream, VectorStream
-from .messages import LaunchTicket, Route, RoutesVersion, RoutingTable
+from .messages import LaunchTicket, Route, RoutesUpdate, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
-from .routing import ready_models, routes_of
+from .routing import ready_models, routes_of, updated
 from .worker import CACHES, SUPERVISOR
 from .xoscar_bus import XoscarBus
 
@@ -405,7 +406,8 @@ class RemoteCluster:
                 role="gateway",
                 timeout_seconds=OPEN_TIMEOUT_SECONDS,
             )
-        except PeerUnreachable as error:
+        # Why both: who answers at a replica's address in another protocol is not the replica.
+        except (PeerUnreachable, ProtocolError) as error:
             raise ReplicaLost(model=route.replica.model, problem=error.problem) from error
 
     def _on_opened(self, route: Route, opening: "asyncio.Task[ReplicaConnection]") -> None:
@@ -480,16 +482,16 @@ class RemoteCluster:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _poll(self) -> None:
-        table = await self._bus.call(
+        update = await self._bus.call(
             self._supervisor,
             "watch_routes",
             self._table.version,
             POLL_SECONDS,
-            returns=RoutingTable | None,
+            returns=RoutesUpdate | None,
             timeout_seconds=POLL_TIMEOUT_SECONDS,
         )
-        if table is not None and table.version > self._table.version:
-            self._table = table
+        if update is not None and update.version > self._table.version:
+            self._table = updated(self._table, update)
             self._drop_connections()
             self._table_changed.set()
             self._table_changed = asyncio.Event()

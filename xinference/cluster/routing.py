@@ -20,7 +20,7 @@ from xinference.protocol.deployment import ModelState
 from xinference.protocol.generation import ChatPrompt, TextPrompt
 from xinference.protocol.vectors import EmbeddingRequest, ModelRequest, RerankRequest
 
-from .messages import Route, RoutingTable
+from .messages import Route, RoutesUpdate, RoutingTable
 
 PREFIX_BLOCK_CHARS = 256
 MAX_PREFIX_BLOCKS = 32
@@ -39,6 +39,14 @@ SLOW_STEP_SECONDS = 1.0
 """A replica is slow if a step takes longer than this, and so many times what it takes others."""
 STALL_SECONDS = 10.0
 """One that has work and finishes no step for so long gets nothing more."""
+
+
+def updated(table: RoutingTable, update: RoutesUpdate) -> RoutingTable:
+    """Return the table that an update, asked for with this one's version, makes of it."""
+    models = {} if update.is_whole else dict(table.models)
+    for uid in update.removed:
+        models.pop(uid, None)
+    return RoutingTable(version=update.version, models=models | update.models)
 
 
 def routes_of(table: RoutingTable, model: ModelUid) -> tuple[Route, ...]:

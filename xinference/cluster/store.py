@@ -3,10 +3,14 @@
 
 SQLite in WAL mode with `synchronous=FULL`: a call that returned is on the disk. One process has
 one store open; calls take well under a millisecond and run on the event loop.
+
+Beside it is a copy, made at each start and now and then when something has changed. A file that is
+damaged is put aside, and the copy takes its place.
 """
 
 import fcntl
 import logging
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Self, TextIO
@@ -26,34 +30,38 @@ CREATE TABLE IF NOT EXISTS model (model_uid TEXT PRIMARY KEY, document BLOB NOT 
 """
 
 
+LOCKED_SECONDS = 0.2
+"""For another program that reads or copies the file to let it go. The event loop waits, too."""
+COPY_SUFFIX = ".copy"
+DAMAGED_SUFFIX = ".damaged"
+
+
 class DesiredStore:
     """The desired state on disk. Only the supervisor writes it, before it acts."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: TextIO) -> None:
+    def __init__(self, connection: sqlite3.Connection, lock: TextIO, path: Path) -> None:
         self._connection = connection
         self._lock = lock
+        self._path = path
+        self._num_copied = -1
+        """Changes that the copy has."""
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open or create the file, readable by its owner alone.
 
         Raises:
-            InvalidSetting: another process has it open.
-            sqlite3.Error: the file is no database, or cannot be written.
+            InvalidSetting: another process has it open; or it is damaged, and so is its copy.
+            sqlite3.Error: it cannot be written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _locked(path)
-        path.touch(mode=0o600)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.executescript(_SCHEMA)
-        except sqlite3.Error:
-            connection.close()
+            connection = _opened(path) or _restored(path)
+        except BaseException:
             lock.close()
             raise
-        return cls(connection, lock)
+        return cls(connection, lock, path)
 
     def next_epoch(self) -> int:
         """Count this start and return its number; the first is 1."""
@@ -87,10 +95,91 @@ class DesiredStore:
         """Remove a model; nothing happens if there is none."""
         self._connection.execute("DELETE FROM model WHERE model_uid = ?", (model_uid,))
 
+    def copy(self) -> None:
+        """Make the copy, if anything has changed since the last one. Takes some milliseconds.
+
+        Raises:
+            sqlite3.Error: it cannot be written; the one before it stays.
+        """
+        num_changes = self._connection.total_changes
+        if num_changes == self._num_copied:
+            return
+        draft = self._path.with_name(f"{self._path.name}{COPY_SUFFIX}.new")
+        draft.unlink(missing_ok=True)
+        draft.touch(mode=0o600)
+        copied = sqlite3.connect(draft, isolation_level=None)
+        try:
+            self._connection.backup(copied)
+        finally:
+            copied.close()
+        draft.replace(self._path.with_name(self._path.name + COPY_SUFFIX))
+        self._num_copied = num_changes
+
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
         self._lock.close()
+
+
+def _opened(path: Path) -> sqlite3.Connection | None:
+    """Return a connection to a file that is whole, new or old; None if it is damaged.
+
+    Raises:
+        sqlite3.Error: it cannot be used for another reason.
+    """
+    path.touch(mode=0o600)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=LOCKED_SECONDS)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(_SCHEMA)
+        if connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",):
+            return connection
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        # The low byte is the error, the others say more of it.
+        if (error.sqlite_errorcode & 0xFF) not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            raise
+    except sqlite3.Error:
+        connection.close()
+        raise
+    connection.close()
+    return None
+
+
+def _restored(path: Path) -> sqlite3.Connection:
+    """Put a damaged file aside and its copy in its place; return a connection to that.
+
+    Raises:
+        InvalidSetting: there is no copy that is whole.
+    """
+    copy = path.with_name(path.name + COPY_SUFFIX)
+    candidate = path.with_name(f"{path.name}{COPY_SUFFIX}.new")
+    if copy.exists():
+        shutil.copyfile(copy, candidate)
+        whole = _opened(candidate)
+        if whole is not None:
+            whole.close()
+            aside = path.with_name(f"{path.name}{DAMAGED_SUFFIX}")
+            path.replace(aside)
+            for suffix in ("-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            candidate.replace(path)
+            logger.error(
+                "%s is damaged. Its last copy takes its place: models launched or terminated since "
+                "then are as they were before. The damaged file is now %s",
+                path,
+                aside,
+            )
+            connection = _opened(path)
+            assert connection is not None, "it was whole a moment ago"
+            return connection
+    raise InvalidSetting(
+        name="XINFERENCE_HOME",
+        value=str(path.parent),
+        expected=f"a directory whose {path.name} is whole: it is damaged, and there is no copy. "
+        "Restore it, or remove it and launch the models again",
+    )
 
 
 def _locked(path: Path) -> TextIO:

@@ -15,6 +15,7 @@ runs Python in a fork of a process with threads, which may deadlock.
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -192,6 +193,16 @@ def kill_leftovers(home: str) -> int:
             num_killed += PLATFORM.start_of(pid) is not None
             kill_tree(pid)
     return num_killed
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process and those it starts open as many files and sockets as they may.
+
+    Why: the usual limit is 1024, for the sake of programs that `select`. Each caller is a socket.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # more than the system has, on some
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def launch_argv(argv: Iterable[str], *, signal_number: int, oom_score_adj: int = 0) -> list[str]:

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from xinference import __version__
 from xinference.errors import (
     InsufficientResources,
-    InternalError,
     PeerUnreachable,
     ProtocolError,
+    StateUnwritable,
     XinferenceError,
 )
 from xinference.identifiers import ModelUid, NodeId, model_uid, new_model_uid
@@ -40,23 +40,27 @@ from .messages import (
     CONTROL_VERSION,
     Command,
     DesiredModel,
+    DesiredReplica,
     Heartbeat,
     LaunchId,
     LaunchTicket,
     ReportAnswer,
+    RoutesUpdate,
     RoutesVersion,
-    RoutingTable,
     WorkerEpoch,
     WorkerReport,
 )
 from .room import largest_room_bytes
-from .state import ClusterState, Effect, ForgetModel, Moment, SaveModel, Tell
+from .state.cluster_state import ClusterState
+from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
 from .worker import WORKER
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+COPY_SECONDS = 30.0
+"""Between copies of the store, if it has changed."""
 COMMAND_TIMEOUT_SECONDS = 5.0
 PROBE_TIMEOUT_SECONDS = 1.0
 MAX_WAIT_SECONDS = 20.0
@@ -153,6 +157,9 @@ class SupervisorActor:
         self._started_at = clock().monotonic
         self._is_stopping = False
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unwritten: dict[ModelUid, SaveModel | ForgetModel] = {}
+        """What could not be written down, to be tried again; the latest of each model."""
+        self._copied_at = self._started_at
         self._commands: dict[NodeId, Command] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._telling: set[NodeId] = set()
@@ -218,8 +225,7 @@ class SupervisorActor:
         )
         spec = replace(spec, model_uid=uid)
         resolved = self._catalog.resolve(spec)
-        replicas = self._state.check_launch(spec)
-        self._check_room(spec, resolved.description)
+        replicas = self._check_launch(spec, resolved.description)
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -236,17 +242,20 @@ class SupervisorActor:
         self.reconcile()
         return self._at_version(LaunchTicket(model_uid=uid, launch_id=desired.launch_id))
 
-    def _check_room(self, spec: LaunchSpec, description: ModelDescription) -> None:
-        """Refuse a launch that does not fit, and say what would.
+    def _check_launch(
+        self, spec: LaunchSpec, description: ModelDescription
+    ) -> tuple[DesiredReplica, ...]:
+        """Return the replicas of a launch; refuse one that does not fit, and say what would.
 
         Raises:
-            InsufficientResources
+            ModelAlreadyExists, InvalidRequest, InsufficientResources
         """
         try:
-            self._state.check_room(spec, description)
+            return self._state.check_launch(spec, description)
         except InsufficientResources as error:
-            room_bytes = largest_room_bytes(self._state.nodes(now=self._clock()))
-            if description.memory_bytes <= room_bytes:
+            nodes = self._state.nodes(now=self._clock())
+            room_bytes = largest_room_bytes(nodes)
+            if not nodes or description.memory_bytes <= room_bytes:
                 raise
             fitting = self._catalog.fitting(spec, room_bytes)
             name = description.model_name
@@ -381,8 +390,8 @@ class SupervisorActor:
     @remote
     async def watch_routes(
         self, known: RoutesVersion, timeout_seconds: float
-    ) -> RoutingTable | None:
-        """Return the routing table once it is newer than `known`; None when the time is up.
+    ) -> RoutesUpdate | None:
+        """Return what is new in the routing table since `known`; None when the time is up.
 
         Why not while recovering: what runs is not known yet, and a gateway that has a table of
         the supervisor before this one serves better by that.
@@ -391,9 +400,10 @@ class SupervisorActor:
         def is_news() -> bool:
             is_first = known == RoutesVersion()
             is_settled = is_first or not self._state.is_recovering(now=self._clock())
-            return is_settled and self._state.routes.version != known
+            return is_settled and self._state.routes_version != known
 
-        return self._state.routes if await self._wait(is_news, timeout_seconds) else None
+        is_new = await self._wait(is_news, timeout_seconds)
+        return self._state.routes_since(known) if is_new else None
 
     @remote
     async def info(self) -> tuple[RoutesVersion, ClusterInfo]:
@@ -469,6 +479,8 @@ class SupervisorActor:
     async def reconcile_forever(self) -> None:
         """Reconcile when a delay is over, and each second; events do so by themselves."""
         while True:
+            self._write_what_was_not()
+            self._copy_store()
             self.reconcile()
             tick_at = self._clock().monotonic + TICK_SECONDS
             while (left := min(tick_at, self._state.next_due() or tick_at) - self._monotonic()) > 0:
@@ -520,7 +532,7 @@ class SupervisorActor:
 
     def _at_version(self, value: Any) -> tuple[RoutesVersion, Any]:
         """Return a value with the version of the routes that it belongs to."""
-        return self._state.routes.version, value
+        return self._state.routes_version, value
 
     async def _wait(self, condition: Callable[[], bool], timeout_seconds: float) -> bool:
         """Return whether the condition holds, now or within the time."""
@@ -534,22 +546,39 @@ class SupervisorActor:
         return True
 
     def _write(self, effect: SaveModel | ForgetModel) -> None:
-        """Raises InternalError if it cannot be written; nothing is done then."""
+        """Raises StateUnwritable if it cannot be written; nothing is done then."""
         try:
             if isinstance(effect, SaveModel):
                 self._store.save(effect.model)
             else:
                 self._store.forget(effect.model_uid)
         except sqlite3.Error as error:
-            logger.exception("The desired state cannot be written")
-            raise InternalError(where="desired state", problem=str(error)) from error
+            logger.error("The desired state cannot be written: %s", error)
+            raise StateUnwritable(problem=str(error)) from error
+        self._unwritten.pop(_uid_of(effect), None)
 
     def _try_write(self, effect: Effect) -> None:
         assert not isinstance(effect, Tell)
         try:
             self._write(effect)
-        except InternalError:
-            return  # logged; a restart may retry a launch that failed, or fail one that was ready
+        except StateUnwritable:
+            self._unwritten[_uid_of(effect)] = effect
+
+    def _write_what_was_not(self) -> None:
+        """Try again to write down what has happened while that was not possible."""
+        for effect in list(self._unwritten.values()):
+            self._try_write(effect)
+
+    def _copy_store(self) -> None:
+        """Now and then, let the store's copy have what is new."""
+        now = self._monotonic()
+        if now - self._copied_at < COPY_SECONDS:
+            return
+        self._copied_at = now
+        try:
+            self._store.copy()
+        except (sqlite3.Error, OSError) as error:
+            logger.warning("The desired state cannot be copied: %s", error)
 
     def _tell(self, node: NodeId) -> None:
         """Send a node what it should do, one call at a time; what changes meanwhile goes next."""
@@ -632,3 +661,7 @@ class SupervisorActor:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("A task of the supervisor failed", exc_info=task.exception())
+
+
+def _uid_of(effect: SaveModel | ForgetModel) -> ModelUid:
+    return effect.model.model_uid if isinstance(effect, SaveModel) else effect.model_uid

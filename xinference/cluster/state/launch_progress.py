@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far one replica of a launch is, from what its worker says. Pure."""
 
+from xinference.cluster.messages import InstanceReport
 from xinference.protocol.deployment import LaunchProgress, ReplicaState
 from xinference.protocol.downloads import DownloadProgress
-
-from .messages import InstanceReport
 
 SHARE_OF_DOWNLOADING = 0.8
 """Of a launch that has to download: so much of its bar, the rest for loading."""
@@ -13,7 +12,9 @@ SHARE_OF_STARTING = 0.05
 MAX_UNTIL_READY = 0.99
 
 
-def progress_of(state: ReplicaState, report: InstanceReport | None, problem: str) -> LaunchProgress:
+def replica_progress(
+    state: ReplicaState, report: InstanceReport | None, problem: str
+) -> LaunchProgress:
     """Return how far a replica is.
 
     Args:
