@@ -63,19 +63,17 @@ def downloads(platform: Platform) -> list[object]:
     return list(platform.processes("xinference.catalog.downloads"))
 
 
-def test_a_launch_by_name_downloads_and_answers_and_the_next_one_asks_no_hub(
-    cold: Platform, hub: FakeHub
-) -> None:
+def has_part(platform: Platform, size_bytes: int) -> bool:
+    """Return whether so much of a file is on the disk."""
+    parts = (platform.home / "cache").rglob("*.part")
+    return any(part.stat().st_size >= size_bytes for part in parts)
+
+
+def test_a_launch_by_name_downloads_and_answers(cold: Platform) -> None:
     done = cold.command(*LAUNCH)
 
     assert done.returncode == 0, done.stderr
     assert "downloading" in done.stderr
-    assert answer_of(cold, NAME) == ANSWER
-    terminate(cold, NAME)
-    hub.faults.status = 500
-    again = cold.command(*LAUNCH)
-    assert again.returncode == 0, again.stderr
-    assert "downloading" not in again.stderr
     assert answer_of(cold, NAME) == ANSWER
     terminate(cold, NAME)
 
@@ -110,10 +108,29 @@ def test_a_download_is_watched_by_its_bytes_and_cancelled_and_gone_on_with(
     assert httpx.get(f"{url}/watched", timeout=30).status_code == 404
     assert seconds < 5.0
     hub.release()
-    httpx.post(url, json=body, timeout=90).raise_for_status()
+    done = cold.command("download", "-n", NAME)
+    assert done.returncode == 0, done.stderr
     assert hub.starts_of(WEIGHTS) == [0, size // 2]
-    assert answer_of(cold, "watched") == ANSWER
-    terminate(cold, "watched")
+
+
+def test_a_launch_goes_on_with_its_download_when_the_worker_was_killed(
+    cold: Platform, hub: FakeHub
+) -> None:
+    size = len(hub.repositories[MODEL_ID].files[WEIGHTS])
+    hub.faults.holds[WEIGHTS] = [size // 2, size // 4]
+    url = f"{cold.endpoint}/v1/models"
+    body = {"model_name": NAME, "model_uid": "tough", "model_engine": "transformers"}
+    httpx.post(url, params={"wait_ready": False}, json=body, timeout=30).raise_for_status()
+    wait_until("half of it is there", lambda: has_part(cold, size // 2), timeout_seconds=60)
+
+    cold.control("worker").kill()
+
+    wait_until(
+        "the next worker goes on", lambda: len(hub.starts_of(WEIGHTS)) == 2, timeout_seconds=90
+    )
+    assert hub.starts_of(WEIGHTS) == [0, size // 2]
+    httpx.post(f"{url}/tough/cancel", timeout=30).raise_for_status()
+    assert downloads(cold) == []
 
 
 def test_two_launches_of_one_model_at_once_download_it_once(cold: Platform, hub: FakeHub) -> None:
@@ -166,6 +183,7 @@ def test_a_model_is_downloaded_without_a_launch_listed_and_removed(
     hub.faults.status = 500
     launched = cold.command(*LAUNCH)
     assert launched.returncode == 0, launched.stderr
+    assert "downloading" not in launched.stderr
 
     refused = cold.command("remove-cache", "-n", version, "--check")
 

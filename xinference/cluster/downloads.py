@@ -23,7 +23,7 @@ from xinference.errors import DownloadFailed, from_wire
 from xinference.protocol.downloads import DownloadProgress, DownloadRequest, FileProgress
 from xinference.settings import DownloadSettings
 
-from .child_process import ChildProcess
+from .child_process import ChildProcess, open_log
 from .replica_environment import SECRETS
 from .supervision import describe_exit
 
@@ -128,10 +128,8 @@ class Downloads:
                 "settings": asdict(self._settings),
             }
         )
-        logs = self._home / "logs"
         try:
-            logs.mkdir(parents=True, exist_ok=True)
-            with (logs / "downloads.log").open("ab") as log:
+            with open_log(self._home / "logs" / "downloads.log") as log:
                 process = ChildProcess.spawn(
                     [sys.executable, *self._command],
                     environment=_environment(os.environ),

@@ -32,7 +32,7 @@ from xinference.identifiers import InstanceId, RequestId
 from xinference.protocol.deployment import AbortOutcome
 from xinference.protocol.downloads import DownloadProgress
 
-from .child_process import AdoptedProcess, ChildProcess
+from .child_process import AdoptedProcess, ChildProcess, open_log
 from .control_bus import remote
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
@@ -65,7 +65,6 @@ SILENT_SECONDS = 3.0
 """For an answer to a PING. Whether a process is stopped is looked up then."""
 REASON_TIMEOUT_SECONDS = 1.0
 """A lost connection waits so long for the process's own way of ending."""
-MAX_LOG_BYTES = 16 * 2**20
 NUM_LAST_LINES = 50
 NUM_TOLD_LINES = 3
 MAX_TOLD_LINE_LEN = 200
@@ -554,11 +553,7 @@ class ModelActor:
         return self._host.home / "logs" / f"{self._spec.replica}.log"
 
     def _open_log(self) -> BinaryIO:
-        path = self._log_path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
-        log = path.open("ab")
+        log = open_log(self._log_path())
         self._log_start = log.tell()
         return log
 

@@ -3,16 +3,14 @@
 
 from pathlib import Path
 
-import pytest
+import huggingface_hub
 
 from tests.catalog.downloads.conftest import MODEL_ID, WEIGHTS, files
 from tests.fakes.hub import FakeHub
 
 
 def test_the_hub_s_own_library_downloads_from_it(hub: FakeHub, tmp_path: Path) -> None:
-    hub_library = pytest.importorskip("huggingface_hub")
-
-    path = hub_library.snapshot_download(
+    path = huggingface_hub.snapshot_download(
         MODEL_ID, endpoint=hub.endpoint, cache_dir=tmp_path, max_workers=1, token=False
     )
 
@@ -21,9 +19,7 @@ def test_the_hub_s_own_library_downloads_from_it(hub: FakeHub, tmp_path: Path) -
 
 
 def test_the_hub_s_own_library_reads_the_list_that_we_read(hub: FakeHub) -> None:
-    hub_library = pytest.importorskip("huggingface_hub")
-
-    about = hub_library.HfApi(endpoint=hub.endpoint, token=False).model_info(
+    about = huggingface_hub.HfApi(endpoint=hub.endpoint, token=False).model_info(
         MODEL_ID, files_metadata=True
     )
 
