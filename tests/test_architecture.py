@@ -44,7 +44,7 @@ HOMES = {
     "pydantic": {"api"},
     "prometheus_client": {"api"},
     "uvicorn": {"cli"},
-    "httpx": {"catalog", "client", "cli"},
+    "httpx": {"catalog", "client", "cli", "models"},
     "click": {"cli"},
     "rich": {"cli"},
 }

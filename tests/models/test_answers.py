@@ -371,7 +371,7 @@ def test_tools_calls_and_results_are_rendered_by_the_template(scripted: Scripted
 def test_thinking_is_as_the_request_says_or_else_the_launch(scripted: Scripted) -> None:
     def thinks(prompt: ChatPrompt, launched: bool | None) -> bool:
         model = scripted.variant()
-        model._enable_thinking = launched
+        model.conversation.enable_thinking = launched
         ids = model.prepare(asked(prompt)).request.prompt_token_ids
         return str(scripted.tokenizer.decode(list(ids))).endswith("<think>\n")
 
@@ -418,7 +418,7 @@ def test_how_much_to_think_reaches_a_template_that_has_it(scripted: Scripted) ->
 
 def test_no_effort_switches_the_thinking_of_a_hybrid_model_off(scripted: Scripted) -> None:
     model = scripted.variant(abilities=("chat", "tools", "hybrid"))
-    model._enable_thinking = True
+    model.conversation.enable_thinking = True
     prompt = ChatPrompt(messages=ASK.messages, reasoning_effort="none")
 
     ids = model.prepare(asked(prompt)).request.prompt_token_ids

@@ -206,7 +206,7 @@ def test_a_free_answer_with_a_structure_is_one_or_the_other(qwen: Running) -> No
 def test_the_model_is_not_told_how_strictly_it_is_held(qwen: Running) -> None:
     prompt = asked(tools=(tool("go", None, strict=True),))
 
-    rendered = qwen.model._template.render(prompt)
+    rendered = qwen.model.conversation.template.render(prompt)
 
     assert rendered.startswith("go [user]")
 
@@ -262,7 +262,7 @@ def test_gpt_oss_thinks_in_a_message_that_has_a_budget(budget: int) -> None:
 def test_effort_is_the_templates_to_know(qwen: Running) -> None:
     prompt = asked(reasoning_effort="low", enable_thinking=False)
 
-    assert "low[assistant]" in qwen.model._template.render(prompt)
+    assert "low[assistant]" in qwen.model.conversation.template.render(prompt)
 
 
 # --- refusals

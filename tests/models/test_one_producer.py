@@ -236,7 +236,7 @@ def spelled(player: Player, case: Case, token_ids: list[int], rendered: str) -> 
 
 def check(player: Player, case: Case) -> None:
     player.script.say([*player.ids(case.text), player.end])
-    rendered = player.running.model._template.render(case.prompt)
+    rendered = player.running.model.conversation.template.render(case.prompt)
     asked = player.running.request(
         case.prompt,
         n=case.n,

@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from xinference.errors import InvalidRequest, UnsupportedVariant
+from xinference.protocol.servers import ServerEngine, server_engine_named
 
 from .family import ModelFamily, Variant, parse_size, size_text
-from .runnable import refusal
+from .runnable import TRANSFORMERS, refusal
 from .schema import did_you_mean
 
-TRANSFORMERS = "Transformers"
 MAX_SUGGESTIONS = 8
 
 _LATER = "is not served by this version yet; use Transformers"
+ENGINES: tuple[str, ...] = (TRANSFORMERS, ServerEngine.LLAMA_CPP)
+"""Those that are served, in the order in which users see them."""
 OTHER_ENGINES = {
     "vLLM": _LATER,
     "SGLang": _LATER,
-    "llama.cpp": _LATER,
     "TRT-LLM": _LATER,
     "MLX": "is for Apple silicon, which this version does not serve; use Transformers",
     "LMDEPLOY": "is not served; use Transformers",
@@ -82,14 +83,19 @@ def engine_named(name: str | None) -> str:
     Raises:
         InvalidRequest: there is none of this name, or this version does not serve it.
     """
-    if name is None or name.casefold() == TRANSFORMERS.casefold():
+    if name is None:
         return TRANSFORMERS
+    server = server_engine_named(name)
+    known = name if server is None else str(server)
+    for engine in ENGINES:
+        if known.casefold() == engine.casefold():
+            return str(engine)
     for other, reason in OTHER_ENGINES.items():
-        if name.casefold() == other.casefold():
+        if known.casefold() == other.casefold():
             raise InvalidRequest(field="model_engine", problem=f"{other} {reason}")
     raise InvalidRequest(
         field="model_engine",
-        problem=f"{name!r} is not an engine" + did_you_mean(name, (TRANSFORMERS, *OTHER_ENGINES)),
+        problem=f"{name!r} is not an engine" + did_you_mean(name, (*ENGINES, *OTHER_ENGINES)),
     )
 
 
@@ -99,38 +105,49 @@ def find(family: ModelFamily, wish: Wish) -> Variant:
     Raises:
         UnsupportedVariant: there is none.
     """
-    return _fitting(family, wish)[0]
+    return _fitting(family, wish, TRANSFORMERS)[0]
 
 
-def match(family: ModelFamily, wish: Wish, *, trust_remote_code: bool = False) -> Variant:
-    """Choose the variant to launch with the Transformers engine.
+def match(
+    family: ModelFamily,
+    wish: Wish,
+    engine: str = TRANSFORMERS,
+    *,
+    trust_remote_code: bool = False,
+) -> Variant:
+    """Choose the variant to launch with an engine.
 
     Args:
+        family: to choose from.
+        wish: what the launch says.
+        engine: as it is written.
         trust_remote_code: whether code that comes with the files may run.
 
     Raises:
         UnsupportedVariant: none fits the wish, or none that fits can run.
     """
-    fitting = _fitting(family, wish)
-    reasons = [refusal(family, one, trust_remote_code=trust_remote_code) for one in fitting]
+    fitting = _fitting(family, wish, engine)
+    reasons = [refusal(family, one, engine, trust_remote_code=trust_remote_code) for one in fitting]
     for variant, reason in zip(fitting, reasons, strict=True):
         if reason is None:
             return variant
     raise UnsupportedVariant(
         family=family.model_name,
         problem=reasons[0] or "",
-        suggestions=_near(family, wish),
+        suggestions=_near(family, wish, engine),
     )
 
 
-def parameter_objects(family: ModelFamily) -> list[dict[str, object]] | str:
-    """Return what `GET /v1/engines` shows of Transformers: one object for each format and size.
+def parameter_objects(
+    family: ModelFamily, engine: str = TRANSFORMERS
+) -> list[dict[str, object]] | str:
+    """Return what `GET /v1/engines` shows of an engine: one object for each format and size.
 
     A text says why none of the variants can run.
     """
-    runnable = [one for one in family.variants if refusal(family, one) is None]
+    runnable = [one for one in family.variants if refusal(family, one, engine) is None]
     if not runnable:
-        return refusal(family, family.variants[0]) or ""
+        return refusal(family, family.variants[0], engine) or ""
     grouped: dict[tuple[str, Decimal], list[str]] = {}
     for variant in runnable:
         quantizations = grouped.setdefault((variant.model_format, variant.size), [])
@@ -158,22 +175,22 @@ def missing_words(variants: Sequence[Variant], wish: Wish) -> str:
     return " ".join(asked)
 
 
-def _fitting(family: ModelFamily, wish: Wish) -> list[Variant]:
+def _fitting(family: ModelFamily, wish: Wish, engine: str) -> list[Variant]:
     fitting = [variant for variant in family.variants if wish.num_misses(variant) == 0]
     if not fitting:
         raise UnsupportedVariant(
             family=family.model_name,
             problem="there is no variant " + missing_words(family.variants, wish),
-            suggestions=_near(family, wish),
+            suggestions=_near(family, wish, engine),
         )
     return fitting
 
 
-def _near(family: ModelFamily, wish: Wish) -> list[str]:
+def _near(family: ModelFamily, wish: Wish, engine: str) -> list[str]:
     def distance(variant: Variant) -> tuple[int, Decimal]:
         size = wish.size if wish.size is not None else Decimal(0)
         return wish.num_misses(variant), abs(variant.size - size)
 
-    runnable = [one for one in family.variants if refusal(family, one) is None]
+    runnable = [one for one in family.variants if refusal(family, one, engine) is None]
     nearest = sorted(runnable, key=distance)
     return list(dict.fromkeys(str(variant) for variant in nearest))[:MAX_SUGGESTIONS]

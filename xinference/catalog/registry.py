@@ -22,6 +22,7 @@ from xinference.protocol.deployment import (
     ModelSource,
 )
 from xinference.protocol.downloads import DownloadRequest
+from xinference.protocol.servers import LLAMA_CPP_CONTEXT, ServerEngine
 
 from .builtin_families import builtin_encoders, builtin_families
 from .encoder_family import ENCODER_TYPES, EncoderFamily, parse_encoder_family
@@ -34,6 +35,7 @@ from .family import (
 )
 from .launch_memory import least_memory_bytes, what_fits
 from .matching import (
+    ENGINES,
     OTHER_ENGINES,
     Wish,
     engine_named,
@@ -46,7 +48,7 @@ from .registrations import Registrations
 from .runnable import refusal
 from .schema import did_you_mean, inherit, parse_family
 from .shelf import Shelf
-from .sources import download_of
+from .sources import GGUF, download_of
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +167,7 @@ class Catalog:
         if isinstance(family, EncoderFamily):
             return encoder_engines(family)
         reasons = {engine: f"{engine} {reason}" for engine, reason in OTHER_ENGINES.items()}
-        return {"Transformers": parameter_objects(family), **reasons}
+        return {engine: parameter_objects(family, engine) for engine in ENGINES} | reasons
 
     def resolve(self, spec: LaunchSpec) -> Resolved:
         """Decide what a launch runs: files, abilities and description.
@@ -191,7 +193,7 @@ class Catalog:
             quantization=spec.quantization,
         )
         trust = spec.engine_options.trust_remote_code
-        variant = match(family, wish, trust_remote_code=trust)
+        variant = match(family, wish, engine, trust_remote_code=trust)
         _check_thinking(family, spec.engine_options)
         path, download = _files(family, variant, spec)
         return Resolved(
@@ -302,7 +304,8 @@ def _files(
         raise InvalidRequest(
             field="download_hub", problem="means nothing here: the files are not on a hub"
         )
-    _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
+    check = _check_visible_gguf if variant.model_format == GGUF else _check_visible
+    check(path, "model_uri" if spec.model_path is None else "model_path")
     return path, None
 
 
@@ -329,11 +332,26 @@ def _check_visible(path: str, field: str) -> None:
         logger.info("The files in %s cannot be looked at from here: %s", path, error)
 
 
+def _check_visible_gguf(path: str, field: str) -> None:
+    """Refuse what is plainly no GGUF, nor a directory with one, as `_check_visible`."""
+    given = Path(path)
+    try:
+        if given.is_file() and given.suffix != ".gguf":
+            raise InvalidRequest(field=field, problem=f"{path} is not a .gguf file")
+        if given.is_dir() and any(given.iterdir()) and not any(given.rglob("*.gguf")):
+            raise InvalidRequest(field=field, problem=f"{path} has no .gguf file")
+    except OSError as error:
+        logger.info("The files in %s cannot be looked at from here: %s", path, error)
+
+
 def _description(
     family: ModelFamily, variant: Variant, spec: LaunchSpec, engine: str, path: str
 ) -> ModelDescription:
     is_given = spec.model_path is not None
-    limits = (family.context_length, _context_of_files(path), spec.engine_options.max_model_len)
+    wanted = spec.engine_options.max_model_len
+    if wanted is None and engine == ServerEngine.LLAMA_CPP:
+        wanted = LLAMA_CPP_CONTEXT
+    limits = (family.context_length, _context_of_files(path), wanted)
     return ModelDescription(
         model_uid=spec.model_uid or new_model_uid(family.model_name, taken=set()),
         model_type=LANGUAGE,

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Transformers engine can run of a family, or why it cannot.
+"""What an engine can run of a family, or why it cannot.
 
 Pure: judges by format, ability and the name of the class, before anything is downloaded. What
 it lets pass is judged again by the engine, on the files themselves. `transformers` is not asked:
 the catalogue does without it, and a test compares the names here with those it has.
 """
 
+from collections.abc import Mapping
+
+from xinference.protocol.servers import ServerEngine
+
 from .family import ModelFamily, Variant
 
+TRANSFORMERS = "Transformers"
 _FORMATS = {
     "gptq": "needs gptqmodel, which this version does not use",
     "awq": "needs gptqmodel, which this version does not use",
     "bnb": "needs bitsandbytes, which this version does not use",
     "fp8": "needs fp8 kernels, which this version does not have",
     "fp4": "needs fp4 kernels, which this version does not have",
-    "ggufv2": "is for llama.cpp, which is not served by this version yet",
+    "ggufv2": "is for the engine llama.cpp",
     "mlx": "is for MLX on Apple silicon, which this version does not serve",
 }
+_SERVER_FORMATS: Mapping[str, tuple[str, ...]] = {
+    ServerEngine.LLAMA_CPP: ("ggufv2",),
+}
+"""What the engines that are servers of their own read."""
 _SENSES = {"vision": "pictures", "audio": "sound", "omni": "every kind of input"}
 
 STATEFUL = frozenset(
@@ -55,27 +64,49 @@ BRING_CODE = frozenset(
 
 
 def refusal(
-    family: ModelFamily, variant: Variant, *, trust_remote_code: bool = False
+    family: ModelFamily,
+    variant: Variant,
+    engine: str = TRANSFORMERS,
+    *,
+    trust_remote_code: bool = False,
 ) -> str | None:
-    """Say why the Transformers engine cannot run the variant; None if it can.
+    """Say why an engine cannot run the variant; None if it can.
 
     Args:
+        family: of the variant.
+        variant: to run.
+        engine: as it is written.
         trust_remote_code: whether code that comes with the files may run.
     """
+    if engine == TRANSFORMERS:
+        reason = _refusal_of_format(variant)
+        return reason or _refusal_of_class(family, trust_remote_code)
+    formats = _SERVER_FORMATS[engine]
+    if variant.model_format not in formats:
+        return f"{variant} is not for {engine}, which reads {', '.join(formats)}"
+    return _refusal_of_senses(family)
+
+
+def _refusal_of_format(variant: Variant) -> str | None:
     reason = _FORMATS.get(variant.model_format)
     if reason is None and variant.quantization != "none":
         reason = "needs bitsandbytes, which this version does not use"
     if reason is None and variant.weights == "fp8":
         reason = "is published in fp8, and needs kernels for that which this version does not have"
-    if reason is not None:
-        return f"{variant} {reason}"
-    return _refusal_of_class(family, trust_remote_code)
+    return reason and f"{variant} {reason}"
+
+
+def _refusal_of_senses(family: ModelFamily) -> str | None:
+    senses = [what for ability, what in _SENSES.items() if ability in family.model_ability]
+    return (
+        f"it takes {' and '.join(senses)}, and this version serves text alone" if senses else None
+    )
 
 
 def _refusal_of_class(family: ModelFamily, trust_remote_code: bool) -> str | None:
-    senses = [what for ability, what in _SENSES.items() if ability in family.model_ability]
-    if senses:
-        return f"it takes {' and '.join(senses)}, and this version serves text alone"
+    reason = _refusal_of_senses(family)
+    if reason is not None:
+        return reason
     for name in family.architectures:
         if name in STATEFUL:
             return f"{name} keeps more of the past than keys and values, which is not served"

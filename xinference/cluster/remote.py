@@ -65,8 +65,8 @@ OPEN_TIMEOUT_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 SILENT_SECONDS = 3.0
 """A replica that does not answer a PING for so long gets no new requests."""
-MAX_SILENT = 2
-"""After so many PINGs without an answer, what runs there moves on."""
+LAST_CHANCE_SECONDS = 1.0
+"""For an answer to one more PING; without it, what runs there moves on."""
 QUESTION_TIMEOUT_SECONDS = 2.0
 STATS_ARE_GOOD_FOR_SECONDS = 1.0
 
@@ -104,7 +104,6 @@ class RemoteCluster:
             continues_streams=continues_streams,
         )
         self._probing: asyncio.Task[None] | None = None
-        self._num_silent: dict[InstanceId, int] = {}
         self._stats: dict[ModelUid, dict[str, float]] = {}
         self._stats_at = 0.0
 
@@ -419,8 +418,6 @@ class RemoteCluster:
         """Close connections to instances that are gone, once nothing runs on them."""
         current = {route.instance for route in self._routes()}
         self._router.forget(current)
-        for instance in self._num_silent.keys() - current:
-            del self._num_silent[instance]
         for instance, connection in list(self._connections.items()):
             if connection.is_closed or (instance not in current and not connection.num_streams):
                 self._drop(instance)
@@ -454,15 +451,23 @@ class RemoteCluster:
             load = await connection.ping(SILENT_SECONDS)
         except XinferenceError as error:
             balancer.silent(instance, now=time.monotonic())
-            self._num_silent[instance] = self._num_silent.get(instance, 0) + 1
             logger.warning("%s does not answer: %s", route.replica, error)
-            if self._num_silent[instance] == MAX_SILENT:
+            if not await self._answers(instance):
                 # Its requests would wait for ever; on a connection that is closed they move on.
                 self._drop(instance)
             return
-        self._num_silent.pop(instance, None)
         if load.state is ReplicaState.READY:
             balancer.observe(instance, load.counters, now=time.monotonic())
+
+    async def _answers(self, instance: InstanceId) -> bool:
+        """Return whether what is connected to an instance hears from it after all."""
+        connection = self._connections.get(instance)
+        try:
+            if connection is not None:
+                await connection.ping(LAST_CHANCE_SECONDS)
+        except XinferenceError:
+            return False
+        return True
 
     def _routes(self) -> list[Route]:
         return [route for entry in self._table.models.values() for route in entry.routes]

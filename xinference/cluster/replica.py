@@ -210,7 +210,7 @@ class Replica:
             self._post(on_progress, progress, stage, info)
 
         def load_in_thread() -> "Model":
-            tell(0.02, "loading", "importing torch and transformers")
+            tell(0.02, "loading", "importing what the model needs")
             completed = with_process_defaults(spec, os.environ)
             with _quick_imports(without_scipy=spec.model_type == "LLM"):
                 # Why here: the socket must answer while these imports take their seconds.

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 PROBE_TIMEOUT_SECONDS = 1.0
 PROBE_IS_GOOD_FOR_SECONDS = 2.0
 CLOSE_TIMEOUT_SECONDS = 0.5
+UNACKNOWLEDGED_SECONDS = 5.0
+"""A connection on which the peer's system has not acknowledged what was sent for so long ends."""
 MAX_CALLS_PER_PEER = 256
 """Abandoned calls included; one more is refused as if the peer were unreachable."""
 
@@ -109,9 +111,12 @@ class XoscarBus:
             raise InvalidSetting(
                 name="listen", value=str(listen), expected="an address that other hosts reach"
             )
-        # Hazard: xoscar reads both when it is imported or at each frame, and only from here.
+        # Hazard: xoscar reads them when it is imported or at each frame, and only from here.
         os.environ["XOSCAR_AUTH_KEY"] = key
         os.environ["XOSCAR_DIR"] = str(socket_directory)
+        # Why: after a silence the kernel waits as long again before it sends what was lost, and
+        # every call would wait with it. A new connection is there at once.
+        os.environ["XOSCAR_TCP_USER_TIMEOUT"] = str(int(1000 * UNACKNOWLEDGED_SECONDS))
         # Why: it logs a traceback for each peer that goes away, which callers are told anyway.
         logging.getLogger("xoscar").setLevel(logging.CRITICAL)
         with _heavy_modules_hidden():

@@ -139,7 +139,7 @@ class Scheduler:
         self._policy = policy
         self._pace = pace
         self._chunk_size = chunk_size
-        self._waiting = WaitingQueue()
+        self._waiting: WaitingQueue[Sequence] = WaitingQueue()
         self._running: OrderedDict[RequestId, Sequence] = OrderedDict()
 
     @property

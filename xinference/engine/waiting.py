@@ -10,15 +10,34 @@ slots or budgets.
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
 from xinference.identifiers import RequestId
 
-if TYPE_CHECKING:
-    from .scheduler import Sequence
+
+class Waits(Protocol):
+    """What may wait: a sequence, say."""
+
+    @property
+    def request_id(self) -> RequestId:
+        """Its own among all that wait."""
+        ...
+
+    @property
+    def priority(self) -> int:
+        """Lower is earlier."""
+        ...
+
+    @property
+    def fairness_key(self) -> str:
+        """Whose turn it takes."""
+        ...
 
 
-class _PriorityClass:
+Sequence = TypeVar("Sequence", bound=Waits)
+
+
+class _PriorityClass(Generic[Sequence]):
     """The waiting sequences of one priority.
 
     Invariant: no key has an empty queue, so the first key always has the next turn.
@@ -31,11 +50,11 @@ class _PriorityClass:
     def __bool__(self) -> bool:
         return bool(self.preempted or self.by_key)
 
-    def next(self) -> "Sequence":
+    def next(self) -> Sequence:
         queue = self.preempted or next(iter(self.by_key.values()))
         return next(iter(queue.values()))
 
-    def remove(self, sequence: "Sequence") -> None:
+    def remove(self, sequence: Sequence) -> None:
         if self.preempted.pop(sequence.request_id, None) is None:
             queue = self.by_key[sequence.fairness_key]
             del queue[sequence.request_id]
@@ -43,7 +62,7 @@ class _PriorityClass:
                 del self.by_key[sequence.fairness_key]
 
 
-class WaitingQueue:
+class WaitingQueue(Generic[Sequence]):
     """Sequences that wait for a slot. Every operation but iterating is O(1) in their number.
 
     Invariant: `_heap` has every priority of `_classes` exactly once, and others only until they
@@ -52,7 +71,7 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._sequences: dict[RequestId, Sequence] = {}
-        self._classes: dict[int, _PriorityClass] = {}
+        self._classes: dict[int, _PriorityClass[Sequence]] = {}
         self._heap: list[int] = []
         self._in_heap: set[int] = set()
 
@@ -62,7 +81,7 @@ class WaitingQueue:
     def __contains__(self, request_id: RequestId) -> bool:
         return request_id in self._sequences
 
-    def __iter__(self) -> Iterator["Sequence"]:
+    def __iter__(self) -> Iterator[Sequence]:
         """Yield all, in the order in which they would be admitted."""
         for priority in sorted(self._classes):
             waiting = self._classes[priority]
@@ -75,24 +94,24 @@ class WaitingQueue:
                     yield sequence
                     queues.append(queue)
 
-    def add(self, sequence: "Sequence") -> None:
+    def add(self, sequence: Sequence) -> None:
         """Put a new sequence behind those of its key."""
         of_key = self._class_of(sequence).by_key.setdefault(sequence.fairness_key, OrderedDict())
         of_key[sequence.request_id] = sequence
 
-    def put_back(self, sequence: "Sequence") -> None:
+    def put_back(self, sequence: Sequence) -> None:
         """Put a preempted sequence before everything of its priority."""
         preempted = self._class_of(sequence).preempted
         preempted[sequence.request_id] = sequence
         preempted.move_to_end(sequence.request_id, last=False)
 
-    def peek(self) -> "Sequence | None":
+    def peek(self) -> Sequence | None:
         """Return who is next; None if nobody waits."""
         while self._heap and self._heap[0] not in self._classes:
             self._in_heap.discard(heappop(self._heap))
         return self._classes[self._heap[0]].next() if self._heap else None
 
-    def pop(self) -> "Sequence":
+    def pop(self) -> Sequence:
         """Take out who is next; that key's next turn comes after all others'."""
         sequence = self.peek()
         assert sequence is not None, "nobody waits"
@@ -102,7 +121,7 @@ class WaitingQueue:
         self.remove(sequence.request_id)
         return sequence
 
-    def remove(self, request_id: RequestId) -> "Sequence | None":
+    def remove(self, request_id: RequestId) -> Sequence | None:
         """Take out a sequence wherever it stands; None if it does not wait."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
@@ -112,7 +131,7 @@ class WaitingQueue:
                 del self._classes[sequence.priority]
         return sequence
 
-    def _class_of(self, sequence: "Sequence") -> _PriorityClass:
+    def _class_of(self, sequence: Sequence) -> _PriorityClass[Sequence]:
         assert sequence.request_id not in self._sequences, sequence.request_id
         self._sequences[sequence.request_id] = sequence
         priority = sequence.priority

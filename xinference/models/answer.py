@@ -35,14 +35,21 @@ class AnswerReaders:
         self._ended: set[int] = set()
         self._to_end: list[int] = []
 
-    def read(self, event: GenerationEvent) -> list[GenerationEvent]:
-        """Return what becomes of an event of the engine."""
+    def read(
+        self, event: GenerationEvent, *, num_tokens: int | None = None
+    ) -> list[GenerationEvent]:
+        """Return what becomes of an event of the engine.
+
+        Args:
+            event: of the engine.
+            num_tokens: of a piece, where it does not have its own tokens.
+        """
         if isinstance(event, Finished | Failed):
             return self._finish(event)
         index = event.choice_index
         reader = self._readers[index]
         was_over = reader.is_over
-        told = reader.read(event)
+        told = reader.read(event, num_tokens=num_tokens)
         if isinstance(event, TextDelta) and event.reason is not None:
             self._ended.add(index)
         elif reader.is_over and not was_over:
@@ -78,7 +85,7 @@ class AnswerReader:
         self.num_reasoning_tokens = 0
         """Tokens of the thoughts so far, and of the tags around them."""
 
-    def read(self, event: Delta) -> list[Delta]:
+    def read(self, event: Delta, *, num_tokens: int | None = None) -> list[Delta]:
         """Return what becomes of a piece of the engine's.
 
         The tokens of a piece go with its first text; a piece without text gets an empty one.
@@ -88,7 +95,7 @@ class AnswerReader:
         was_thinking = self._parser.is_thinking
         deltas = self._with_tokens(self._parse(event.text), replace(event, reason=None))
         if was_thinking or self._parser.is_thinking:
-            self.num_reasoning_tokens += len(event.token_ids)
+            self.num_reasoning_tokens += len(event.token_ids) if num_tokens is None else num_tokens
         if event.reason is None:
             return deltas
         return [*deltas, *self.finish(), TextDelta(text="", reason=self.reason(event.reason))]

@@ -7,7 +7,8 @@ a sandbox. What it complains of is the caller's to fix and comes out as `Invalid
 
 import inspect
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -21,12 +22,24 @@ RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_templa
 """Names that steer the rendering itself; a caller's variables must not be among them."""
 
 
+class Renderer(Protocol):
+    """What runs templates: a tokenizer of `transformers`, or what stands in its place."""
+
+    chat_template: Any
+    """Its own, if it has one."""
+
+    @property
+    def apply_chat_template(self) -> Callable[..., Any]:
+        """As that of `transformers`."""
+        ...
+
+
 class ChatTemplate:
     """Renders conversations for one tokenizer. Any thread may call it."""
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Renderer,
         *,
         template: str | None,
         model_name: str,

@@ -2,15 +2,13 @@
 """A language model that is ready to answer: prompts become token ids, the engine does the rest.
 
 In: `GenerationRequest`. Out: the engine's events; those of a chat are read as the model writes its
-thoughts and calls (`answer.py`). It owns the chat template, what the family adds to every request
-(stop texts and tokens), and the engine's thread; it knows no sockets and no event loop.
+thoughts and calls (`conversation.py`). It owns what the family adds to every request (stop texts
+and tokens), and the engine's thread; it knows no sockets and no event loop.
 """
 
 import logging
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,16 +22,10 @@ from xinference.engine import (
     ThinkingLimit,
     load_engine,
 )
-from xinference.errors import (
-    AbilityMissing,
-    ContextLengthExceeded,
-    DuplicateRequest,
-    InvalidRequest,
-)
+from xinference.errors import DuplicateRequest, InvalidRequest
 from xinference.identifiers import RequestId
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 from xinference.protocol.generation import (
-    MAX_STOP_STRINGS,
     Accepted,
     ChatPrompt,
     Failed,
@@ -41,21 +33,18 @@ from xinference.protocol.generation import (
     FinishReason,
     GenerationEvent,
     GenerationRequest,
-    SamplingParams,
     TextPrompt,
     TokenPrompt,
-    ToolChoice,
     Usage,
 )
 from xinference.protocol.vectors import ModelRequest
 
-from .answer import AnswerReader, AnswerReaders
+from .answer import AnswerReaders
 from .base import OnProgress, Sink, expect
-from .chat_template import ChatTemplate
 from .constraint import frame_of
+from .conversation import Chat, Conversation
 from .files import model_directory
-from .parsing.grammars import AnswerFormat
-from .parsing.reader import NUM_CALL_ID_CHARS
+from .parameters import with_own_stops, within_total
 
 logger = logging.getLogger(__name__)
 
@@ -78,28 +67,14 @@ class LanguageModel:
     def __init__(self, engine: Engine, spec: ReplicaSpec) -> None:
         self._engine = engine
         self._tokenizer: PreTrainedTokenizerBase = engine.tokenizer
-        self._abilities = frozenset(spec.abilities)
         self._name = str(spec.replica.model)
         self._stop = spec.source.stop
         self._stop_token_ids = self._known_tokens(spec.source.stop_token_ids)
-        self._answers = AnswerFormat(
-            tool_parser=spec.source.tool_parser,
-            reasoning_start_tag=spec.source.reasoning_start_tag,
-            reasoning_end_tag=spec.source.reasoning_end_tag,
-        )
-        grammar = self._answers.grammar
-        self._template = ChatTemplate(
-            self._tokenizer,
-            template=spec.source.chat_template,
-            model_name=self._name,
-            arguments_are_text=grammar is not None and grammar.arguments_are_text,
-        )
+        self.conversation = Conversation(spec, self._tokenizer)
+        self._answers = self.conversation.answers
         self._marker_ids = self._tokens_of(self._answers.special_tokens)
         self._kept_token_ids = self._special(self._marker_ids.values())
-        self._enable_thinking = spec.engine_options.enable_thinking
         self._thinking_budget = spec.engine_options.thinking_budget
-        if self._thinking_budget is not None:
-            self._check_budget()
         self._readers: dict[RequestId, AnswerReaders | None] = {}
         """Of every live request, by the id that the engine knows it by."""
         self._max_prompt_chars = _max_chars(self._tokenizer, engine.config.max_model_len)
@@ -201,23 +176,17 @@ class LanguageModel:
         thinking: ThinkingLimit | None = None
         match prompt:
             case ChatPrompt():
-                if "chat" not in self._abilities:
-                    raise AbilityMissing(model=self._name, ability="chat")
-                if request.sampling.echo:
-                    raise InvalidRequest(field="echo", problem="a chat has no text to repeat")
-                self._check_tools(prompt)
-                prompt = self._with_thinking(self._with_effort(prompt))
-                rendered = self._template.render(prompt)
+                chat = self.conversation.begin(prompt, request)
                 # Why no special tokens: the template has written those that it wants.
-                token_ids = self._encode(rendered, field="messages", special_tokens=False)
-                readers = self._new_readers(prompt, rendered, request.sampling)
+                token_ids = self._encode(chat.rendered, field="messages", special_tokens=False)
+                readers = self.conversation.readers(chat, request.sampling.n)
                 asked = EnginePrompt(token_ids=token_ids)
-                thinking = self._thinking_limit(prompt, rendered)
+                thinking = self._thinking_limit(chat)
                 frame = frame_of(
-                    prompt,
+                    chat.prompt,
                     has_grammar=request.sampling.grammar is not None,
                     answers=self._answers,
-                    rendered=rendered,
+                    rendered=chat.rendered,
                     token_ids=self._marker_ids,
                 )
             case TextPrompt() | TokenPrompt():
@@ -226,7 +195,11 @@ class LanguageModel:
             request=EngineRequest(
                 request_id=request.request_id,
                 prompt_token_ids=asked.token_ids,
-                sampling=self._with_own_stops(self._within_total(request, len(asked.token_ids))),
+                sampling=with_own_stops(
+                    within_total(request, len(asked.token_ids), self.context_length),
+                    self._stop,
+                    self._stop_token_ids,
+                ),
                 priority=request.priority,
                 fairness_key=request.fairness_key,
                 cache_salt=request.cache_salt,
@@ -248,26 +221,6 @@ class LanguageModel:
         token_ids = self._encode(prompt.text, field="prompt", special_tokens=True)
         return EnginePrompt(token_ids=token_ids, text=prompt.text)
 
-    def _within_total(self, request: GenerationRequest, num_prompt_tokens: int) -> SamplingParams:
-        """Return the parameters, with an answer that ends where the request's total does."""
-        total = request.max_total_tokens
-        if total is None:
-            return request.sampling
-        if total > self.context_length:
-            raise InvalidRequest(
-                field="max_total_tokens",
-                problem=f"must be at most the model's context, {self.context_length}, got {total}",
-            )
-        max_tokens = request.sampling.max_tokens
-        room = total - num_prompt_tokens
-        if room < 1:
-            raise ContextLengthExceeded(
-                num_prompt_tokens=num_prompt_tokens,
-                max_tokens=max_tokens or 1,
-                max_model_len=total,
-            )
-        return replace(request.sampling, max_tokens=min(max_tokens or room, room))
-
     def _read(
         self, events: list[tuple[RequestId, GenerationEvent]]
     ) -> list[tuple[RequestId, GenerationEvent]]:
@@ -287,88 +240,16 @@ class LanguageModel:
                 self._loop.end_choice(request_id, choice_index)
         return told
 
-    def _new_readers(
-        self, prompt: ChatPrompt, rendered: str, sampling: SamplingParams
-    ) -> AnswerReaders | None:
-        tools = {} if prompt.tool_choice is ToolChoice.NONE else _schemas(prompt.tools)
-        one_call = bool(tools) and not prompt.parallel_tool_calls
-
-        readers = []
-        for _ in range(sampling.n):
-            parser = self._answers.parser(
-                prompt=rendered,
-                tools=tools,
-                new_call_id=lambda: secrets.token_hex(NUM_CALL_ID_CHARS // 2),
-            )
-            if parser is None:
-                return None
-            readers.append(AnswerReader(parser, one_call=one_call))
-        return AnswerReaders(readers)
-
-    def _check_tools(self, prompt: ChatPrompt) -> None:
-        """Refuse tools of a model that has none."""
-        has_history = any(one.tool_calls or one.role == "tool" for one in prompt.messages)
-        if (prompt.tools or has_history) and (
-            "tools" not in self._abilities
-            or self._answers.grammar is None
-            or not self._template.takes_tools
-        ):
-            raise AbilityMissing(model=self._name, ability="call tools")
-
-    def _with_effort(self, prompt: ChatPrompt) -> ChatPrompt:
-        """Refuse an effort that this model cannot be told; without one, it does not think.
-
-        A template that has the variable gets it. Of a hybrid model "none" switches thinking off.
-        """
-        effort = prompt.reasoning_effort
-        if effort is None or self._template.takes_reasoning_effort:
-            return prompt
-        if effort != "none":
-            raise InvalidRequest(
-                field="reasoning_effort", problem="this model cannot be told how much to think"
-            )
-        if not self._abilities & {"reasoning", "hybrid"}:
-            return prompt
-        if "hybrid" not in self._abilities:
-            raise InvalidRequest(field="reasoning_effort", problem="this model always thinks")
-        if prompt.enable_thinking:
-            raise InvalidRequest(
-                field="reasoning_effort", problem="none contradicts enable_thinking"
-            )
-        return replace(prompt, enable_thinking=False)
-
-    def _with_thinking(self, prompt: ChatPrompt) -> ChatPrompt:
-        """Complete what a request says about thinking; refuse what the model cannot do."""
-        if prompt.thinking_budget is not None:
-            self._check_budget()
-        enable = prompt.enable_thinking
-        if enable is None:
-            enable = prompt.template_options.get("enable_thinking", self._enable_thinking)
-            return replace(prompt, enable_thinking=enable)
-        if enable and not self._can_think:
-            raise InvalidRequest(field="enable_thinking", problem="this model cannot think")
-        if not enable and "reasoning" in self._abilities and "hybrid" not in self._abilities:
-            raise InvalidRequest(field="enable_thinking", problem="this model always thinks")
-        return prompt
-
-    @property
-    def _can_think(self) -> bool:
-        return bool(self._abilities & {"reasoning", "hybrid"})
-
-    def _check_budget(self) -> None:
-        if not self._can_think or self._answers.thought_markers is None:
-            raise InvalidRequest(field="thinking_budget", problem="this model cannot think")
-
-    def _thinking_limit(self, prompt: ChatPrompt, rendered: str) -> ThinkingLimit | None:
+    def _thinking_limit(self, chat: Chat) -> ThinkingLimit | None:
         """Return how long an answer may think; None if that is its own affair."""
-        budget = prompt.thinking_budget
+        budget = chat.prompt.thinking_budget
         if budget is None:
             budget = self._thinking_budget
         markers = self._answers.thought_markers
         if budget is None or markers is None:
             return None
         start, end = markers
-        closing = self._answers.closing(may_call=bool(prompt.tools))
+        closing = self._answers.closing(may_call=bool(chat.prompt.tools))
         return ThinkingLimit(
             num_tokens=budget,
             start=start,
@@ -376,7 +257,7 @@ class LanguageModel:
             closing_token_ids=tuple(
                 self._tokenizer(closing, add_special_tokens=False)["input_ids"]
             ),
-            is_open=rendered.rstrip().endswith(start),
+            is_open=chat.rendered.rstrip().endswith(start),
             is_first=self._answers.reasoning_tags == markers,
         )
 
@@ -425,26 +306,6 @@ class LanguageModel:
                 list(known),
             )
         return known
-
-    def _with_own_stops(self, sampling: SamplingParams) -> SamplingParams:
-        """Add what the family stops at to what the request does, if it heeds it."""
-        if sampling.ignore_eos:
-            return sampling
-        stop = tuple(dict.fromkeys((*sampling.stop, *self._stop)))
-        stop_token_ids = tuple(dict.fromkeys((*sampling.stop_token_ids, *self._stop_token_ids)))
-        if len(stop) > MAX_STOP_STRINGS:
-            raise InvalidRequest(
-                field="stop",
-                problem=f"with the {len(self._stop)} of the model itself these are more "
-                f"than {MAX_STOP_STRINGS}",
-            )
-        return replace(sampling, stop=stop, stop_token_ids=stop_token_ids)
-
-
-def _schemas(tools: tuple[dict[str, Any], ...]) -> dict[str, Mapping[str, Any]]:
-    """Return the schema of the parameters of each function, by its name."""
-    functions = [tool["function"] for tool in tools]
-    return {function["name"]: function.get("parameters") or {} for function in functions}
 
 
 def _max_chars(tokenizer: PreTrainedTokenizerBase, max_model_len: int) -> int | None:

@@ -16,9 +16,13 @@ LOADERS: Mapping[ModelKind, tuple[str, str]] = {
 """Module of this package and function. Imported by name: each kind has its own libraries."""
 
 
-def loader_of(kind: ModelKind) -> Loader:
-    """Return what loads a model of this kind."""
-    module, function = LOADERS[kind]
+SERVER_LOADER = ("servers.loading", "load_served_model")
+"""Of language models whose engine is a server of its own."""
+
+
+def loader_of(kind: ModelKind, *, is_served: bool = False) -> Loader:
+    """Return what loads a model of this kind, on an engine that is a server or on ours."""
+    module, function = SERVER_LOADER if is_served else LOADERS[kind]
     loader: Loader = getattr(import_module(f"xinference.models.{module}"), function)
     return loader
 
@@ -30,4 +34,5 @@ def load_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> Model:
         LoadFailed: its files do not load.
         InvalidRequest: an option asks for what this model or machine cannot do.
     """
-    return loader_of(ModelKind(spec.model_type))(spec, on_progress=on_progress)
+    loader = loader_of(ModelKind(spec.model_type), is_served=spec.server_options is not None)
+    return loader(spec, on_progress=on_progress)

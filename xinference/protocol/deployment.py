@@ -16,6 +16,7 @@ from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
 from .downloads import DownloadRequest, FileProgress
 from .encoding import EncoderOptions, RerankTemplate
+from .servers import ServerOptions
 
 MAX_REPLICAS = 1000
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -213,6 +214,8 @@ class LaunchSpec:
     """Where each replica goes, instead of `worker_ip`, `n_gpu` and `gpu_idx`."""
     download_hub: str | None = None
     """The only hub that its files may come from. None: whichever has them and answers."""
+    server_options: ServerOptions | None = None
+    """Of engines that are servers of their own; None: the engine is none of them."""
 
     def __post_init__(self) -> None:
         if isinstance(self.replica, bool) or not 1 <= self.replica <= MAX_REPLICAS:
@@ -338,6 +341,8 @@ class ReplicaSpec:
     model_type: str = "LLM"
     encoder_options: EncoderOptions = field(default_factory=EncoderOptions)
     """Of models that embed or rerank."""
+    server_options: ServerOptions | None = None
+    """Of an engine that is a server of its own, which the process then starts and asks."""
 
 
 class ModelState(StrEnum):

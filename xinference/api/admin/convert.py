@@ -6,7 +6,7 @@ The names on the HTTP side are those that Xinference's users know.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from xinference.errors import InvalidRequest
@@ -24,6 +24,7 @@ from xinference.protocol.deployment import (
 from xinference.protocol.downloads import HUBS, CachedModel, DownloadStage, DownloadStatus
 from xinference.protocol.encoding import EncoderOptions, split_options
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
+from xinference.protocol.servers import ServerOptions, server_engine_named
 
 from .schema import DownloadBody, LaunchRequest, ReplicaConfig, ScaleRequest
 
@@ -52,9 +53,13 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
     if not body.model_engine and model_type == LANGUAGE:
         raise InvalidRequest(field="model_engine", problem="is required for language models")
     options = _options(body)
-    encoder_options = EncoderOptions()
+    encoder_options, server_options = EncoderOptions(), None
+    server = server_engine_named(body.model_engine)
     if model_type in ENCODERS:
         encoder_options, options = split_options(options)
+    elif server is not None:
+        ours = {option.name for option in fields(EngineOptions)}
+        server_options, options = ServerOptions.split(server, options, known=ours)
     return LaunchSpec(
         model_uid=None if body.model_uid is None else model_uid(body.model_uid),
         model_name=family_name(body.model_name),
@@ -72,6 +77,7 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         envs=_envs(body.envs),
         engine_options=EngineOptions.from_mapping(options),
         encoder_options=encoder_options,
+        server_options=server_options,
         request_limits=body.request_limits,
         download_hub=_hub(body.download_hub),
     )

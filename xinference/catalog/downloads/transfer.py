@@ -154,7 +154,7 @@ class Transfer:
                     on_bytes(done)
                     if done > file.size_bytes:
                         break
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _Interrupted(_words_of(error)) from error
         return done
 
@@ -219,7 +219,7 @@ def _size_of(path: Path) -> int:
         return 0
 
 
-def _words_of(error: httpx.TransportError) -> str:
+def _words_of(error: httpx.RequestError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "the server sends nothing"
     return f"the connection is lost ({error or type(error).__name__})"

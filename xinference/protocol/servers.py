@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines that are servers of their own, and how a launch sets their options. Pure.
+
+An option of the `transformers` engine that means something to such a server is honoured, and any
+other of them is refused by name. Every key that is no option of ours is the server's own, and is
+passed to it as it stands.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from xinference.errors import InvalidRequest
+
+MAX_FLAGS = 256
+CONTEXT = "context_length"
+"""Another name of `max_model_len`."""
+_FLAG = re.compile(r"[A-Za-z][\w.-]{0,99}", re.ASCII)
+
+LLAMA_CPP_CONTEXT = 8192
+"""Tokens of a launch that does not say: a file may promise a million, and memory for all of them
+would be taken at once."""
+
+
+class ServerEngine(StrEnum):
+    """An engine that is a server of its own, as users write it."""
+
+    VLLM = "vLLM"
+    SGLANG = "SGLang"
+    LLAMA_CPP = "llama.cpp"
+    TRT_LLM = "TRT-LLM"
+
+
+_ALIASES = {
+    "llamacpp": ServerEngine.LLAMA_CPP,
+    "llama_cpp": ServerEngine.LLAMA_CPP,
+    "tensorrt-llm": ServerEngine.TRT_LLM,
+    "tensorrt_llm": ServerEngine.TRT_LLM,
+}
+
+_OURS = frozenset({"max_num_seqs", "max_model_len", "max_queue_size", "enable_thinking"})
+"""Options that this process acts on, whatever the server."""
+
+_HONOURED: Mapping[ServerEngine, frozenset[str]] = {
+    ServerEngine.LLAMA_CPP: _OURS
+    | {"max_num_batched_tokens", "num_threads", "device", "enable_prefix_caching"},
+    ServerEngine.VLLM: _OURS
+    | {
+        "max_num_batched_tokens",
+        "num_threads",
+        "device",
+        "dtype",
+        "kv_cache_bytes",
+        "block_size",
+        "trust_remote_code",
+        "enable_prefix_caching",
+    },
+    ServerEngine.SGLANG: _OURS
+    | {
+        "max_num_batched_tokens",
+        "num_threads",
+        "device",
+        "dtype",
+        "block_size",
+        "trust_remote_code",
+        "enable_prefix_caching",
+    },
+    ServerEngine.TRT_LLM: _OURS
+    | {"max_num_batched_tokens", "num_threads", "device", "trust_remote_code"},
+}
+
+_RESERVED = frozenset(
+    (
+        *("model", "model_path", "model.path", "served_model_name", "root_path", "api_prefix"),
+        *("host", "hostname", "hostnames", "port", "api_key", "api_keys"),
+        *("ssl_keyfile", "ssl_certfile", "ssl_file_key", "ssl_file_cert"),
+    )
+)
+"""What this platform decides of every server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """What a launch sets of an engine that is a server."""
+
+    engine: ServerEngine
+    given: tuple[str, ...] = ()
+    """The fields of `EngineOptions` that it sets; the server's own defaults hold for the others."""
+    flags: dict[str, Any] = field(default_factory=dict)
+    """The server's own options: texts, numbers, true and false, lists and objects."""
+
+    @classmethod
+    def split(
+        cls, engine: ServerEngine, options: Mapping[str, Any], *, known: Collection[str]
+    ) -> tuple[Self, dict[str, Any]]:
+        """Return what launch keys set of a server, and those of our own options among them.
+
+        Args:
+            engine: that is launched.
+            options: by name.
+            known: the names of our own options.
+
+        Raises:
+            InvalidRequest: a key is an option that this engine does not have, or is not the
+                caller's to set.
+        """
+        names = {*known, CONTEXT}
+        shared = {name: value for name, value in options.items() if name in names}
+        flags = {name: value for name, value in options.items() if name not in names}
+        given = sorted({"max_model_len" if name == CONTEXT else name for name in shared})
+        for name in given:
+            if name not in _HONOURED[engine]:
+                honoured = ", ".join(sorted(_HONOURED[engine]))
+                raise InvalidRequest(
+                    field=name,
+                    problem=f"is not an option of {engine}; of ours it has {honoured}, and any "
+                    "other key is passed to it as its own",
+                )
+        _check_flags(engine, flags)
+        return cls(engine=engine, given=tuple(given), flags=flags), shared
+
+
+def server_engine_named(name: str | None) -> ServerEngine | None:
+    """Return the engine of this name, whatever its letter case; None if it is no server."""
+    wanted = (name or "").strip().casefold()
+    for engine in ServerEngine:
+        if wanted == engine.casefold():
+            return engine
+    return _ALIASES.get(wanted)
+
+
+def _check_flags(engine: ServerEngine, flags: Mapping[str, Any]) -> None:
+    if len(flags) > MAX_FLAGS:
+        raise InvalidRequest(field="", problem=f"has {len(flags)} options, more than {MAX_FLAGS}")
+    for name, value in flags.items():
+        if not _FLAG.fullmatch(name):
+            raise InvalidRequest(field=name[:60], problem=f"cannot be an option of {engine}")
+        if name.replace("-", "_") in _RESERVED:
+            raise InvalidRequest(field=name, problem="is set by the platform, not by a launch")
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(one, str) and "\0" in one for one in texts):
+            raise InvalidRequest(field=name, problem="has a NUL character in its text")
