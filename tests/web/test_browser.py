@@ -249,6 +249,24 @@ def test_alike_texts_are_shown_as_alike(browser: Browser, models: Platform) -> N
         check_access(page)
 
 
+def test_charts_move_while_models_work(browser: Browser, models: Platform) -> None:
+    with opened(browser, models, DESKTOP) as page:
+        line = page.get_by_role("article", name=GUIDE).locator("polyline").first
+        expect(line).to_have_attribute("points", re.compile(r"\d"))
+        before = line.get_attribute("points")
+        body = {"model": GUIDE, "prompt": "Once", "max_tokens": 500, "ignore_eos": True}
+        httpx.post(f"{models.endpoint}/v1/completions", json=body, timeout=60).raise_for_status()
+
+        expect(
+            page.get_by_role("img", name=re.compile("^Tokens per second .* now [1-9]")).first
+        ).to_be_visible()
+        assert line.get_attribute("points") != before
+        go(page, "Cluster")
+        expect(
+            page.get_by_role("img", name=re.compile("^Memory over the last hour, now .* %"))
+        ).to_be_visible()
+
+
 @pytest.mark.parametrize("look", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_every_page_can_be_used_by_everybody(

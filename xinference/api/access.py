@@ -101,6 +101,7 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/cache/models/{cache_uid}/progress": MONITOR,
     "POST /v1/cache/models/{cache_uid}/cancel": ADMIN,
     # The cluster.
+    "GET /v1/cluster/history": MONITOR,
     "GET /v1/cluster/info": MONITOR,
     "GET /v1/cluster/devices": MONITOR,
     "GET /v1/workers": MONITOR,

@@ -39,6 +39,7 @@ from .anthropic import messages
 from .edge import Edge
 from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
+from .history import History
 from .keys.keyring import Keyring
 from .keys.store import KeyStore
 from .metrics import Metrics, metrics_page
@@ -107,14 +108,16 @@ def create_app(
     kept = store or Store()
 
     keyring = Keyring(key_store or KeyStore.in_memory())
+    history = History()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         keeping = asyncio.create_task(keyring.run(), name="keep API keys")
         purge = asyncio.create_task(kept.keep_within_limits(), name="keep the store small")
         running = asyncio.create_task(BatchRunner(gateway, ENDPOINTS).run(), name="run batches")
+        looking = asyncio.create_task(history.run(cluster), name="keep the last hour")
         yield
-        for task in (keeping, purge, running):
+        for task in (keeping, purge, running, looking):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
@@ -141,6 +144,7 @@ def create_app(
         metrics=metrics,
         keyring=keyring,
         store=kept,
+        history=history,
         keep_alive_seconds=keep_alive_seconds,
         answer_timeout_seconds=answer_timeout_seconds,
     )

@@ -9,6 +9,7 @@ from xinference.cluster.interface import Cluster
 from xinference.identifiers import ModelUid
 
 from .access import key_of
+from .history import History
 from .keys.caller import cluster_for
 from .keys.key import ApiKey
 from .keys.keyring import Keyring
@@ -24,6 +25,7 @@ class Gateway:
     metrics: Metrics
     keyring: Keyring
     store: Store
+    history: History
     keep_alive_seconds: float
     """A stream that has had nothing to say for so long says that it lives."""
     answer_timeout_seconds: float | None = None

@@ -3,8 +3,9 @@
 
 import asyncio
 import time
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from xinference import __version__
@@ -87,6 +88,15 @@ async def list_workers(request: Request) -> Response:
     cluster = gateway_of(request).cluster
     info, models = await cluster.info(), await cluster.models()
     return json_answer([worker_item(worker, models) for worker in info.workers])
+
+
+@router.get("/v1/cluster/history", responses=refusals(400))
+async def history(request: Request, since: Annotated[float, Query(ge=0)] = 0.0) -> Response:
+    """Say how busy workers and models were over the last hour, as this gateway process saw it.
+
+    `since` leaves out what is not later, in seconds since 1970.
+    """
+    return json_answer(gateway_of(request).history.as_item(since=since))
 
 
 @router.get("/v1/supervisor", responses=refusals(503))

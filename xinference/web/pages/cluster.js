@@ -2,8 +2,10 @@
 // The nodes of the cluster: memory, devices, and what runs on each.
 
 import { call, endpoint } from "../api.js";
+import { chart, percent } from "../chart.js";
 import { problem } from "../dialog.js";
 import { every, fill, h } from "../dom.js";
+import { lastHour } from "../history.js";
 import { t } from "../i18n.js";
 
 const POLL_SECONDS = 3;
@@ -18,13 +20,14 @@ export async function show(root, { signal }) {
       );
       const models = new Map(workers.map((worker) => [worker["work-ip"], worker.models]));
       const nodes = Object.entries(status.workers);
+      const hour = await lastHour(signal);
       fill(
         root,
         h("p", {}, t("cluster_about", { version: about.version, address,
           uptime: duration(status.uptime) })),
         nodes.length === 0 && h("p", { class: "empty" }, t("no_workers", { endpoint })),
         h("div", { class: "cards" },
-          nodes.map(([name, node]) => nodeCard(name, node, models.get(name) ?? {}))),
+          nodes.map(([name, node]) => nodeCard(name, node, models.get(name) ?? {}, hour))),
       );
     } catch (error) {
       if (!signal.aborted) fill(root, problem(error));
@@ -32,7 +35,7 @@ export async function show(root, { signal }) {
   });
 }
 
-function nodeCard(name, node, models) {
+function nodeCard(name, node, models, hour) {
   const { cpu, ...devices } = node.status;
   const seconds = Math.max(0, Date.now() / 1000 - node.update_time);
   const replicas = Object.keys(models);
@@ -50,11 +53,24 @@ function nodeCard(name, node, models) {
       device.quarantine && h("p", { role: "note" }, device.quarantine),
     ]),
     Object.keys(devices).length === 0 && h("p", { class: "quiet" }, t("no_gpu")),
+    h("h3", {}, t("last_hour")),
+    charts(name, hour, Object.keys(devices).length > 0),
     h("h3", {}, t("replicas")),
     replicas.length
       ? h("ul", {}, replicas.map((replica) => h("li", {}, replica)))
       : h("p", { class: "quiet" }, t("no_replicas")),
   );
+}
+
+function charts(name, hour, hasGpus) {
+  const shown = {
+    cpu_utilization: "CPU",
+    memory_share: t("memory"),
+    ...(hasGpus && { gpu_utilization: "GPU", gpu_memory_share: t("gpu_memory") }),
+  };
+  return Object.entries(shown).map(([reading, label]) =>
+    chart(label, hour.map((sample) => [sample.time, sample.workers[name]?.[reading]]),
+      { most: 1, format: percent }));
 }
 
 function gauge(label, value, max, text = `${gib(value)} / ${gib(max)} GiB`) {

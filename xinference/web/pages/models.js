@@ -2,8 +2,10 @@
 // What runs: status, replicas, load and story of each model; launches that are under way.
 
 import { call, path } from "../api.js";
+import { chart, percent } from "../chart.js";
 import { isConfirmed, notify, problem } from "../dialog.js";
 import { every, fill, h } from "../dom.js";
+import { lastHour } from "../history.js";
 import { t } from "../i18n.js";
 import { modelMetrics } from "../metrics.js";
 import { launchProgress } from "../progress.js";
@@ -19,19 +21,20 @@ export async function show(root, { signal }) {
 
   await every(POLL_SECONDS, signal, async () => {
     try {
-      const [models, metrics] = await Promise.all([
+      const [models, metrics, hour] = await Promise.all([
         call("v1/models/instances", { signal }),
         modelMetrics(signal),
+        lastHour(signal),
       ]);
       fill(trouble, models.length === 0 && nothingRuns());
-      update(models, metrics);
+      update(models, metrics, hour);
     } catch (error) {
       if (!signal.aborted) fill(trouble, problem(error));
     }
   });
 
   // Why cards are kept: what has the focus, or is opened, must not be replaced under the user.
-  function update(models, metrics) {
+  function update(models, metrics, hour) {
     const uids = new Set(models.map((model) => model.model_uid));
     for (const [uid, card] of cards) {
       if (uids.has(uid)) continue;
@@ -44,7 +47,7 @@ export async function show(root, { signal }) {
         cards.set(uid, modelCard(model, signal));
         list.append(cards.get(uid).element);
       }
-      cards.get(uid).update(model, metrics.get(uid));
+      cards.get(uid).update(model, metrics.get(uid), hour);
     }
   }
 }
@@ -61,6 +64,7 @@ function modelCard(first, signal) {
   const uid = first.model_uid;
   const status = h("span", { class: "status" });
   const load = h("p", { class: "load" });
+  const charts = h("div");
   const replicas = h("ul", { class: "replicas" });
   const launch = h("div");
   const trouble = h("div");
@@ -81,6 +85,7 @@ function modelCard(first, signal) {
     h("p", {}, first.model_ability.map((ability) => h("span", { class: "tag" }, ability))),
     launch,
     load,
+    charts,
     replicas,
     story,
     trouble,
@@ -132,11 +137,12 @@ function modelCard(first, signal) {
     }
   }
 
-  function update(model, metrics) {
+  function update(model, metrics, hour) {
     status.textContent = model.status;
     status.dataset.status = model.status;
     use.hidden = add.hidden = model.status !== "READY";
     updateReplicas(model.replica_statuses);
+    fill(charts, metrics && chartsOf(uid, hour));
     load.textContent = metrics ? loadOf(metrics, speed(metrics)) : "";
     const isLaunching = LAUNCHING.includes(model.status);
     if (isLaunching && !isLaunchShown) fill(launch, launchProgress(uid, signal));
@@ -164,6 +170,14 @@ function modelCard(first, signal) {
   }
 
   return { element, update };
+}
+
+function chartsOf(uid, hour) {
+  const points = (reading) => hour.map((sample) => [sample.time, sample.models[uid]?.[reading]]);
+  return [
+    chart(t("tokens_per_second"), points("tokens_per_second"), { format: (value) => value.toFixed(0) }),
+    chart(t("kv_cache"), points("kv_share"), { most: 1, format: percent }),
+  ];
 }
 
 function loadOf(metrics, tokensPerSecond) {
