@@ -13,6 +13,7 @@
     │   ├── RequestCrashesModel     it was there when two replicas crashed      422
     │   ├── DuplicateRequest        a live request has this id                  409
     │   ├── CacheInUse              models run from the files to be removed     409
+    │   ├── EnvironmentInUse        models run in the environment to be removed 409
     │   ├── ModelNotFound           no model has this uid                       404
     │   ├── FamilyNotFound          no such model in the catalogue              404
     │   ├── ApiKeyNotFound          no API key has this id                      404
@@ -165,6 +166,22 @@ class NotAllowed(RequestError):
 
     def __str__(self) -> str:
         return self.problem
+
+
+@dataclass(eq=False)
+class EnvironmentInUse(RequestError):
+    """A virtual environment that is to be removed is being used."""
+
+    model_name: str
+    users: list[str]
+    """Replicas."""
+    code: ClassVar[str] = "environment_in_use"
+
+    def __str__(self) -> str:
+        return (
+            f"The virtual environment of {self.model_name} is used by {', '.join(self.users)}. "
+            "Terminate that first."
+        )
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ warning with the nearest known one, returned so that the caller can show it.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -93,6 +94,15 @@ class Settings:
     http_keep_alive_seconds: float = 5.0
     answer_timeout_seconds: float = 600.0
     """How long a request may wait for the beginning of its answer, if its caller does not say."""
+    enable_virtual_env: bool = True
+    """Whether models that want packages run in virtual environments, where a launch is silent."""
+    virtual_env_skip_installed: bool = True
+    """What the host has, as it is required, is not installed in one once more."""
+    virtual_env_offline: bool = False
+    virtual_env_find_links_roots: tuple[Path, ...] = field(
+        default_factory=lambda: (Path.home() / "wheels",)
+    )
+    """Below these, and nowhere else, a launch may have packages looked for."""
     batch_size: int = 32
     """The most texts that a model embeds or reranks at once, where its launch does not say."""
     batch_interval_seconds: float = 0.003
@@ -138,6 +148,10 @@ def _text(name: str, value: str) -> str:
 
 def _path(name: str, value: str) -> Path:
     return Path(_text(name, value)).expanduser().absolute()
+
+
+def _paths(name: str, value: str) -> tuple[Path, ...]:
+    return tuple(_path(name, one) for one in value.split(os.pathsep) if one.strip())
 
 
 def _flag(name: str, value: str) -> bool:
@@ -264,6 +278,18 @@ VARIABLES: Mapping[str, Variable] = {
     ),
     "XINFERENCE_ANSWER_TIMEOUT": Variable(
         "answer_timeout_seconds", _seconds, "how long an answer may take to begin"
+    ),
+    "XINFERENCE_ENABLE_VIRTUAL_ENV": Variable(
+        "enable_virtual_env", _flag, "0: models run in the host's own environment"
+    ),
+    "XINFERENCE_VIRTUAL_ENV_SKIP_INSTALLED": Variable(
+        "virtual_env_skip_installed", _flag, "0: install what the host has once more"
+    ),
+    "XINFERENCE_VIRTUAL_ENV_OFFLINE_INSTALL": Variable(
+        "virtual_env_offline", _flag, "1: install from the cache and directories alone"
+    ),
+    "XINFERENCE_VIRTUAL_ENV_FIND_LINKS_ALLOWED_ROOTS": Variable(
+        "virtual_env_find_links_roots", _paths, "where a launch may have packages looked for"
     ),
     "XINFERENCE_BATCH_SIZE": Variable(
         "batch_size", _positive, "texts that a model embeds or reranks at once, at most"

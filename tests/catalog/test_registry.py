@@ -189,15 +189,20 @@ def test_the_name_of_a_built_in_family_is_taken(catalog: Catalog, name: str) -> 
         catalog.register("LLM", text_of(model_name=name), persist=True)
 
 
-def test_an_environment_that_nothing_makes_yet_is_kept_with_a_warning(
-    catalog: Catalog, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_environment_that_a_family_wants_goes_to_its_launches(catalog: Catalog) -> None:
     environment = {"packages": ["einops"]}
 
     catalog.register("LLM", text_of(virtualenv=environment), persist=False)
 
     assert catalog.family("LLM", "my-model")["virtualenv"] == environment
-    assert "virtualenv" in caplog.text
+    wanted = catalog.resolve(launch("my-model")).source.virtual_env
+    assert wanted is not None
+    assert wanted.packages == ("einops",)
+
+
+def test_an_environment_that_cannot_be_is_refused(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest, match=r"virtualenv\.packages"):
+        catalog.register("LLM", text_of(virtualenv={"packages": ["-r x"]}), persist=False)
 
 
 def test_the_name_of_a_registered_family_is_taken(tmp_path: Path) -> None:

@@ -121,8 +121,7 @@ def test_a_launch_that_fails_says_why(client: Client, cluster: FakeCluster) -> N
         ("gpu_idx", [9]),
         ("peft_model_config", {"lora_list": []}),
         ("replica_config", [{}]),
-        ("enable_virtual_env", True),
-        ("virtual_env_packages", ["numpy"]),
+        ("virtual_env_packages", ["--index-url=x"]),
         ("no_such_option", 1),
     ],
 )

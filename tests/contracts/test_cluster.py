@@ -509,6 +509,26 @@ async def test_families_can_be_registered_and_removed(subject: Subject) -> None:
         await cluster.registration("LLM", "mine")
 
 
+async def test_without_virtual_environments_there_are_none_to_list_or_to_remove(
+    cluster: Cluster,
+) -> None:
+    words = {"model_engine": None, "python_version": None}
+
+    assert await cluster.virtual_envs(None) == []
+    assert await cluster.remove_virtual_envs(FAMILY, **words, worker_ip=None) == 0
+    with pytest.raises(InvalidRequest, match="worker_ip"):
+        await cluster.virtual_envs("10.9.9.9")
+    with pytest.raises(InvalidRequest, match="worker_ip"):
+        await cluster.remove_virtual_envs(FAMILY, **words, worker_ip="10.9.9.9")
+
+
+async def test_packages_for_a_launch_without_an_environment_are_refused(subject: Subject) -> None:
+    wanted = spec(model_uid=None, enable_virtual_env=False, virtual_env_packages=("a",))
+
+    with pytest.raises(InvalidRequest, match="virtual_env_packages"):
+        await subject.cluster.launch(wanted, wait_ready=True)
+
+
 async def test_what_is_no_family_is_refused(subject: Subject) -> None:
     for text in ("{", "{}"):
         with pytest.raises(InvalidRequest):

@@ -112,14 +112,14 @@ def started(
     home: Path,
     *words: str,
     port: int | None = None,
-    variables: Mapping[str, str] | None = None,
     max_files: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Platform]:
     """Run `xinference-local <words>` until the block ends; then nothing of it may be left.
 
     Args:
-        variables: set in its environment.
         max_files: how many files and sockets each of its processes may open.
+        variables: of its environment, beside those of every user.
     """
 
     def limit_files() -> None:
@@ -132,7 +132,7 @@ def started(
     with (home / "output.txt").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", LOCAL, "-H", "127.0.0.1", "-p", str(port), *words],
-            env={**environment(home), **(variables or {})},
+            env=environment(home) | dict(variables or {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

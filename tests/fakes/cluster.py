@@ -22,6 +22,7 @@ from xinference.errors import (
     CacheInUse,
     ContextLengthExceeded,
     DuplicateRequest,
+    EnvironmentInUse,
     FamilyNotFound,
     InvalidRequest,
     LaunchCancelled,
@@ -59,6 +60,7 @@ from xinference.protocol.deployment import (
     ReplicaStatus,
 )
 from xinference.protocol.downloads import CachedModel, DownloadStage, DownloadStatus
+from xinference.protocol.environments import VirtualEnvironment, environment_of
 from xinference.protocol.generation import (
     Accepted,
     ChatPrompt,
@@ -352,6 +354,8 @@ class FakeCluster:
         self.num_steps = 0
         self.is_stopped = False
 
+        self.environments: list[VirtualEnvironment] = []
+        """Those there are; models that were launched with packages run in those of their name."""
         self._families: dict[str, dict[str, Any]] = {
             "xinference-guide": GUIDE | {"is_builtin": True}
         }
@@ -487,6 +491,14 @@ class FakeCluster:
         if uid in taken:
             raise ModelAlreadyExists(name=uid)
         _check_places(wishes_of(spec))
+        environment_of(
+            model_name=spec.model_name,
+            model_engine=spec.model_engine or "",
+            family=None,
+            is_wanted=spec.enable_virtual_env,
+            packages=spec.virtual_env_packages,
+            find_links=spec.virtual_env_find_links,
+        )
         model = FakeModel(_description(uid, family, spec), spec)
         self.launched.append(spec)
         self._models[uid] = model
@@ -716,6 +728,40 @@ class FakeCluster:
         ]
         return {"transformers": usable, "vLLM": "not in this version"}
 
+    async def virtual_envs(self, worker_ip: str | None) -> list[VirtualEnvironment]:
+        self._fail_if_told()
+        _check_worker(worker_ip)
+        return [replace(one, users=self._users_of(one)) for one in self.environments]
+
+    async def remove_virtual_envs(
+        self,
+        model_name: str,
+        *,
+        model_engine: str | None,
+        python_version: str | None,
+        worker_ip: str | None,
+    ) -> int:
+        found = [
+            one
+            for one in await self.virtual_envs(worker_ip)
+            if one.model_name == model_name
+            and model_engine in (None, one.model_engine)
+            and python_version in (None, one.python_version)
+        ]
+        users = [user for one in found for user in one.users]
+        if users:
+            raise EnvironmentInUse(model_name=model_name, users=users)
+        paths = {one.path for one in found}
+        self.environments = [one for one in self.environments if one.path not in paths]
+        return len(found)
+
+    def _users_of(self, environment: VirtualEnvironment) -> tuple[str, ...]:
+        return tuple(
+            f"{uid}-rep0"
+            for uid, model in self._models.items()
+            if model.spec.virtual_env_packages and model.spec.model_name == environment.model_name
+        )
+
     def _fail_if_told(self) -> None:
         if self.failure is not None:
             raise self.failure
@@ -738,10 +784,14 @@ class FakeCluster:
 def _check_places(placements: Sequence[ReplicaPlacement]) -> None:
     """There is one worker, and it has one GPU."""
     for one in placements:
-        if one.worker_ip not in {None, NODE, NODE.partition(":")[0]}:
-            raise InvalidRequest(field="worker_ip", problem=f"no worker is at {one.worker_ip}")
+        _check_worker(one.worker_ip)
         if any(index > 0 for index in one.gpu_idx or ()):
             raise InvalidRequest(field="gpu_idx", problem=f"there is no GPU {one.gpu_idx}")
+
+
+def _check_worker(worker_ip: str | None) -> None:
+    if worker_ip not in {None, NODE, NODE.partition(":")[0]}:
+        raise InvalidRequest(field="worker_ip", problem=f"no worker is at {worker_ip}")
 
 
 def _check_type(model_type: str) -> None:

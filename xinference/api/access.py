@@ -107,6 +107,8 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/workers": MONITOR,
     "GET /v1/supervisor": MONITOR,
     "DELETE /v1/clusters": ADMIN,
+    "GET /v1/virtualenvs": MONITOR,
+    "DELETE /v1/virtualenvs": ADMIN,
     "GET /metrics": MONITOR,
     # Keys.
     "GET /v1/admin/keys": ADMIN,

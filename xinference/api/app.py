@@ -31,9 +31,9 @@ from xinference.cluster.interface import Cluster
 from .access import guarded
 from .admin import cache as cache_routes
 from .admin import cluster as cluster_routes
+from .admin import environments, registrations
 from .admin import keys as key_routes
 from .admin import models as model_routes
-from .admin import registrations
 from .answers import json_answer
 from .anthropic import messages
 from .edge import Edge
@@ -73,6 +73,7 @@ ROUTES = (
     registrations,
     cache_routes,
     cluster_routes,
+    environments,
     key_routes,
 )
 KEEP_ALIVE_SECONDS = 15.0

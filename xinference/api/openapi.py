@@ -26,14 +26,14 @@ MEANINGS = {
     401: "The gateway needs an API key, and there was none that is valid.",
     403: "The API key is not for this.",
     404: "There is no such model, family, registration, key or stored thing.",
-    409: "The request was aborted, a live request has its id, or a model uses what is to go.",
+    409: "The request was aborted, a live request has its id, or what is to be removed is used.",
     413: "The body is too large.",
     422: "Two processes of the model ended while they worked on the request.",
     429: "The model's queue is full, or the API key's limit used up; try again after `Retry-After` "
     "seconds.",
     499: "The launch was cancelled.",
     503: "The model or a part of the cluster is not ready, or the launch failed.",
-    504: "The request's own deadline passed before its answer had ended.",
+    504: "The answer did not begin in the time that the request had.",
     507: "The disk is full: of the worker, for the files, or of the supervisor, for the change.",
 }
 

@@ -47,7 +47,7 @@ from .packages import PREFIX, packaged_directory
 from .registrations import Registrations
 from .runnable import refusal
 from .schema import did_you_mean, inherit, parse_family
-from .shelf import Shelf
+from .shelf import Shelf, virtual_env_of
 from .sources import GGUF, download_of
 
 logger = logging.getLogger(__name__)
@@ -207,6 +207,7 @@ class Catalog:
                 tool_parser=family.tool_parser,
                 reasoning_start_tag=family.reasoning_start_tag,
                 reasoning_end_tag=family.reasoning_end_tag,
+                virtual_env=virtual_env_of(family.carried),
             ),
             abilities=family.model_ability,
         )
@@ -409,6 +410,7 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
         download=download,
         prompts=dict(family.prompts),
         rerank_template=family.template,
+        virtual_env=virtual_env_of(family.carried),
     )
     return Resolved(description=description, source=source, abilities=family.model_ability)
 

@@ -13,6 +13,7 @@ from xinference.errors import (
     ModelAlreadyExists,
     XinferenceError,
 )
+from xinference.protocol.environments import FamilyEnvironment
 
 from .registrations import Registrations
 from .schema import near_names
@@ -44,6 +45,16 @@ class Family(Protocol):
 
 
 SomeFamily = TypeVar("SomeFamily", bound=Family)
+
+
+def virtual_env_of(carried: Mapping[str, Any]) -> FamilyEnvironment | None:
+    """Return the virtual environment that a family wants, of the fields that it carries.
+
+    Raises:
+        InvalidRequest: it is malformed.
+    """
+    given = carried.get("virtualenv")
+    return FamilyEnvironment.from_json(given) if given else None
 
 
 class Shelf(Generic[SomeFamily]):
@@ -111,8 +122,7 @@ class Shelf(Generic[SomeFamily]):
         taken = {one.casefold(): one for one in self.names()}
         if name.casefold() in taken:
             raise ModelAlreadyExists(name=taken[name.casefold()])
-        if family.carried.get("virtualenv"):
-            logger.warning("%s: virtualenv is kept, but this version makes no environments", name)
+        virtual_env_of(family.carried)
         if persist:
             if self._registrations is None:
                 raise InternalError(where="catalog", problem="there is nowhere to keep families")

@@ -33,6 +33,7 @@ COMMANDS = {
     "terminate": "models",
     "unregister": "registrations",
     "usage": "keys",
+    "virtual-env": "environments",
 }
 """Command to its module; there it is `<name>_command`, with "_" for "-"."""
 

@@ -229,6 +229,7 @@ def worker_command(
         encrypts=settings.encrypt_data_plane,
         drain_seconds=settings.drain_seconds,
         downloads=settings.downloads,
+        **_environment_policy(settings),
     )
     code = guard(config, on_ready=lambda: show(f"The worker has joined the cluster at {endpoint}."))
     raise SystemExit(code)
@@ -252,6 +253,7 @@ def local_configs(
         log_level=level,
         drain_seconds=settings.drain_seconds,
         downloads=settings.downloads,
+        **_environment_policy(settings),
     )
     # Only HTTP listens on the host of the options; the actors of one need no more than loopback.
     return [
@@ -259,6 +261,15 @@ def local_configs(
         worker,
         *_gateway_configs(settings, key, level, options),
     ]
+
+
+def _environment_policy(settings: Settings) -> dict[str, Any]:
+    """Return what a worker is told of virtual environments."""
+    return {
+        "env_skips_installed": settings.virtual_env_skip_installed,
+        "env_is_offline": settings.virtual_env_offline,
+        "env_find_links_roots": tuple(map(str, settings.virtual_env_find_links_roots)),
+    }
 
 
 def _supervisor_config(
@@ -284,6 +295,7 @@ def _supervisor_config(
         shares_gpus=settings.allow_multi_replica_per_gpu,
         expected_workers=expected_workers,
         drain_seconds=settings.drain_seconds,
+        enables_virtual_env=settings.enable_virtual_env,
     )
 
 

@@ -71,6 +71,8 @@ class Client:
     get_supervisor_info = _sends(operations.get_supervisor_info)
     get_workers_info = _sends(operations.get_workers_info)
     abort_cluster = _sends(operations.abort_cluster)
+    list_virtual_envs = _sends(operations.list_virtual_envs)
+    remove_virtual_envs = _sends(operations.remove_virtual_envs)
     needs_api_key = _sends(operations.needs_api_key)
     create_api_key = _sends(operations.create_api_key)
     list_api_keys = _sends(operations.list_api_keys)

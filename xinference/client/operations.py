@@ -570,6 +570,57 @@ def get_workers_info() -> Operation[list[Json]]:
     )
 
 
+def list_virtual_envs(
+    model_name: str | None = None,
+    model_engine: str | None = None,
+    worker_ip: str | None = None,
+) -> Operation[list[Json]]:
+    """Return the virtual environments of models: where each is, what is in it, what runs in it."""
+    query = {"model_name": model_name, "model_engine": model_engine, "worker_ip": worker_ip}
+    return Operation(
+        Request(
+            purpose="list the virtual environments",
+            method="GET",
+            path="/v1/virtualenvs",
+            query=_given(query),
+        ),
+        lambda reply: list(reply["list"]),
+    )
+
+
+def remove_virtual_envs(
+    model_name: str,
+    model_engine: str | None = None,
+    python_version: str | None = None,
+    worker_ip: str | None = None,
+) -> Operation[bool]:
+    """Remove the virtual environments of a model; return whether there were any.
+
+    Raises:
+        Conflict: a replica runs in one of them.
+    """
+    query = {
+        "model_name": model_name,
+        "model_engine": model_engine,
+        "python_version": python_version,
+        "worker_ip": worker_ip,
+    }
+    return Operation(
+        Request(
+            purpose=f"remove the virtual environments of {model_name}",
+            method="DELETE",
+            path="/v1/virtualenvs",
+            query=_given(query),
+            timeout_seconds=STOP_SECONDS,
+        ),
+        lambda reply: bool(reply["result"]),
+    )
+
+
+def _given(query: Mapping[str, str | None]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}
+
+
 def abort_cluster() -> Operation[Json]:
     """Stop the whole cluster; return {"result": bool}. Its models come back at the next start."""
     return Operation(

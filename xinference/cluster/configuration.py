@@ -82,6 +82,8 @@ class SupervisorConfig(RoleConfig):
     """A `placement.LaunchStrategy`."""
     shares_gpus: bool = True
     """Whether a GPU may hold more than one replica."""
+    enables_virtual_env: bool = True
+    """Whether models that want packages run in virtual environments, where a launch is silent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,12 @@ class WorkerConfig(RoleConfig):
     """Where replicas listen for other hosts, both included; None: any free port."""
     encrypts: bool = True
     """Whether what other hosts send to a replica, and get, is encrypted."""
+    env_skips_installed: bool = True
+    """What the host has is not installed in a virtual environment once more."""
+    env_is_offline: bool = False
+    """Nothing is fetched for one."""
+    env_find_links_roots: tuple[str, ...] = ()
+    """Below these directories, and nowhere else, packages may be looked for on this host."""
     replica_command: tuple[str, ...] = ("-m", "xinference.cluster.replica")
     """What the interpreter of a replica is given."""
     lifeline: int | None = None

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from xinference.protocol.downloads import DownloadProgress, DownloadRequest, Fil
 from xinference.settings import DownloadSettings
 
 from .child_process import ChildProcess, open_log
-from .replica_environment import SECRETS
+from .replica_environment import without_secrets
 from .supervision import describe_exit
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Downloads:
             with open_log(self._home / "logs" / "downloads.log") as log:
                 process = ChildProcess.spawn(
                     [sys.executable, *self._command],
-                    environment=_environment(os.environ),
+                    environment=without_secrets(os.environ),
                     first_line=line.encode() + b"\n",
                     log=log,
                 )
@@ -184,7 +184,3 @@ class Downloads:
             model=request.model_name,
             problem=f"its process ended ({describe_exit(status)}); logs/downloads.log may say why",
         )
-
-
-def _environment(base: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in base.items() if name not in SECRETS}

@@ -21,6 +21,7 @@ from xinference.protocol.deployment import (
     ReplicaStatus,
 )
 from xinference.protocol.downloads import CachedModel, DownloadStatus
+from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import Accepted, Delta, Finished, GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 from xinference.protocol.vectors import VectorPiece, VectorRequest
@@ -289,5 +290,31 @@ class Cluster(Protocol):
 
         Raises:
             InvalidRequest, FamilyNotFound
+        """
+        ...
+
+    async def virtual_envs(self, worker_ip: str | None) -> list[VirtualEnvironment]:
+        """Return the virtual environments of models on every host that answers, or on one.
+
+        Raises:
+            InvalidRequest: there is no such worker.
+        """
+        ...
+
+    async def remove_virtual_envs(
+        self,
+        model_name: str,
+        *,
+        model_engine: str | None,
+        python_version: str | None,
+        worker_ip: str | None,
+    ) -> int:
+        """Remove a model's virtual environments, of all engines, versions and hosts or of one.
+
+        Returns how many there were.
+
+        Raises:
+            InvalidRequest: there is no such worker.
+            EnvironmentInUse: a replica runs in one of them.
         """
         ...

@@ -18,6 +18,7 @@ from xinference.protocol.deployment import (
     ReplicaSpec,
 )
 from xinference.protocol.downloads import DownloadProgress
+from xinference.protocol.environments import EnvironmentSpec
 from xinference.protocol.nodes import NodeResources
 
 CONTROL_VERSION = 1
@@ -57,6 +58,8 @@ class DesiredModel:
     has_been_ready: bool = False
     """All replicas of the launch were ready at once: it has succeeded. What fails before ends
     the launch, what fails later is one replica's affair."""
+    virtual_env: EnvironmentSpec | None = None
+    """What its replicas run in; None: the host's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,8 @@ class InstanceReport:
     """As its `ReplicaSpec` says."""
     download: DownloadProgress | None = None
     """Of its files, until it is READY; None: they were here."""
+    virtual_env_packages: dict[str, str] | None = None
+    """As its `ReplicaReport` says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

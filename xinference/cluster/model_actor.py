@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -38,11 +38,12 @@ from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
 from .device_ledger import DeviceLedger
 from .downloads import Downloads
+from .environments import EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
 from .messages import InstanceReport, InstanceState, StartInstance
 from .replica import Bootstrap
-from .replica_environment import replica_environment
+from .replica_environment import replica_environment, without_secrets
 from .supervision import INSTANCE_VARIABLE, PLATFORM, describe_exit
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ START_TIMEOUT_SECONDS = 60.0
 """For a process to say where it listens."""
 OPEN_TIMEOUT_SECONDS = 10.0
 LOAD_TIMEOUT_SECONDS = 3600.0
+COMMAND_TIMEOUT_SECONDS = 1800.0
+"""For an installer to end, say."""
 STOP_GRACE_SECONDS = 3.0
 """For a ready replica to end by itself once its requests are over."""
 DRAIN_SECONDS = 30.0
@@ -95,6 +98,8 @@ class ReplicaHost:
     downloads: Downloads
     devices: DeviceLedger = field(default_factory=lambda: DeviceLedger(lambda: ()))
     """What they hold of the host's GPUs."""
+    environments: EnvironmentShelf | None = None
+    """The virtual environments that they run in; None: only in the host's own."""
 
 
 class ModelActor:
@@ -119,8 +124,7 @@ class ModelActor:
             on_change: called whenever `report` has changed.
             adopted: the process, which an earlier worker has started.
         """
-        python = start.spec.python_executable or sys.executable
-        self._spec = replace(start.spec, python_executable=python)
+        self._spec = start.spec
         self._host = host
         self._sweep = sweep
         self._on_change = on_change
@@ -273,6 +277,8 @@ class ModelActor:
 
     async def _run(self) -> XinferenceError | None:
         """Return why the process ended, or None when it was told to; it may still be there."""
+        if self._adopted is None and not await self._made_environment():
+            return None
         self._used_before = self._host.devices.started(
             self._spec.instance,
             self._spec.gpu_idx,
@@ -304,6 +310,76 @@ class ModelActor:
                 task.cancel()
             await asyncio.gather(serving, exiting, stopping, return_exceptions=True)
 
+    async def _made_environment(self) -> bool:
+        """Settle the interpreter of the process; False: it was told to stop before.
+
+        Raises:
+            InvalidRequest, LoadFailed: the environment cannot be made.
+        """
+        spec, shelf = self._spec, self._host.environments
+        python = spec.python_executable or sys.executable
+        if spec.virtual_env is not None and not spec.python_executable:
+            if shelf is None:
+                raise LoadFailed(
+                    model=spec.replica.model, problem="its worker makes no virtual environments"
+                )
+            making = asyncio.create_task(
+                shelf.python_for(
+                    spec.virtual_env,
+                    user=spec.instance,
+                    name=str(spec.replica),
+                    run=self._run_to_its_end,
+                    tell=lambda info: self._change(info=info),
+                ),
+                name="virtual environment",
+            )
+            stopping = asyncio.create_task(self._is_stopping.wait(), name="stop")
+            try:
+                await asyncio.wait({making, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not making.done():
+                    return False
+                python = str(making.result())
+            finally:
+                for task in (making, stopping):
+                    task.cancel()
+                await asyncio.gather(making, stopping, return_exceptions=True)
+        self._spec = replace(spec, python_executable=python)
+        return True
+
+    async def _run_to_its_end(self, argv: Sequence[str], variables: Mapping[str, str]) -> bytes:
+        """Run a command of this instance, its words in the log; return the first line it said.
+
+        Raises:
+            LoadFailed: it failed, or took too long.
+        """
+        name = " ".join(Path(word).name for word in argv[:3])
+        with self._open_log() as log:
+            process = ChildProcess.spawn(
+                argv,
+                environment={
+                    **without_secrets(os.environ),
+                    **variables,
+                    INSTANCE_VARIABLE: self._spec.instance,
+                },
+                first_line=b"",
+                log=log,
+            )
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_SECONDS):
+                line = await process.read_line()
+                await process.discard_output()
+                status = await process.wait()
+        except TimeoutError:
+            status, line = None, b""
+        finally:
+            await self._end(process)
+        if status == 0:
+            return line
+        problem = f"{name}: {describe_exit(status)}"
+        if status is None:
+            problem = f"{name} took more than {COMMAND_TIMEOUT_SECONDS:.0f} s"
+        raise LoadFailed(model=self._spec.replica.model, problem=self._with_last_lines(problem))
+
     def _spawn(self) -> ChildProcess:
         with self._open_log() as log:
             return ChildProcess.spawn(
@@ -327,6 +403,9 @@ class ModelActor:
             return None
         if PLATFORM.start_of(self._adopted.pid) != self._adopted.started_at:
             raise ReplicaLost(model=self._spec.replica.model, problem="it ended with its worker")
+        if self._host.environments is not None:
+            python, instance = self._spec.python_executable, self._spec.instance
+            self._host.environments.hold(python, user=instance, name=str(self._spec.replica))
         return AdoptedProcess(self._adopted.pid)
 
     async def _address_of(self, process: ChildProcess | AdoptedProcess) -> str:
@@ -404,6 +483,7 @@ class ModelActor:
             info="",
             download=None,
             context_length=loaded.context_length,
+            virtual_env_packages=loaded.virtual_env_packages,
         )
         self._note_devices()
         self.settled.set()
@@ -467,10 +547,19 @@ class ModelActor:
         """End every process of this instance, and wait until each is gone."""
         if self._connection is not None:
             await self._connection.aclose()
+        if self._host.environments is not None:
+            self._host.environments.release(self._spec.instance)
         process = self._process
         if process is None:
             return
         self._note_devices()
+        await self._end(process)
+        self._socket_path().unlink(missing_ok=True)
+        if self._host.journal is not None:
+            self._host.journal.forget(self._spec.instance)
+
+    async def _end(self, process: ChildProcess | AdoptedProcess) -> None:
+        """End a process of this instance and all that it has left; return when they are gone."""
         process.kill_tree()
         try:
             async with asyncio.timeout(GONE_TIMEOUT_SECONDS):
@@ -480,9 +569,6 @@ class ModelActor:
                     await asyncio.sleep(0.01)
         except TimeoutError:
             logger.error("%s: process %d does not go away", self._spec.replica, process.pid)
-        self._socket_path().unlink(missing_ok=True)
-        if self._host.journal is not None:
-            self._host.journal.forget(self._spec.instance)
 
     def _note_devices(self) -> None:
         """Let the ledger know which processes on the devices are of this instance."""
@@ -505,17 +591,21 @@ class ModelActor:
     ) -> XinferenceError:
         """Return the error of a process that ended unasked, and log its last lines."""
         model = self._spec.replica.model
-        lines = [] if is_killed else self._last_lines()
-        if lines:
-            logger.error(
-                "%s (process %d), %s:\n%s", self._spec.replica, process.pid, how, "\n".join(lines)
-            )
-            how = f"{how}; last lines of its log: " + " | ".join(
-                line[:MAX_TOLD_LINE_LEN] for line in lines[-NUM_TOLD_LINES:]
-            )
+        if not is_killed:
+            how = self._with_last_lines(how)
         if self._report.context_length is None:
             return LoadFailed(model=model, problem=how)
         return ReplicaLost(model=model, problem=how)
+
+    def _with_last_lines(self, how: str) -> str:
+        """Return how something ended, with its last words, and log all of them."""
+        lines = self._last_lines()
+        if not lines:
+            return how
+        logger.error("%s, %s:\n%s", self._spec.replica, how, "\n".join(lines))
+        return f"{how}; last lines of its log: " + " | ".join(
+            line[:MAX_TOLD_LINE_LEN] for line in lines[-NUM_TOLD_LINES:]
+        )
 
     def _on_progress(self, progress: float, stage: str, info: str) -> None:
         self._change(progress=progress, info=info or stage)

@@ -38,6 +38,7 @@ from .control_bus import ControlBus, Endpoint, Presence
 from .device_ledger import DeviceLedger, DeviceUse
 from .devices import DeviceReader
 from .downloads import Downloads
+from .environments import EnvironmentPolicy, EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .messages import CONTROL_VERSION, LaunchId
 from .model_actor import ModelActor, ReplicaHost
@@ -172,6 +173,7 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
         catalog=catalog,
         read_resources=reader.read,
         new_launch_id=lambda: LaunchId(secrets.token_hex(8)),
+        enables_virtual_env=config.enables_virtual_env,
     )
     await bus.serve(SUPERVISOR, supervisor)
     await bus.serve(CACHES, CachesActor(bus=bus, catalog=catalog, nodes=supervisor.nodes))
@@ -208,6 +210,7 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         read_resources=lambda: devices.marked(reader.read()),
         find_supervisor=directory.find,
         other_children=lambda: downloads.pids,
+        environments=host.environments,
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_replicas, worker)
     if host.journal is not None:
@@ -334,7 +337,19 @@ def _replica_host(config: WorkerConfig, devices: DeviceLedger, downloads: Downlo
         journal=None
         if config.lifeline is None
         else ReplicaJournal(private_directory(config.run_directory, "journal", keep=True)),
+        environments=_environments(config, host),
     )
+
+
+def _environments(config: WorkerConfig, host: str) -> EnvironmentShelf:
+    policy = EnvironmentPolicy(
+        skips_installed=config.env_skips_installed,
+        is_offline=config.env_is_offline,
+        find_links_roots=tuple(map(Path, config.env_find_links_roots)),
+    )
+    shelf = EnvironmentShelf(config.home / "virtualenv", policy, worker_ip=host)
+    shelf.sweep()
+    return shelf
 
 
 def _socket_directory(config: RoleConfig) -> Path:

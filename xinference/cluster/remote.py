@@ -32,6 +32,7 @@ from xinference.protocol.deployment import (
     ReplicaStatus,
 )
 from xinference.protocol.downloads import CachedModel, DownloadStatus
+from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 from xinference.protocol.vectors import VectorRequest
@@ -52,6 +53,7 @@ CALL_TIMEOUT_SECONDS = 10.0
 CACHES_TIMEOUT_SECONDS = 15.0
 """The supervisor asks every worker meanwhile."""
 REMOVE_TIMEOUT_SECONDS = 120.0
+"""For workers to remove thousands of files, or very large ones."""
 POLL_SECONDS = 10.0
 POLL_TIMEOUT_SECONDS = 15.0
 RETRY_SECONDS = 0.2
@@ -323,6 +325,33 @@ class RemoteCluster:
             self._caches, method, *arguments, returns=returns, timeout_seconds=timeout_seconds
         )
 
+    async def virtual_envs(self, worker_ip: str | None) -> list[VirtualEnvironment]:
+        """See `Cluster`."""
+        found: list[VirtualEnvironment] = await self._ask(
+            "virtual_envs", worker_ip, returns=list[VirtualEnvironment]
+        )
+        return found
+
+    async def remove_virtual_envs(
+        self,
+        model_name: str,
+        *,
+        model_engine: str | None,
+        python_version: str | None,
+        worker_ip: str | None,
+    ) -> int:
+        """See `Cluster`."""
+        num_removed: int = await self._ask(
+            "remove_virtual_envs",
+            model_name,
+            model_engine,
+            python_version,
+            worker_ip,
+            returns=int,
+            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+        )
+        return num_removed
+
     # Requests.
 
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
@@ -501,7 +530,13 @@ class RemoteCluster:
             self._table_changed.set()
             self._table_changed = asyncio.Event()
 
-    async def _ask(self, method: str, *arguments: object, returns: Any) -> Any:
+    async def _ask(
+        self,
+        method: str,
+        *arguments: object,
+        returns: Any,
+        timeout_seconds: float = CALL_TIMEOUT_SECONDS,
+    ) -> Any:
         """Ask the supervisor; return when the routes of this gateway are as new as the answer.
 
         Why: a caller that was told that a model is ready may use it at once.
@@ -514,7 +549,7 @@ class RemoteCluster:
             method,
             *arguments,
             returns=tuple[RoutesVersion, returns],
-            timeout_seconds=CALL_TIMEOUT_SECONDS,
+            timeout_seconds=timeout_seconds,
         )
         deadline = time.monotonic() + CATCH_UP_SECONDS
         while self._table.version < version and (left := deadline - time.monotonic()) > 0:

@@ -16,12 +16,14 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import importlib.metadata
 import json
 import logging
 import os
 import signal
 import socket
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -237,6 +239,7 @@ class Replica:
             context_length=model.context_length,
             max_num_seqs=model.max_num_seqs,
             config=dict(model.description()),
+            virtual_env_packages=None if spec.virtual_env is None else own_packages(),
         )
 
     def submit(self, request: ModelRequest) -> None:
@@ -408,6 +411,12 @@ def _quick_imports(*, without_scipy: bool) -> Iterator[None]:
             del sys.modules["scipy"]
         gc.freeze()
         gc.enable()
+
+
+def own_packages() -> dict[str, str]:
+    """Return the versions of what is installed in this interpreter's own directory, by name."""
+    found = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    return {str(one.metadata["Name"]): one.version for one in found}
 
 
 def _nobody_listens(events: Sequence[tuple[RequestId, ServiceEvent]]) -> None:

@@ -39,13 +39,18 @@ def replica_environment(spec: ReplicaSpec, base: Mapping[str, str]) -> dict[str,
         spec: what the process is to become.
         base: the environment of whoever starts it.
     """
-    inherited = {name: value for name, value in base.items() if name not in SECRETS}
+    inherited = without_secrets(base)
     environment = {**DEFAULTS, "OMP_NUM_THREADS": str(num_usable_cores()), **inherited}
     if spec.engine_options.num_threads is not None:
         environment["OMP_NUM_THREADS"] = str(spec.engine_options.num_threads)
     if spec.gpu_idx is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec.gpu_idx)) or "-1"
     return environment | spec.envs
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a process that runs code of others."""
+    return {name: value for name, value in environment.items() if name not in SECRETS}
 
 
 def num_usable_cores() -> int:

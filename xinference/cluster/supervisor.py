@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from xinference import __version__
 from xinference.errors import (
     InsufficientResources,
+    InvalidRequest,
     PeerUnreachable,
     ProtocolError,
     StateUnwritable,
@@ -33,6 +34,7 @@ from xinference.protocol.deployment import (
     ModelStatus,
     ReplicaPlacement,
 )
+from xinference.protocol.environments import VirtualEnvironment, environment_of
 from xinference.protocol.nodes import ClusterInfo, NodeResources
 
 from .control_bus import ControlBus, Endpoint, remote
@@ -50,6 +52,7 @@ from .messages import (
     WorkerEpoch,
     WorkerReport,
 )
+from .placement import is_at
 from .room import largest_room_bytes
 from .state.cluster_state import ClusterState
 from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
@@ -62,6 +65,8 @@ TICK_SECONDS = 1.0
 COPY_SECONDS = 30.0
 """Between copies of the store, if it has changed."""
 COMMAND_TIMEOUT_SECONDS = 5.0
+REMOVE_TIMEOUT_SECONDS = 60.0
+"""For a worker to remove thousands of files."""
 PROBE_TIMEOUT_SECONDS = 1.0
 MAX_WAIT_SECONDS = 20.0
 """Of one long poll; callers ask again."""
@@ -140,6 +145,7 @@ class SupervisorActor:
         catalog: ModelCatalog,
         read_resources: Callable[[], NodeResources],
         new_launch_id: Callable[[], LaunchId],
+        enables_virtual_env: bool = True,
         clock: Callable[[], Moment] = system_clock,
     ) -> None:
         """Take over; `serve` on the bus comes first, then `reconcile_forever`."""
@@ -153,6 +159,7 @@ class SupervisorActor:
         self._catalog = catalog
         self._read_resources = read_resources
         self._new_launch_id = new_launch_id
+        self._enables_virtual_env = enables_virtual_env
         self._clock = clock
         self._started_at = clock().monotonic
         self._is_stopping = False
@@ -226,6 +233,15 @@ class SupervisorActor:
         spec = replace(spec, model_uid=uid)
         resolved = self._catalog.resolve(spec)
         replicas = self._check_launch(spec, resolved.description)
+        is_off = spec.enable_virtual_env is None and not self._enables_virtual_env
+        virtual_env = environment_of(
+            model_name=resolved.description.model_name,
+            model_engine=resolved.description.model_engine,
+            family=resolved.source.virtual_env,
+            is_wanted=False if is_off else spec.enable_virtual_env,
+            packages=spec.virtual_env_packages,
+            find_links=spec.virtual_env_find_links,
+        )
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -236,6 +252,7 @@ class SupervisorActor:
             abilities=resolved.abilities,
             created_ts=now.unix,
             replicas=replicas,
+            virtual_env=virtual_env,
         )
         self._write(SaveModel(desired))
         self._state.launch(desired, now=now)
@@ -473,6 +490,73 @@ class SupervisorActor:
             InvalidRequest, FamilyNotFound
         """
         return self._at_version(self._catalog.engines(model_type, name))
+
+    @remote
+    async def virtual_envs(
+        self, worker_ip: str | None
+    ) -> tuple[RoutesVersion, list[VirtualEnvironment]]:
+        """Return the virtual environments on the hosts that answer, or on one.
+
+        Raises:
+            InvalidRequest: there is no such worker. PeerUnreachable: it does not answer.
+        """
+        nodes = self._nodes_at(worker_ip)
+        asking = [
+            self._bus.call(
+                Endpoint(node, WORKER),
+                "virtual_envs",
+                returns=list[VirtualEnvironment],
+                timeout_seconds=COMMAND_TIMEOUT_SECONDS,
+            )
+            for node in nodes
+        ]
+        found = []
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+        for node, answer in zip(nodes, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                found += answer
+            elif worker_ip is not None or not isinstance(answer, PeerUnreachable):
+                raise answer
+            else:
+                logger.warning("Worker %s did not say what environments it has", node)
+        return self._at_version(found)
+
+    @remote
+    async def remove_virtual_envs(
+        self,
+        model_name: str,
+        model_engine: str | None,
+        python_version: str | None,
+        worker_ip: str | None,
+    ) -> tuple[RoutesVersion, int]:
+        """Remove a model's virtual environments; return how many there were.
+
+        Raises:
+            InvalidRequest: there is no such worker.
+            EnvironmentInUse: a replica runs in one; what was removed before stays removed.
+            PeerUnreachable: a worker does not answer.
+        """
+        num_removed = 0
+        for node in self._nodes_at(worker_ip):
+            num_removed += await self._bus.call(
+                Endpoint(node, WORKER),
+                "remove_virtual_envs",
+                model_name,
+                model_engine,
+                python_version,
+                returns=int,
+                timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+            )
+        return self._at_version(num_removed)
+
+    def _nodes_at(self, worker_ip: str | None) -> list[NodeId]:
+        nodes = [one.node for one in self._state.nodes(now=self._clock())]
+        at = [node for node in nodes if is_at(node, worker_ip)]
+        if not at and worker_ip is not None:
+            raise InvalidRequest(
+                field="worker_ip", problem=f"there is no worker at {worker_ip}, only {nodes}"
+            )
+        return at
 
     # The loop.
 

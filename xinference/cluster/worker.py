@@ -16,9 +16,11 @@ from typing import Protocol
 
 from xinference.errors import InternalError, PeerUnreachable, ProtocolError, XinferenceError
 from xinference.identifiers import InstanceId, NodeId
+from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import NodeResources
 
 from .control_bus import ControlBus, Endpoint, Presence, remote
+from .environments import EnvironmentShelf
 from .journal import RunningReplica
 from .messages import (
     Command,
@@ -105,6 +107,7 @@ class WorkerActor:
         read_resources: Callable[[], NodeResources],
         find_supervisor: FindSupervisor,
         other_children: Callable[[], Sequence[int]] = tuple,
+        environments: EnvironmentShelf | None = None,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         first_retry_seconds: float = FIRST_RETRY_SECONDS,
     ) -> None:
@@ -123,6 +126,7 @@ class WorkerActor:
         self._read_resources = read_resources
         self._find_supervisor = find_supervisor
         self._other_children = other_children
+        self._environments = environments
         self._heartbeat_seconds = heartbeat_seconds
         self._first_retry_seconds = first_retry_seconds
         self._replicas: dict[InstanceId, ReplicaActor] = {}
@@ -164,6 +168,26 @@ class WorkerActor:
         if supervisor_epoch < self._supervisor_epoch:
             raise ProtocolError(problem="the command is of an older supervisor")
         self.shutdown_requested.set()
+
+    @remote
+    async def virtual_envs(self) -> list[VirtualEnvironment]:
+        """Return the virtual environments on this host."""
+        return [] if self._environments is None else await self._environments.found()
+
+    @remote
+    async def remove_virtual_envs(
+        self, model_name: str, model_engine: str | None, python_version: str | None
+    ) -> int:
+        """Remove a model's virtual environments on this host; return how many there were.
+
+        Raises:
+            EnvironmentInUse
+        """
+        if self._environments is None:
+            return 0
+        return await self._environments.remove(
+            model_name, model_engine=model_engine, python_version=python_version
+        )
 
     async def adopt(self, running: Sequence[RunningReplica], *, timeout_seconds: float) -> None:
         """Take over what an earlier worker of this host has left; before the first report.

@@ -16,6 +16,7 @@ from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
 from .downloads import DownloadRequest, FileProgress
 from .encoding import EncoderOptions, RerankTemplate
+from .environments import EnvironmentSpec, FamilyEnvironment, check_packages
 from .servers import ServerOptions
 
 MAX_REPLICAS = 1000
@@ -214,6 +215,13 @@ class LaunchSpec:
     """Where each replica goes, instead of `worker_ip`, `n_gpu` and `gpu_idx`."""
     download_hub: str | None = None
     """The only hub that its files may come from. None: whichever has them and answers."""
+    enable_virtual_env: bool | None = None
+    """Whether the replicas run in a virtual environment. None: where there are packages for one,
+    and the cluster does not say otherwise."""
+    virtual_env_packages: tuple[str, ...] = ()
+    """What is in it, as pip reads it, beside the family's."""
+    virtual_env_find_links: tuple[str, ...] = ()
+    """Directories of the worker with packages."""
     server_options: ServerOptions | None = None
     """Of engines that are servers of their own; None: the engine is none of them."""
 
@@ -232,6 +240,8 @@ class LaunchSpec:
             )
         if self.replica_config:
             self._check_replica_config()
+        check_packages("virtual_env_packages", self.virtual_env_packages)
+        check_packages("virtual_env_find_links", self.virtual_env_find_links)
         limit = self.request_limits
         if limit is not None and (isinstance(limit, bool) or limit < 1):
             raise InvalidRequest(
@@ -319,6 +329,8 @@ class ModelSource:
     """Of a language model that reranks."""
     download: DownloadRequest | None = None
     """What the worker has to have first; `path` then says where that is."""
+    virtual_env: FamilyEnvironment | None = None
+    """What its replicas' processes want beside what the host has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +343,8 @@ class ReplicaSpec:
     abilities: tuple[str, ...]
     engine_options: EngineOptions
     python_executable: str
-    """The interpreter of the process, so that a model can have an environment of its own."""
+    """The interpreter of the process, so that a model can have an environment of its own. Empty:
+    that of `virtual_env`, or else the worker's."""
     envs: dict[str, str] = field(default_factory=dict)
     """Set before torch is imported."""
     request_limits: int | None = None
@@ -341,6 +354,8 @@ class ReplicaSpec:
     model_type: str = "LLM"
     encoder_options: EncoderOptions = field(default_factory=EncoderOptions)
     """Of models that embed or rerank."""
+    virtual_env: EnvironmentSpec | None = None
+    """What its process runs in; its worker makes it first. None: the host's own."""
     server_options: ServerOptions | None = None
     """Of an engine that is a server of its own, which the process then starts and asks."""
 
@@ -386,6 +401,9 @@ class ReplicaStatus:
     """Why it is FAILED or BACKING_OFF; empty otherwise."""
     gpu_idx: tuple[int, ...] | None = None
     """The GPUs of the node that it was given; None: it was not given any in particular."""
+    virtual_env_packages: dict[str, str] | None = None
+    """Of a ready one in a virtual environment: versions of what its process found in that, by
+    name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

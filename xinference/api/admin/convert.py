@@ -23,6 +23,7 @@ from xinference.protocol.deployment import (
 )
 from xinference.protocol.downloads import HUBS, CachedModel, DownloadStage, DownloadStatus
 from xinference.protocol.encoding import EncoderOptions, split_options
+from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
 from xinference.protocol.servers import ServerOptions, server_engine_named
 
@@ -75,6 +76,9 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         gpu_idx=_gpu_indices(body.gpu_idx),
         replica_config=tuple(map(placement, body.replica_config or ())),
         envs=_envs(body.envs),
+        enable_virtual_env=body.enable_virtual_env,
+        virtual_env_packages=tuple(body.virtual_env_packages or ()),
+        virtual_env_find_links=tuple(body.virtual_env_find_links or ()),
         engine_options=EngineOptions.from_mapping(options),
         encoder_options=encoder_options,
         server_options=server_options,
@@ -263,6 +267,21 @@ def replica_item(model: ModelStatus, replica: ReplicaStatus) -> dict[str, Any]:
         "num_restarts": replica.num_restarts,
         "created_ts": replica.created_ts,
         "error_message": replica.error_message,
+        "virtual_env_packages": replica.virtual_env_packages,
+    }
+
+
+def virtual_env_item(environment: VirtualEnvironment) -> dict[str, Any]:
+    """Return one virtual environment, under the names that Xinference's users know."""
+    return {
+        "model_name": environment.model_name,
+        "model_engine": environment.model_engine,
+        "path": environment.path,
+        "real_path": environment.real_path,
+        "python_version": environment.python_version,
+        "actor_ip_address": environment.worker_ip,
+        "packages": environment.packages,
+        "replicas": list(environment.users),
     }
 
 

@@ -10,13 +10,14 @@ from xinference.api.answers import json_answer
 from xinference.api.body import read_body
 from xinference.api.gateway import gateway_of
 from xinference.api.openapi import body_of, refusals
-from xinference.errors import InvalidRequest
 
 from .schema import RegistrationRequest
 
 router = APIRouter(tags=["Catalogue"], default_response_class=Response)
 
-VirtualEnv = Annotated[bool, Query(description="Not supported by this version.")]
+VirtualEnv = Annotated[
+    bool, Query(description="Changes nothing: a virtual environment has the engines of its host.")
+]
 
 
 @router.post(
@@ -69,6 +70,4 @@ async def list_engines(
     request: Request, model_type: str, model_name: str, enable_virtual_env: VirtualEnv = False
 ) -> Response:
     """Return what each engine can run of a model, or why it cannot."""
-    if enable_virtual_env:
-        raise InvalidRequest(field="enable_virtual_env", problem="is not supported by this version")
     return json_answer(await gateway_of(request).cluster.engines(model_type, model_name))

@@ -88,6 +88,13 @@ class LaunchRequest(Body):
     worker_ip: str | None = None
     envs: dict[str, Any] | None = None
     """Environment of the model's process; the values are texts."""
+    enable_virtual_env: bool | None = None
+    """Whether the model's processes run in a virtual environment. Null: where there are packages
+    for one, and the cluster does not say otherwise."""
+    virtual_env_packages: list[str] | None = None
+    """What is in it, as pip reads it, beside the family's."""
+    virtual_env_find_links: list[str] | None = None
+    """Directories of the worker with packages."""
     request_limits: int | None = Field(None, ge=1, le=MAX_REQUEST_LIMIT)
     """Requests that each replica has at once; one more is refused with a 429."""
     enable_thinking: bool | None = None
@@ -109,9 +116,6 @@ class LaunchRequest(Body):
     reasoning_content: Annotated[object, Only(False)] = None
     multimodal_projector: Annotated[object, Only()] = None
     enable_mtp: Annotated[object, Only(False)] = None
-    enable_virtual_env: Annotated[object, Only(False)] = None
-    virtual_env_packages: Annotated[object, Only([])] = None
-    virtual_env_find_links: Annotated[object, Only([])] = None
 
 
 class DownloadBody(Body):
@@ -345,6 +349,34 @@ class ReplicaItem(Answer):
     num_restarts: int
     created_ts: int
     error_message: str
+    virtual_env_packages: dict[str, str] | None
+    """Of a ready one in a virtual environment: versions of what its process found in that."""
+
+
+class VirtualEnvItem(Answer):
+    """A virtual environment."""
+
+    model_name: str
+    model_engine: str
+    path: str
+    real_path: str
+    python_version: str
+    actor_ip_address: str
+    packages: dict[str, str]
+    replicas: list[str]
+    """Those that run in it."""
+
+
+class VirtualEnvList(Answer):
+    """The virtual environments on the workers."""
+
+    list: list[VirtualEnvItem]
+
+
+class ResultAnswer(Answer):
+    """Whether anything was done."""
+
+    result: bool
 
 
 class InstanceItem(Answer):

@@ -529,9 +529,12 @@ class ReplicaConnection:
             case frames.Progress(progress, stage, info):
                 if self._on_progress is not None:
                     self._on_progress(progress, stage, info)
-            case frames.Loaded(context_length, max_num_seqs, config):
+            case frames.Loaded(context_length, max_num_seqs, config, packages):
                 report = ReplicaReport(
-                    context_length=context_length, max_num_seqs=max_num_seqs, config=config
+                    context_length=context_length,
+                    max_num_seqs=max_num_seqs,
+                    config=config,
+                    virtual_env_packages=packages,
                 )
                 _answer(self._loading, report)
             case frames.LoadFailed(error):

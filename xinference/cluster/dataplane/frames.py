@@ -395,6 +395,7 @@ class Loaded(Frame, frozen=True, tag="LOADED"):
     context_length: int
     max_num_seqs: int
     config: dict[str, str | int | float | bool | None]
+    virtual_env_packages: dict[str, str] | None = None
 
 
 class LoadFailed(Frame, frozen=True, tag="LOAD_FAILED"):

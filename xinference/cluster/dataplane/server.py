@@ -556,4 +556,6 @@ class _Outbox:
 
 
 def _loaded(report: ReplicaReport) -> frames.Loaded:
-    return frames.Loaded(report.context_length, report.max_num_seqs, report.config)
+    return frames.Loaded(
+        report.context_length, report.max_num_seqs, report.config, report.virtual_env_packages
+    )

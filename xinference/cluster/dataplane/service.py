@@ -38,6 +38,8 @@ class ReplicaReport:
     max_num_seqs: int
     config: dict[str, ConfigValue]
     """What the engine has chosen, by name, for people to read."""
+    virtual_env_packages: dict[str, str] | None = None
+    """In a virtual environment: versions of what the process finds in that, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

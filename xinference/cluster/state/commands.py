@@ -73,6 +73,7 @@ def _spec(node: Node, replica: Replica, assigned: Assignment) -> ReplicaSpec:
         gpu_idx=assigned.gpu_idx,
         model_type=desired.spec.model_type,
         encoder_options=desired.spec.encoder_options,
+        virtual_env=desired.virtual_env,
         server_options=desired.spec.server_options,
     )
 

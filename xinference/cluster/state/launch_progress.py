@@ -40,7 +40,10 @@ def replica_progress(
                 progress=share, stage="loading", info=report.info, download_files=files
             )
         case ReplicaState.STARTING | ReplicaState.DOWNLOADING:
-            return LaunchProgress(progress=before, stage="launching", download_files=files)
+            info = "" if report is None else report.info
+            return LaunchProgress(
+                progress=before, stage="launching", info=info, download_files=files
+            )
     return LaunchProgress(progress=0.0, stage="pending", info=problem)
 
 

@@ -92,6 +92,7 @@ def _replica_status(replica: Replica) -> ReplicaStatus:
         num_restarts=replica.num_restarts,
         error_message=replica.problem,
         gpu_idx=None if assigned is None else assigned.gpu_idx,
+        virtual_env_packages=None if report is None else report.virtual_env_packages,
     )
 
 
