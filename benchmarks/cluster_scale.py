@@ -126,9 +126,12 @@ class Scale:
         uid = ModelUid(f"model-{number}")
         spec = LaunchSpec(model_uid=uid, model_name="qwen", replica=self.num_replicas)
         with self.watch.timing("a launch"):
-            replicas = self.state.check_launch(spec, description(uid))
+            admitted = self.state.check_launch(spec, description(uid), now=self.clock())
             model: DesiredModel = replace(
-                desired(uid), launch_id=LaunchId(f"launch-{number}"), spec=spec, replicas=replicas
+                desired(uid),
+                launch_id=LaunchId(f"launch-{number}"),
+                spec=spec,
+                replicas=admitted.replicas,
             )
             self.state.launch(model, now=self.clock())
             effects = self.state.reconcile(now=self.clock())

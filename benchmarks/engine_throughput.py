@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens per second of the engine beside transformers' own two ways, each in its own process.
 
-A Qwen2-0.5B with random weights, bfloat16, 16 prompts of 128 tokens, 64 new tokens each, greedy,
-two threads, on CPU:
+A Qwen2-0.5B with random weights, bfloat16, 16 requests at once, greedy, two threads, on CPU; 128
+tokens in and 64 out, and then, as serving is mostly decoding, 32 in and 128 out:
 
     OMP_NUM_THREADS=2 python -m benchmarks.engine_throughput
 
@@ -26,7 +26,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen2ForCausalLM
@@ -43,14 +45,33 @@ PAGE_SIZE = 256
 WAYS = ("xinference", "static", "continuous", "lean", "tuned")
 
 
+@dataclass(frozen=True)
+class Shape:
+    """How many tokens each request brings and gets."""
+
+    prompt_len: int
+    new_tokens: int
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Read "128/64"."""
+        prompt_len, new_tokens = map(int, text.split("/"))
+        return cls(prompt_len, new_tokens)
+
+    def __str__(self) -> str:
+        return f"{self.prompt_len}/{self.new_tokens}"
+
+
+SHAPES = (Shape(128, 64), Shape(32, 128))
+
+
 def main() -> None:
     """Read the flags, run the rounds, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--prompt-len", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--shape", type=Shape.of, action="append", help="128/64: in, out")
     parser.add_argument("--layers", type=int, default=24, help="fewer for a quick look")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--policy", choices=[*SchedulerPolicy], default="prefill_first")
@@ -58,18 +79,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.shape = args.shape or list(SHAPES)
     if args.measure:
         sys.stdout.write(json.dumps(measure(args.measure, args)) + "\n")
         return
-    rates: dict[str, list[float]] = {way: [] for way in args.only or WAYS}
+    rates: dict[str, list[list[float]]] = {way: [] for way in args.only or WAYS}
     for _ in range(args.rounds):
         for way, measured in rates.items():
             measured.append(measure_apart(way))
-    report(args, {way: statistics.median(rates[way]) for way in rates}, rates)
+    for index, shape in enumerate(args.shape):
+        report(args, shape, {way: [one[index] for one in rates[way]] for way in rates})
 
 
-def measure_apart(way: str) -> float:
-    """Measure one way in a process of its own; return its tokens per second.
+def measure_apart(way: str) -> list[float]:
+    """Measure one way in a process of its own; return its tokens per second for each shape.
 
     Why: each thread that computes keeps an OpenMP team of its own, and with more threads in all
     than cores the runtime stops spinning at barriers, so that each way would slow the others.
@@ -82,61 +105,74 @@ def measure_apart(way: str) -> float:
         "--measure",
         way,
     ]
-    # Why: a replica waits at barriers as its environment says; what helps ours may help them too.
-    environment = {"GOMP_SPINCOUNT": DEFAULTS["GOMP_SPINCOUNT"], **os.environ}
+    # Why: what a replica's environment does for barriers and memory may help the others too.
+    environment = {**DEFAULTS, **os.environ}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return [float(rate) for rate in json.loads(done.stdout.splitlines()[-1])]
 
 
-def measure(way: str, args: argparse.Namespace) -> float:
-    """Run one way twice on prompts of its own each time; return the second's tokens per second."""
-    engine_loop: BenchmarkLoop | None = None
+def measure(way: str, args: argparse.Namespace) -> list[float]:
+    """Return one way's tokens per second for each shape."""
     if way == "xinference":
-        loop = engine_loop = BenchmarkLoop(make_our_engine(args))
-        run: Callable[[list[list[int]]], int] = partial(loop.run, new_tokens=args.new_tokens)
-    elif way == "static":
-        run = partial(run_static, make_stock_model(args), new_tokens=args.new_tokens)
-    else:
-        config = ContinuousBatchingConfig()
-        if way == "lean":
-            config = ContinuousBatchingConfig(max_memory_percent=0.1)
-        elif way == "tuned":
-            config = ContinuousBatchingConfig(
-                num_blocks=args.requests * -(-(args.prompt_len + args.new_tokens) // PAGE_SIZE) + 8,
-                page_size=PAGE_SIZE,
-                max_batch_tokens=512,
-                max_requests_per_batch=args.requests,
-            )
-        run = partial(
-            run_continuous, make_stock_model(args), new_tokens=args.new_tokens, config=config
-        )
+        loop = BenchmarkLoop(make_our_engine(args))
+        rates = [
+            measure_shape(partial(loop.run, new_tokens=shape.new_tokens), shape, args.requests)
+            for shape in args.shape
+        ]
+        loop.loop.stop(60)
+        return rates
+    model = make_stock_model(args)
+    rates = []
+    for shape in args.shape:
+        if way == "static":
+            run = partial(run_static, model, new_tokens=shape.new_tokens)
+        else:
+            config = continuous_config(way, shape, args.requests)
+            run = partial(run_continuous, model, new_tokens=shape.new_tokens, config=config)
+        rates.append(measure_shape(run, shape, args.requests))
+    return rates
+
+
+def measure_shape(run: Callable[[list[list[int]]], int], shape: Shape, num_requests: int) -> float:
+    """Run twice, on prompts of its own each time; return the second's tokens per second."""
     generator = torch.Generator().manual_seed(0)
-    shape = (args.requests, args.prompt_len)
-    warming, timed = (torch.randint(1000, 100_000, shape, generator=generator) for _ in range(2))
+    size = (num_requests, shape.prompt_len)
+    warming, timed = (torch.randint(1000, 100_000, size, generator=generator) for _ in range(2))
     run(warming.tolist())  # allocator, thread pool, packed weights
     started = time.perf_counter()
     num_tokens = run(timed.tolist())
     seconds = time.perf_counter() - started
-    if num_tokens != args.requests * args.new_tokens:
-        raise RuntimeError(f"{way} generated {num_tokens} tokens")
-    if engine_loop is not None:
-        engine_loop.loop.stop(60)
+    if num_tokens != num_requests * shape.new_tokens:
+        raise RuntimeError(f"{num_tokens} tokens were generated")
     return num_tokens / seconds
 
 
-def report(
-    args: argparse.Namespace, medians: dict[str, float], rates: dict[str, list[float]]
-) -> None:
-    """Print the table, or one line of JSON."""
+def continuous_config(way: str, shape: Shape, num_requests: int) -> ContinuousBatchingConfig:
+    """Return what `generate_batch` is told of its memory."""
+    if way == "lean":
+        return ContinuousBatchingConfig(max_memory_percent=0.1)
+    if way == "tuned":
+        return ContinuousBatchingConfig(
+            num_blocks=num_requests * -(-(shape.prompt_len + shape.new_tokens) // PAGE_SIZE) + 8,
+            page_size=PAGE_SIZE,
+            max_batch_tokens=512,
+            max_requests_per_batch=num_requests,
+        )
+    return ContinuousBatchingConfig()
+
+
+def report(args: argparse.Namespace, shape: Shape, rates: dict[str, list[float]]) -> None:
+    """Print the table of a shape, or one line of JSON."""
+    medians = {way: statistics.median(rates[way]) for way in rates}
     ours = medians.get("xinference")
     ratios = {way: ours / rate for way, rate in medians.items() if ours and way != "xinference"}
     if args.json:
-        line = {"tokens_per_second": medians, "rounds": rates, "xinference_over": ratios}
-        sys.stdout.write(json.dumps({**vars(args), **line}) + "\n")
+        line = {"tokens_per_second": medians, "rates": rates, "xinference_over": ratios}
+        sys.stdout.write(json.dumps({**vars(args), "shape": str(shape), **line}) + "\n")
         return
     lines = [
         f"Qwen2-0.5B shape ({args.layers} layers), {args.dtype}, {args.threads} threads: "
-        f"{args.requests} requests, {args.prompt_len} in / {args.new_tokens} out, "
+        f"{args.requests} requests, {shape.prompt_len} in / {shape.new_tokens} out, "
         f"{args.rounds} rounds",
         f"{'way':<12}{'tokens/s':>10}{'lowest':>10}{'highest':>10}{'ours is':>10}",
     ]
@@ -152,7 +188,7 @@ def make_our_engine(args: argparse.Namespace) -> Engine:
     """Return an engine for the load of the flags."""
     options = EngineOptions(
         max_num_seqs=args.requests,
-        max_model_len=max(1024, args.prompt_len + args.new_tokens),
+        max_model_len=max(1024, *(shape.prompt_len + shape.new_tokens for shape in args.shape)),
         scheduler_policy=SchedulerPolicy(args.policy),
     )
     return make_random_engine(

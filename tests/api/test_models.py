@@ -54,6 +54,11 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         trust_remote_code=True,
         request_limits=7,
         download_hub="ModelScope",
+        replica=2,
+        min_replicas=1,
+        max_replicas=3,
+        idle_timeout=90,
+        autoload=True,
     )
 
     assert cluster.launched[-1] == LaunchSpec(
@@ -72,7 +77,35 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         request_limits=7,
         download_hub="modelscope",
         n_gpu=0,
+        replica=2,
+        min_replicas=1,
+        max_replicas=3,
+        idle_timeout=90,
+        autoload=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"min_replicas": 1}, "min_replicas"),
+        ({"max_replicas": 4, "min_replicas": 2}, "min_replicas"),
+        ({"max_replicas": 1, "replica": 2}, "max_replicas"),
+        ({"max_replicas": 4, "gpu_idx": [0]}, "max_replicas"),
+        ({"max_replicas": 4, "replica_config": [{"devices": [{"n_gpu": 1}]}]}, "max_replicas"),
+        ({"max_replicas": 10**6}, "max_replicas"),
+        ({"idle_timeout": 0}, "idle_timeout"),
+        ({"idle_timeout": "soon"}, "idle_timeout"),
+        ({"autoload": "often"}, "autoload"),
+    ],
+)
+async def test_a_wish_for_scaling_or_sleep_that_cannot_be_is_refused(
+    http: httpx.AsyncClient, cluster: FakeCluster, fields: dict[str, Any], refused: str
+) -> None:
+    answer = await launch(http, **fields)
+
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == refused
 
 
 @pytest.mark.parametrize("name", ["model_size_in_billions", "size_in_billions"])

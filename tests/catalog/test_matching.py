@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from xinference.catalog.builtin_families import builtin_families
 from xinference.catalog.family import ModelFamily, Variant, parse_size, size_text
 from xinference.catalog.matching import (
+    ENGINES,
     Wish,
     engine_named,
     match,
@@ -159,7 +160,36 @@ def test_the_engine_is_known_in_any_letter_case(name: str | None) -> None:
     assert engine_named(name) == "Transformers"
 
 
-@pytest.mark.parametrize("name", ["vllm", "SGLang", "mlx", "TRT-LLM", "lmdeploy"])
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("vllm", "vLLM"),
+        ("LLAMA.CPP", "llama.cpp"),
+        ("tensorrt-llm", "TRT-LLM"),
+        ("sglang", "SGLang"),
+    ],
+)
+def test_an_engine_that_is_a_server_is_known_by_its_names(name: str, engine: str) -> None:
+    assert engine_named(name) == engine
+
+
+@settings(deadline=None)
+@given(st.sampled_from(LISTED), st.sampled_from(ENGINES))
+def test_every_engine_runs_a_listed_variant_or_says_why_not(
+    listed: tuple[ModelFamily, Variant], engine: str
+) -> None:
+    family, variant = listed
+
+    outcome = outcome_of(lambda: match(family, wish_for(variant), engine))
+
+    if isinstance(outcome, Variant):
+        assert (outcome.model_format == "ggufv2") is (engine == "llama.cpp")
+    else:
+        assert isinstance(outcome, UnsupportedVariant)
+        assert outcome.problem
+
+
+@pytest.mark.parametrize("name", ["mlx", "LMDEPLOY"])
 def test_an_engine_of_another_version_is_refused_by_its_name(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         engine_named(name)

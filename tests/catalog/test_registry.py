@@ -129,7 +129,9 @@ def test_engines_say_what_they_run_or_why_they_do_not(catalog: Catalog) -> None:
             "quantizations": ["none"],
         }
     ]
-    assert all(isinstance(engines[name], str) for name in ("vLLM", "SGLang", "llama.cpp", "MLX"))
+    assert engines["vLLM"] == engines["SGLang"] == engines["TRT-LLM"] == engines["Transformers"]
+    assert "is not for llama.cpp, which reads ggufv2" in str(engines["llama.cpp"])
+    assert isinstance(engines["MLX"], str)
 
 
 def test_a_registered_family_is_listed_and_can_be_launched(catalog: Catalog) -> None:
@@ -558,7 +560,7 @@ def test_the_uid_is_the_callers_or_named_after_the_family(catalog: Catalog) -> N
     [
         ({"model_name": "qwen1.5-caht"}, FamilyNotFound),
         ({"model_type": "image"}, InvalidRequest),
-        ({"model_engine": "vLLM"}, InvalidRequest),
+        ({"model_engine": "MLX"}, InvalidRequest),
         ({"model_size_in_billions": "5"}, UnsupportedVariant),
         ({"model_format": "gptq"}, UnsupportedVariant),
         ({"model_size_in_billions": "4B"}, InvalidRequest),

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import json
+import resource
 import socket
 import ssl
 import threading
@@ -252,6 +253,20 @@ def test_one_connection_too_many_is_told_so_and_the_others_go_on(
             received = read_to_end(third)
         assert refusal(received)[0] == 503
         assert b"retry-after: 5" in received
+        one.sendall(GET)
+        assert one.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_f38_connections_leave_descriptors_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch, app: Application
+) -> None:
+    num_files = http_server.NUM_OTHER_FILES + 1
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (num_files, num_files))
+    with served(app) as port, connect(port) as one:
+        one.sendall(GET)
+        assert one.recv(65536).startswith(b"HTTP/1.1 200")
+        with connect(port) as second:
+            assert refusal(read_to_end(second))[0] == 503
         one.sendall(GET)
         assert one.recv(65536).startswith(b"HTTP/1.1 200")
 

@@ -67,6 +67,8 @@ def test_every_word_of_a_launch_reaches_the_server(script: Script, run: Run) -> 
         *("--model-path", "/files", "--worker-ip", "10.0.0.1", "--replica", "2"),
         *("--enable-thinking", "--lora-modules", "l", "/l", "--disable-virtual-env"),
         *("-qc", "load_in_4bit", "true", "-vp", "numpy", "--json"),
+        *("--min-replicas", "1", "--max-replicas", "4", "--idle-timeout", "600"),
+        "--autoload",
         *("--max_num_seqs", "8", "--dtype=float32", "--kv-cache-bytes", "-1"),
     )
 
@@ -83,6 +85,10 @@ def test_every_word_of_a_launch_reaches_the_server(script: Script, run: Run) -> 
         "model_path": "/files",
         "worker_ip": "10.0.0.1",
         "replica": 2,
+        "min_replicas": 1,
+        "max_replicas": 4,
+        "idle_timeout": 600.0,
+        "autoload": True,
         "enable_thinking": True,
         "enable_virtual_env": False,
         "quantization_config": {"load_in_4bit": True},

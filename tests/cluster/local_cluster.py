@@ -20,6 +20,7 @@ from xinference.cluster.dataplane.handshake import instance_key
 from xinference.cluster.downloads import Downloads
 from xinference.cluster.local_bus import LocalBus, LocalNetwork
 from xinference.cluster.messages import (
+    InstanceLoad,
     InstanceReport,
     InstanceState,
     LaunchId,
@@ -61,6 +62,7 @@ class ScriptedReplica:
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()
         self.pid = None
+        self.load: InstanceLoad | None = None
         self.source = start.spec.source.path
         self._on_change = on_change
         self._is_started = False

@@ -11,6 +11,7 @@ from xinference.cluster.messages import (
     DesiredModel,
     DesiredReplica,
     Heartbeat,
+    InstanceLoad,
     InstanceReport,
     InstanceState,
     LaunchId,
@@ -117,13 +118,22 @@ class SimulatedWorker:
     sequence: int = 0
     devices: tuple[Device, ...] = ()
     is_leaving: bool = False
+    loads: dict[InstanceId, InstanceLoad] = field(default_factory=dict)
+    instance_bytes: int = 0
+    """What each that has been ready takes of the host's memory."""
+
+    def resources(self) -> NodeResources:
+        num_loaded = sum(
+            one.state in {InstanceState.READY, InstanceState.STOPPING} for one in self.living()
+        )
+        return resources(8 * GIB - num_loaded * self.instance_bytes, self.devices)
 
     def report(self) -> WorkerReport:
         return WorkerReport(
             node=self.node,
             worker_epoch=self.worker_epoch,
             sequence=self.sequence,
-            resources=resources(devices=self.devices),
+            resources=self.resources(),
             instances=tuple(self.instances.values()),
             is_leaving=self.is_leaving,
         )
@@ -133,7 +143,8 @@ class SimulatedWorker:
             node=self.node,
             worker_epoch=self.worker_epoch,
             sequence=self.sequence,
-            resources=resources(devices=self.devices),
+            resources=self.resources(),
+            loads=self.loads,
         )
 
     def apply(self, command: Command) -> None:
@@ -224,8 +235,12 @@ class SimulatedCluster:
 
     def launch(self, uid: str = "qwen", **options: Any) -> LaunchId:
         spec = LaunchSpec(model_uid=ModelUid(uid), model_name="qwen", **options)
-        replicas = self.state.check_launch(spec, description(uid))
-        model = replace(desired(uid, f"launch-{next(self._numbers)}"), spec=spec, replicas=replicas)
+        admitted = self.state.check_launch(spec, description(uid), now=self.clock())
+        for other in admitted.to_sleep:
+            self.change(other)
+        model = replace(
+            desired(uid, f"launch-{next(self._numbers)}"), spec=spec, replicas=admitted.replicas
+        )
         self.store[model.model_uid] = model
         self.state.launch(model, now=self.clock())
         self.reconcile()
@@ -246,13 +261,27 @@ class SimulatedCluster:
     def _change(
         self, model: DesiredModel, before: set[int], asked: tuple[int, ...] = ()
     ) -> LaunchTicket:
-        self.store[model.model_uid] = model
-        self.state.change(model, now=self.clock())
-        self.reconcile()
+        self.change(model)
         added = tuple(one.index for one in model.replicas if one.index not in before)
         return LaunchTicket(
             model_uid=model.model_uid, launch_id=model.launch_id, replicas=asked or added
         )
+
+    def adapt(self) -> None:
+        """Let time and load have their way, as each tick of the supervisor does."""
+        for worker in self.workers.values():
+            self.state.node_beat(worker.beat(), now=self.clock())
+        for model in self.state.adapted(now=self.clock()):
+            self.change(model)
+
+    def wake(self, uid: str = "qwen") -> None:
+        for model in self.state.awake(ModelUid(uid), now=self.clock()):
+            self.change(model)
+
+    def change(self, model: DesiredModel) -> None:
+        self.store[model.model_uid] = model
+        self.state.change(model, now=self.clock())
+        self.reconcile()
 
     def terminate(self, uid: str = "qwen") -> LaunchId:
         self.store.pop(ModelUid(uid), None)

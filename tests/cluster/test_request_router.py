@@ -23,7 +23,7 @@ from xinference.errors import (
     ReplicaLost,
     RequestCrashesModel,
 )
-from xinference.identifiers import InstanceId, ReplicaUid, RequestId, new_request_id
+from xinference.identifiers import InstanceId, ModelUid, ReplicaUid, RequestId, new_request_id
 from xinference.protocol.deployment import EngineOptions, ModelSource, ModelState, ReplicaSpec
 from xinference.protocol.generation import (
     Finished,
@@ -46,20 +46,36 @@ class Replicas:
         self._directory = directory
         self._stack = stack
         self._routes: list[Route] = []
+        self.sleeps = self.is_on_demand = False
+        self.num_woken = 0
         self._changed = asyncio.Event()
         self._connections: dict[InstanceId, ReplicaConnection] = {}
         self.router = RequestRouter(
             table=self.table,
             table_changed=lambda: self._changed,
             connect=self.connect,
+            wake=self.wake,
             **options,
         )
 
+    @property
+    def state(self) -> ModelState:
+        if self._routes:
+            return ModelState.READY
+        return ModelState.ASLEEP if self.sleeps else ModelState.LOADING
+
+    async def wake(self, model: ModelUid) -> None:
+        """What the supervisor does of a model that sleeps."""
+        assert model == COUNTING
+        self.num_woken += 1
+        self.sleeps = False
+
     def table(self) -> RoutingTable:
         routes = ModelRoutes(
-            state=ModelState.READY if self._routes else ModelState.LOADING,
+            state=self.state,
             retry_after_seconds=1,
             routes=tuple(self._routes),
+            is_on_demand=self.is_on_demand,
         )
         return RoutingTable(version=RoutesVersion(), models={COUNTING: routes})
 
@@ -280,6 +296,32 @@ async def test_a_request_of_the_only_replica_waits_for_the_next_one(replicas: Re
     await replicas.add()
 
     assert (await reading)[0] == counted(5)
+
+
+async def test_requests_wake_a_model_that_sleeps_and_wait_until_it_is_ready(
+    replicas: Replicas,
+) -> None:
+    replicas.is_on_demand = replicas.sleeps = True
+
+    first = asyncio.create_task(replicas.ask())
+    await until(lambda: replicas.num_woken)
+    second = asyncio.create_task(replicas.ask())
+    await asyncio.sleep(0)
+    await replicas.add()
+
+    assert (await read(await first))[0] == counted(5)
+    assert (await read(await second))[0] == counted(5)
+    assert replicas.num_woken == 1
+
+
+async def test_a_request_does_not_wait_for_ever_for_a_model_that_wakes(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_router, "ACCEPT_TIMEOUT_SECONDS", 0.05)
+    replicas.is_on_demand = replicas.sleeps = True
+
+    with pytest.raises(ModelNotReady, match="loading"):
+        await replicas.ask()
 
 
 async def test_a_request_does_not_wait_for_ever(

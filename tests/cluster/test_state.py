@@ -117,7 +117,7 @@ def test_an_unknown_worker_ip_is_refused_by_name(cluster: SimulatedCluster) -> N
     spec = LaunchSpec(model_uid=QWEN, model_name="qwen", worker_ip="10.9.9.9")
 
     with pytest.raises(InvalidRequest, match="worker_ip"):
-        cluster.state.check_launch(spec, description("qwen"))
+        cluster.state.check_launch(spec, description("qwen"), now=cluster.clock())
 
 
 def test_a_first_launch_that_fails_to_load_is_an_error_at_once(cluster: SimulatedCluster) -> None:
@@ -674,7 +674,7 @@ def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(cluster: Simulate
     spec = LaunchSpec(model_uid=QWEN, model_name="qwen")
 
     with pytest.raises(InsufficientResources, match=r"needs about 156\.5 GiB"):
-        cluster.state.check_launch(spec, huge)
+        cluster.state.check_launch(spec, huge, now=cluster.clock())
 
 
 def test_scaling_up_leaves_what_serves_alone(cluster: SimulatedCluster) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,8 @@ ACTIONS: tuple[tuple[Any, ...], ...] = (
     ("add replica", UIDS),
     ("remove replica", UIDS, (0, 1, 2, 3)),
     ("terminate", UIDS),
+    ("sleep", UIDS),
+    ("wake", UIDS),
     ("report", WORKERS),
     ("late report", WORKERS),
     ("beat", WORKERS),
@@ -131,7 +134,7 @@ class History:
         match action:
             case ("launch", uid, replica):
                 with contextlib.suppress(ModelAlreadyExists, InsufficientResources):
-                    cluster.launch(uid, replica=replica)
+                    cluster.launch(uid, replica=replica, autoload=uid != "a")
             case ("add replica", uid):
                 with contextlib.suppress(ModelNotFound, ModelNotReady, InsufficientResources):
                     cluster.add_replicas(uid)
@@ -142,6 +145,13 @@ class History:
             case ("terminate", uid):
                 with contextlib.suppress(ModelNotFound):
                     cluster.terminate(uid)
+            case ("sleep", uid):
+                known = cluster.state._world.models.get(ModelUid(uid))
+                if known is not None and known.is_ready and known.desired.has_been_ready:
+                    cluster.change(replace(known.desired, is_asleep=True))
+            case ("wake", uid):
+                with contextlib.suppress(ModelNotFound, InsufficientResources):
+                    cluster.wake(uid)
             case ("report", index):
                 if (worker := self.worker(index)) is not None:
                     self.last_reports[worker.node] = worker.report()
@@ -282,11 +292,11 @@ class History:
             replica.replica
             for status in alive
             for replica in status.replicas
-            if replica.state is not ReplicaState.FAILED
+            if replica.state is not ReplicaState.FAILED and status.state is not ModelState.ASLEEP
         }
         assert sorted(running) == sorted(wanted), "what runs is not what is wanted"
         assert all(
-            status.state in {ModelState.READY, ModelState.ERROR}
+            status.state in {ModelState.READY, ModelState.ASLEEP, ModelState.ERROR}
             for status in cluster.state.models()
         )
         assert {status.model_uid for status in alive} <= set(cluster.store)

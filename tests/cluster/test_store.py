@@ -76,12 +76,20 @@ def test_the_store_is_synchronous_and_private(tmp_path: Path) -> None:
     store.close()
 
 
-def test_an_entry_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+def test_an_entry_that_cannot_be_read_does_not_hide_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = DesiredStore.open(tmp_path / "s")
     store.save(desired("a"))
     store._connection.execute("INSERT INTO model VALUES ('b', x'7b7d')")
 
     assert store.models() == [desired("a")]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.exc_info is None, "a traceback says nothing to whoever starts the cluster"
+    assert "\n" not in record.getMessage()
+    assert "Model b is not started" in record.getMessage()
+    assert "Launch it again" in record.getMessage()
     store.close()
 
 

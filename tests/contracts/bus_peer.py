@@ -49,6 +49,20 @@ class Peer:
     async def leave(self) -> None:
         raise SystemExit(3)
 
+    @remote
+    async def be_cancelled(self) -> None:
+        raise asyncio.CancelledError
+
+    @remote
+    async def fail_foreignly(self) -> None:
+        class Foreign(Exception):
+            """Nobody else can import it."""
+
+            def __init__(self, one: int, other: int) -> None:
+                super().__init__(f"{one} and {other}")
+
+        raise Foreign(1, 2)
+
     async def hidden(self) -> str:
         return "not for peers"
 

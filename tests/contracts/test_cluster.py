@@ -40,6 +40,7 @@ from xinference.errors import (
     UnsupportedVariant,
 )
 from xinference.identifiers import ModelUid, RequestId, new_request_id
+from xinference.protocol.autostart import AutostartEntry
 from xinference.protocol.deployment import (
     AbortOutcome,
     LaunchSpec,
@@ -544,3 +545,17 @@ async def test_what_is_no_family_is_refused(subject: Subject) -> None:
 async def test_a_stopped_cluster_can_be_told_again(cluster: Cluster) -> None:
     await cluster.stop()
     await cluster.stop()
+
+
+async def test_the_autostart_list_is_kept_until_an_entry_is_removed(cluster: Cluster) -> None:
+    entry = AutostartEntry(launch=spec(model_uid=GUIDE), priority=7)
+    await cluster.set_autostart(entry)
+    await cluster.set_autostart(replace(entry, enabled=False))
+
+    (status,) = await cluster.autostart()
+    assert status.entry == replace(entry, enabled=False)
+
+    await cluster.remove_autostart(GUIDE)
+    assert await cluster.autostart() == []
+    with pytest.raises(ModelNotFound):
+        await cluster.remove_autostart(GUIDE)

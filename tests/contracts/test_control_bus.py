@@ -135,7 +135,10 @@ async def test_an_error_arrives_with_its_fields(subject: Subject) -> None:
     assert refused.value.retry_after_seconds == 7
 
 
-@pytest.mark.parametrize(("method", "what"), [("fail", "by nought"), ("leave", "SystemExit")])
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [("fail", "by nought"), ("leave", "SystemExit"), ("fail_foreignly", "Foreign: 1 and 2")],
+)
 async def test_a_bug_of_the_peer_arrives_as_an_internal_error(
     subject: Subject, method: str, what: str
 ) -> None:
@@ -320,3 +323,10 @@ async def test_a_peer_with_another_key_is_refused(
 async def test_no_peer_is_told_of_every_address(host: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match="an address that other hosts reach"):
         await XoscarBus.open(Address(host, 0), key=KEY, socket_directory=tmp_path)
+
+
+async def test_a_method_that_is_cancelled_does_not_cancel_its_caller(subject: Subject) -> None:
+    with pytest.raises(PeerUnreachable, match="ended"):
+        await subject.bus.call(subject.peer, "be_cancelled", timeout_seconds=5.0)
+
+    await subject.bus.call(subject.peer, "count", timeout_seconds=5.0)

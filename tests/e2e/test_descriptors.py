@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.e2e.platform import Platform, started, wait_until
 
@@ -27,7 +28,11 @@ def status_of(connection: socket.socket) -> bytes:
     return b""
 
 
-def test_f38_with_no_descriptor_left_callers_are_told_so_and_it_recovers(tmp_path: Path) -> None:
+def test_f38_with_no_descriptor_left_callers_are_told_so_and_it_recovers(
+    tmp_path: Path, is_long: bool
+) -> None:
+    if not is_long:
+        pytest.skip("run by --long")
     with started(tmp_path, max_files=MAX_FILES) as platform, contextlib.ExitStack() as open_ones:
         first = open_ones.enter_context(connect(platform))
         first.sendall(HEALTH)

@@ -157,6 +157,25 @@ def test_what_it_says_is_in_the_log_of_its_replica(launched: Platform) -> None:
     assert "llama.cpp listens on http://127.0.0.1:" in log
 
 
+def test_the_engines_that_can_run_it_here_are_told_and_why_others_cannot(
+    platform: Platform,
+) -> None:
+    of_gguf = httpx.get(f"{platform.endpoint}/v1/engines/{NAME}").json()
+    of_guide = httpx.get(f"{platform.endpoint}/v1/engines/xinference-guide").json()
+
+    assert of_gguf["llama.cpp"][0]["model_format"] == "ggufv2"
+    assert "is not for vLLM" in of_gguf["vLLM"]
+    assert "vllm is not installed; run pip install vllm" in of_guide["vLLM"]
+    assert of_guide["Transformers"][0]["model_format"] == "pytorch"
+
+
+def test_an_engine_that_is_not_there_is_refused_with_what_to_install(platform: Platform) -> None:
+    done = platform.command("launch", "-n", "xinference-guide", "-en", "vllm", "-u", "none")
+
+    assert done.returncode == 1
+    assert "run pip install vllm" in done.stderr
+
+
 def test_options_that_are_not_its_own_are_refused_before_anything_starts(
     platform: Platform,
 ) -> None:

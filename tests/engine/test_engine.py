@@ -206,7 +206,8 @@ def test_other_seeds_give_other_answers(engine: Engine) -> None:
 def test_open_sampling_follows_the_models_defaults() -> None:
     engine = tiny_engine()
     greedy, _, _ = generate(engine, PROMPT, max_tokens=10)
-    engine.generation_defaults = SamplingParams(temperature=1.3, top_p=1.0, top_k=1)
+    defaults = SamplingParams(temperature=1.3, top_p=1.0, top_k=1)
+    engine._checker.generation_defaults = defaults
 
     token_ids, _, _ = generate(engine, PROMPT, max_tokens=10, temperature=None)
 

@@ -20,7 +20,7 @@ from xinference.engine.attention.cpu import CpuAttention
 from xinference.engine.attention.interface import Pages, Scoring
 from xinference.engine.config import Placement
 from xinference.engine.loading import make_engine, rope_limit
-from xinference.engine.packing import PackedLinear, pack_linears
+from xinference.engine.packing import JoinedLinear, PackedLinear, SharedInputs, pack_linears
 from xinference.engine.padded import PaddedCache
 from xinference.errors import InvalidRequest, LoadFailed
 from xinference.protocol.deployment import EngineOptions
@@ -240,6 +240,57 @@ def test_a_packed_layer_computes_what_the_plain_one_did(dtype: torch.dtype) -> N
         torch.testing.assert_close(model(hidden), expected, atol=2e-2, rtol=2e-2)
         assert model(hidden[:, :0]).shape == (2, 0, 8)
         torch.testing.assert_close(model[0].weight, weight)
+
+
+class _GatedBlock(nn.Module):
+    """Two layers of one input, a third of their product, and one that nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(24, 40), nn.Linear(24, 16, bias=False)
+        self.down, self.idle = nn.Linear(16, 24), nn.Linear(24, 24)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down(self.gate(hidden)[..., :16] * self.up(hidden))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_map_the_same_tensor_become_one_product(dtype: torch.dtype) -> None:
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        model = _GatedBlock().to(dtype)
+        first, second = torch.randn(2, 1, 5, 24).to(dtype)
+        weight = model.up.weight.clone()
+        with SharedInputs(model) as shared_inputs:
+            expected = [model(first), model(second)]
+
+        num_packed = pack_linears(model, shared_inputs.groups())
+
+        assert num_packed == 4
+        assert isinstance(model.gate, JoinedLinear)
+        assert isinstance(model.up, JoinedLinear)
+        assert isinstance(model.down, PackedLinear)
+        assert isinstance(model.idle, PackedLinear)
+        for hidden, wanted in zip((first, second), expected, strict=True):
+            torch.testing.assert_close(model(hidden), wanted, atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(model.up.weight, weight)
+        # One that is called alone, out of turn or again computes for the tensor that it is given.
+        torch.testing.assert_close(model.up(first), first @ weight.T, atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(model.up(second), second @ weight.T, atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(model.up(second), second @ weight.T, atol=2e-2, rtol=2e-2)
+
+
+def test_layers_that_share_a_tensor_only_now_and_then_stay_apart() -> None:
+    with torch.inference_mode():
+        layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        first, second = torch.ones(2, 1, 8)
+        with SharedInputs(layers) as shared_inputs:
+            for layer in layers:
+                layer(first)
+            for layer, hidden in zip(layers, (first, second, second), strict=True):
+                layer(hidden)
+
+        assert shared_inputs.groups() == []
 
 
 def test_the_pure_parts_import_without_torch() -> None:

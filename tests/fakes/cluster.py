@@ -47,6 +47,7 @@ from xinference.identifiers import (
     new_instance_id,
     new_model_uid,
 )
+from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
     LaunchProgress,
@@ -360,6 +361,7 @@ class FakeCluster:
             "xinference-guide": GUIDE | {"is_builtin": True}
         }
         self._models: dict[ModelUid, FakeModel] = {}
+        self._autostart: dict[ModelUid, AutostartEntry] = {}
         self._changed = asyncio.Event()
 
     # --- a test's handles
@@ -655,6 +657,16 @@ class FakeCluster:
             routes_epoch=2,
             routes_number=5,
         )
+
+    async def autostart(self) -> list[AutostartStatus]:
+        return [AutostartStatus(entry=entry) for entry in self._autostart.values()]
+
+    async def set_autostart(self, entry: AutostartEntry) -> None:
+        self._autostart[entry.model_uid] = entry
+
+    async def remove_autostart(self, model: ModelUid) -> None:
+        if self._autostart.pop(model, None) is None:
+            raise ModelNotFound(model=model, running=[])
 
     async def info(self) -> ClusterInfo:
         self._fail_if_told()

@@ -27,8 +27,9 @@ from xinference.protocol.nodes import NodeState
 DEADLINE_SECONDS = 30.0
 WHOLE_TIMEOUT_SECONDS = 60.0
 SAMPLE_SECONDS = 5.0
-WARM_UP_SECONDS = 120.0
-"""What a process takes in its first time is not growth."""
+WARM_UP_SHARE = 0.5
+"""What a process takes in the first half of its life is not growth: an engine touches the blocks of
+its pool one after the other."""
 LIFE_SECONDS = 300.0
 """Who lived shorter tells nothing about growth."""
 ABORT_SHARE = 0.15
@@ -279,9 +280,11 @@ class Watch:
         """Return what became of each process that lived long enough."""
         found = []
         for pid, samples in self._seen.items():
-            warm = [one for one in samples if one[0] - samples[0][0] >= WARM_UP_SECONDS]
-            if not warm or warm[-1][0] - samples[0][0] < LIFE_SECONDS:
+            life_seconds = samples[-1][0] - samples[0][0]
+            if life_seconds < LIFE_SECONDS:
                 continue
+            warm_at = samples[0][0] + WARM_UP_SHARE * life_seconds
+            warm = [one for one in samples if one[0] >= warm_at]
             seconds = warm[-1][0] - warm[0][0]
             mib_per_second = _slope([(at, kib / 1024) for at, kib, _ in warm])
             found.append(

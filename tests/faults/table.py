@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.other_rows import NOT_RUN, PROVEN_ALONE
 from tests.long_runs import ROOT, commit_of
 
 PAGE = ROOT / "doc" / "operations" / "faults.md"
@@ -231,6 +232,7 @@ ELSEWHERE: tuple[tuple[str, str, str], ...] = (
         "a client leaves a streamed request or a whole one, by HTTP, on a real engine",
         "`tests/e2e/test_abort.py`: ended within one step; `tests/api/test_disconnect.py`",
     ),
+    *PROVEN_ALONE,
 )
 
-REFUSED: tuple[tuple[str, str, str], ...] = ()
+REFUSED: tuple[tuple[str, str, str], ...] = (*NOT_RUN,)

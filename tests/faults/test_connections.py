@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.guarded_cluster import MODEL, spec
 from tests.cluster.local_cluster import KEY, SUPERVISOR_ADDRESS, InProcessReplica, LocalCluster
-from tests.cluster.test_processes import MODEL, spec
 from tests.faults.load import Load
 from tests.tcp_relay import Relay, relay_to
 from xinference.cluster.dataplane.address import TcpAddress, parse_address

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.local_cluster import LocalCluster, ScriptedReplica
-from tests.cluster.test_processes import (
+from tests.cluster.guarded_cluster import (
     MODEL,
     GuardedCluster,
     guarded,
@@ -20,6 +19,7 @@ from tests.cluster.test_processes import (
     until,
     until_answered,
 )
+from tests.cluster.local_cluster import LocalCluster, ScriptedReplica
 from tests.faults.load import Load
 from xinference.cluster.messages import InstanceState
 from xinference.errors import StateUnwritable
@@ -58,7 +58,9 @@ async def test_f37_while_the_file_is_locked_what_runs_is_served(guarded: Guarded
 
 
 @on_linux
-async def test_f37_damaged_it_comes_back_from_its_copy(guarded: GuardedCluster) -> None:
+async def test_f37_damaged_it_comes_back_from_its_copy(
+    guarded: GuardedCluster, long_only: None
+) -> None:
     cluster = await guarded.start()
     await cluster.launch(spec(), wait_ready=True)
     await guarded.stop()

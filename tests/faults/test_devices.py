@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
-from tests.cluster.test_processes import MODEL, GuardedCluster, ask, guarded, spec, until_answered
+from tests.cluster.guarded_cluster import MODEL, GuardedCluster, ask, guarded, spec, until_answered
 from tests.fakes.devices import write_devices
 from xinference.cluster.remote import RemoteCluster
+from xinference.errors import InsufficientResources, ModelNotFound
 
 __all__ = ["guarded"]
 
@@ -50,6 +52,16 @@ async def test_f36_a_gpu_that_stays_held_is_used_again_only_when_it_is_free(
 
     (status,) = (await cluster.model(MODEL)).replicas
     assert status.gpu_idx == (1,)
+
+    story = [event.event_content for event in await cluster.events(MODEL)]
+    assert any("GPU 0 has 59.0 GiB more in use" in line for line in story), story
+    with pytest.raises(InsufficientResources, match="In quarantine: GPU 0"):
+        await cluster.launch(
+            replace(spec(), model_uid="other", gpu_idx=(0,)),  # type: ignore[arg-type]
+            wait_ready=True,
+        )
+    with pytest.raises(ModelNotFound):
+        await cluster.model("other")  # type: ignore[arg-type]
 
     write_devices(guarded.home, {0: 1 * GIB, 1: 2 * GIB})
     await until_quarantined(cluster, [])

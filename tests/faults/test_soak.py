@@ -95,7 +95,7 @@ async def test_nothing_hangs_fails_or_grows_while_processes_are_killed(
     print(outcomes, killer.killed, *growths, sep="\n")  # noqa: T201  # shown when it fails
     lost = [one for one in callers.sent if one.outcome == "lost"]
     gateway_deaths = [at for at, victim in killer.killed if victim == "gateway"]
-    if is_long:
+    if is_long:  # whatever is asserted below
         write_page(time.monotonic() - started_at, outcomes, killer, growths)
     record_long_run(
         "Soak under kills",
@@ -167,5 +167,6 @@ watched. *good* is an answer that is the same, token by token, as that of the fi
 is by the caller, as planned; *lost* is with the connection to a gateway that was killed, and nobody
 else's. Nothing hung, nothing was wrong, no other error was told.
 
-*MiB an hour* is the slope of a process's own memory, from two minutes after its start.
+*MiB an hour* is the slope of a process's own memory over the second half of its life: in the first,
+an engine touches the blocks of its pool one after the other.
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.test_processes import MODEL, GuardedCluster, ask, guarded, spec
+from tests.cluster.guarded_cluster import MODEL, GuardedCluster, ask, guarded, spec
 from tests.contracts.bus_peer import Peer
 from tests.contracts.test_control_bus import KEY as PEER_KEY
 from tests.contracts.test_control_bus import PeerProcess, peers

@@ -86,6 +86,10 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/models/{model_uid}/replicas": MONITOR,
     "POST /v1/models/{model_uid}/replicas": ADMIN,
     "DELETE /v1/models/{model_uid}/replicas/{replica_id}": ADMIN,
+    "GET /v1/autostart/models": ADMIN,
+    "GET /v1/autostart/models/summary": MONITOR,
+    "POST /v1/autostart/models": ADMIN,
+    "DELETE /v1/autostart/models/{model_uid}": ADMIN,
     # The catalogue.
     "GET /v1/model_registrations/{model_type}": MONITOR,
     "POST /v1/model_registrations/{model_type}": ADMIN,

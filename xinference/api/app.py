@@ -29,9 +29,9 @@ from xinference import __version__
 from xinference.cluster.interface import Cluster
 
 from .access import guarded
+from .admin import autostart, environments, registrations
 from .admin import cache as cache_routes
 from .admin import cluster as cluster_routes
-from .admin import environments, registrations
 from .admin import keys as key_routes
 from .admin import models as model_routes
 from .answers import json_answer
@@ -70,6 +70,7 @@ ROUTES = (
     embeddings,
     rerank,
     model_routes,
+    autostart,
     registrations,
     cache_routes,
     cluster_routes,

@@ -18,13 +18,9 @@ from .schema import did_you_mean
 
 MAX_SUGGESTIONS = 8
 
-_LATER = "is not served by this version yet; use Transformers"
-ENGINES: tuple[str, ...] = (TRANSFORMERS, ServerEngine.LLAMA_CPP)
+ENGINES: tuple[str, ...] = (TRANSFORMERS, *ServerEngine)
 """Those that are served, in the order in which users see them."""
 OTHER_ENGINES = {
-    "vLLM": _LATER,
-    "SGLang": _LATER,
-    "TRT-LLM": _LATER,
     "MLX": "is for Apple silicon, which this version does not serve; use Transformers",
     "LMDEPLOY": "is not served; use Transformers",
 }

@@ -23,7 +23,10 @@ _FORMATS = {
     "mlx": "is for MLX on Apple silicon, which this version does not serve",
 }
 _SERVER_FORMATS: Mapping[str, tuple[str, ...]] = {
+    ServerEngine.VLLM: ("pytorch", "gptq", "awq", "fp8", "fp4", "bnb"),
+    ServerEngine.SGLANG: ("pytorch", "gptq", "awq", "fp8", "bnb"),
     ServerEngine.LLAMA_CPP: ("ggufv2",),
+    ServerEngine.TRT_LLM: ("pytorch", "awq", "fp8", "fp4"),
 }
 """What the engines that are servers of their own read."""
 _SENSES = {"vision": "pictures", "audio": "sound", "omni": "every kind of input"}
@@ -84,6 +87,8 @@ def refusal(
     formats = _SERVER_FORMATS[engine]
     if variant.model_format not in formats:
         return f"{variant} is not for {engine}, which reads {', '.join(formats)}"
+    if variant.model_format == "pytorch" and variant.quantization != "none":
+        return f"{variant} needs bitsandbytes, which this version does not use"
     return _refusal_of_senses(family)
 
 

@@ -11,6 +11,7 @@ from xinference import __version__
 from .connection import CONTEXT_SETTINGS
 
 COMMANDS = {
+    "autostart": "autostart",
     "cached": "cache",
     "cal-model-mem": "memory",
     "chat": "chat",

@@ -80,6 +80,10 @@ LIST_COLUMNS = {
 @click.option("--virtual-env-package", "-vp", "virtual_env_packages", multiple=True)
 @click.option("--virtual-env-find-link", "virtual_env_find_links", multiple=True)
 @click.option("--replica-config", help="A JSON array: where each replica goes.")
+@click.option("--min-replicas", type=int, help="With --max-replicas: never fewer.")
+@click.option("--max-replicas", type=int, help="Copies come and go with the load, up to so many.")
+@click.option("--idle-timeout", type=float, help="Seconds without a request until it sleeps.")
+@click.option("--autoload/--no-autoload", default=None, help="It may sleep to make room.")
 @click.option("--json", "as_json", is_flag=True, help="Print the uid as JSON.")
 @click.argument("engine_options", nargs=-1, type=click.UNPROCESSED)
 def launch_command(endpoint: str | None, api_key: str | None, as_json: bool, **words: Any) -> None:

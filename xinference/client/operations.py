@@ -86,6 +86,10 @@ def launch_model(
     envs: dict[str, str] | None = None,
     virtual_env_find_links: list[str] | None = None,
     *,
+    min_replicas: int | None = None,
+    max_replicas: int | None = None,
+    idle_timeout: float | None = None,
+    autoload: bool | None = None,
     wait_ready: bool = True,
     **engine_options: Any,
 ) -> Operation[str]:
@@ -98,6 +102,11 @@ def launch_model(
         model_size_in_billions: Such as 7, "0_5" or 1.8.
         n_gpu: "auto" takes one if there is one; None keeps the model on the CPU.
         envs: Set in the model's process before it loads anything.
+        min_replicas: With `max_replicas`: never fewer.
+        max_replicas: Replicas are started and stopped with the load, up to so many.
+        idle_timeout: After so many seconds without a request nothing of the model runs until the
+            next one, which waits while it loads.
+        autoload: It may be put to sleep to make room for another model; the next request starts it.
         wait_ready: Return when the model answers, however long that takes. Otherwise return at
             once; `get_launch_model_progress` tells how far it is.
         engine_options: Passed to the engine, such as `max_num_seqs` or `context_length`.
@@ -128,6 +137,10 @@ def launch_model(
         "virtual_env_packages": virtual_env_packages,
         "envs": envs,
         "virtual_env_find_links": virtual_env_find_links,
+        "min_replicas": min_replicas,
+        "max_replicas": max_replicas,
+        "idle_timeout": idle_timeout,
+        "autoload": autoload,
     }
     # Why n_gpu apart: its None is a wish (the CPU), everywhere else None is no wish.
     given = {name: value for name, value in body.items() if value is not None} | {"n_gpu": n_gpu}
@@ -273,6 +286,64 @@ def get_model_replicas(model_uid: str) -> Operation[list[Json]]:
             path=f"/v1/models/{_segment(model_uid)}/replicas",
         ),
         _as_it_is,
+    )
+
+
+def get_autostart_config() -> Operation[Json]:
+    """Return what is started by itself: under "models" each entry with its launch."""
+    return Operation(
+        Request(purpose="get the autostart list", method="GET", path="/v1/autostart/models"),
+        _as_it_is,
+    )
+
+
+def get_autostart_model_summary() -> Operation[list[Json]]:
+    """Return the same without the launches, but with how each model is."""
+    return Operation(
+        Request(
+            purpose="get the autostart list",
+            method="GET",
+            path="/v1/autostart/models/summary",
+        ),
+        _as_it_is,
+    )
+
+
+def upsert_autostart_model(entry: Json) -> Operation[Json]:
+    """Let a model be started by itself, or otherwise than before; return its entry.
+
+    Args:
+        entry: "launch", with the fields of `launch_model` and a "model_uid"; if you like
+            "enabled" (True), "priority" (100, the lowest first), "max_retries" (3) and
+            "retry_interval_seconds" (30).
+
+    Raises:
+        BadRequest: a field is wrong.
+    """
+    return Operation(
+        Request(
+            purpose="change the autostart list",
+            method="POST",
+            path="/v1/autostart/models",
+            body=entry,
+        ),
+        _as_it_is,
+    )
+
+
+def remove_autostart_model(model_uid: str) -> Operation[None]:
+    """Start a model by itself no more; it goes on if it runs.
+
+    Raises:
+        NotFound: it is not in the list.
+    """
+    return Operation(
+        Request(
+            purpose=f"remove {model_uid} from the autostart list",
+            method="DELETE",
+            path=f"/v1/autostart/models/{_segment(model_uid)}",
+        ),
+        lambda reply: None,
     )
 
 

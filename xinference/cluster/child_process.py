@@ -96,9 +96,7 @@ class ChildProcess:
         if not self._is_reading:
             self._is_reading = True
             assert self._popen.stdout is not None
-            await self._loop.connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(self._stdout), self._popen.stdout
-            )
+            await self._loop.connect_read_pipe(lambda: _ToTheEnd(self._stdout), self._popen.stdout)
         try:
             return await self._stdout.readline()
         except ValueError:  # longer than any line we wait for
@@ -146,6 +144,15 @@ class ChildProcess:
             self._popen.stdin.close()
         if not self._exit.done():
             self._exit.set_result(return_code)
+
+
+class _ToTheEnd(asyncio.StreamReaderProtocol):
+    """Feeds a reader, and lets the pipe go at its end."""
+
+    def eof_received(self) -> bool:
+        # Why: the base says True, and uvloop then keeps a pipe open that nothing can come from.
+        super().eof_received()
+        return False
 
 
 class AdoptedProcess:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from xinference.models.servers.availability import engines_here
 from xinference.protocol.nodes import Device, NodeResources
 
 from .device_ledger import DeviceUse
@@ -33,6 +34,7 @@ class DeviceReader:
             memory_used_bytes=memory.used,
             memory_available_bytes=memory.available,
             devices=tuple(self._devices()),
+            engines=engines_here(),
         )
 
     def uses(self) -> tuple[DeviceUse, ...]:

@@ -33,6 +33,7 @@ from typing import Any
 from xinference.identifiers import Address
 
 from .configuration import (
+    GatewayConfig,
     RoleConfig,
     SupervisorConfig,
     WorkerConfig,
@@ -64,6 +65,9 @@ BACK_OFF_SECONDS = (0.0, 0.2, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 STEADY_SECONDS = 60.0
 """A child that lived so long starts afresh in the back-off."""
 MAX_LINE_BYTES = 64 * 1024
+OOM_SCORES = {GatewayConfig.role: 100, WorkerConfig.role: -200, SupervisorConfig.role: -400}
+"""Whom the kernel ends first when the host has no memory left; replicas have 500. Who may not lower
+its own keeps that of whoever started the guardian, which is still less."""
 
 OnReady = Callable[[], None]
 """Called once, in a thread of its own, when all are ready the first time. To end everything from
@@ -155,7 +159,11 @@ class _Child:
     def start(self) -> int:
         """Start its process; return the file descriptor of its stdout."""
         self.process = subprocess.Popen(
-            launch_argv(self.argv, signal_number=_parent_death_signal(self.config.role)),
+            launch_argv(
+                self.argv,
+                signal_number=_parent_death_signal(self.config.role),
+                oom_score_adj=OOM_SCORES.get(self.config.role, 0),
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

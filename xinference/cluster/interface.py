@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from xinference.identifiers import ModelUid, NodeId, RequestId
+from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
     LaunchProgress,
@@ -164,6 +165,7 @@ class Cluster(Protocol):
             ModelNotFound, ModelNotReady, ModelOverloaded, InvalidRequest,
             ContextLengthExceeded, DuplicateRequest, AbilityMissing: nothing was started.
             LoadFailed: the model was given up; asking again changes nothing.
+            InsufficientResources: it sleeps, and there is no room to wake it.
             ReplicaLost: the replica died before it answered.
         """
         ...
@@ -194,6 +196,26 @@ class Cluster(Protocol):
 
     def routing(self) -> GatewayRouting:
         """Return how this gateway routes. Asks nobody."""
+        ...
+
+    async def autostart(self) -> list[AutostartStatus]:
+        """Return the models that are launched whenever they do not run, in their order."""
+        ...
+
+    async def set_autostart(self, entry: AutostartEntry) -> None:
+        """Add an entry to that list, or replace the one of its model uid.
+
+        Raises:
+            StateUnwritable
+        """
+        ...
+
+    async def remove_autostart(self, model: ModelUid) -> None:
+        """Remove an entry of that list; its model stays as it is.
+
+        Raises:
+            ModelNotFound: it is not in the list.
+        """
         ...
 
     async def info(self) -> ClusterInfo:

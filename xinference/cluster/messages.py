@@ -60,6 +60,8 @@ class DesiredModel:
     the launch, what fails later is one replica's affair."""
     virtual_env: EnvironmentSpec | None = None
     """What its replicas run in; None: the host's own."""
+    is_asleep: bool = False
+    """It was idle for its `idle_timeout`, or made room; the next request wakes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,16 @@ class WorkerReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceLoad:
+    """How much a ready instance has to do."""
+
+    num_outstanding: int
+    """Requests that run or wait there."""
+    progress: float
+    """Grows with each step, so whenever a request was there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
     """A worker lives; its report of this sequence number still holds."""
 
@@ -133,6 +145,8 @@ class Heartbeat:
     worker_epoch: WorkerEpoch
     sequence: int
     resources: NodeResources
+    loads: dict[InstanceId, InstanceLoad] = field(default_factory=dict)
+    """Of the ready instances."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +205,8 @@ class ModelRoutes:
     problem: str = ""
     """Why an ERROR model does not run."""
     routes: tuple[Route, ...] = ()
+    is_on_demand: bool = False
+    """It sleeps when it is idle: a request wakes it, and waits while it loads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -41,10 +41,10 @@ from .downloads import Downloads
 from .environments import EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
-from .messages import InstanceReport, InstanceState, StartInstance
+from .messages import InstanceLoad, InstanceReport, InstanceState, StartInstance
 from .replica import Bootstrap
 from .replica_environment import replica_environment, without_secrets
-from .supervision import INSTANCE_VARIABLE, PLATFORM, describe_exit
+from .supervision import INSTANCE_VARIABLE, PLATFORM, OomWatch, describe_exit
 
 logger = logging.getLogger(__name__)
 
@@ -142,10 +142,12 @@ class ModelActor:
         self._life: asyncio.Task[None] | None = None
         self._stats: dict[str, float] = {}
         self._stats_at = 0.0
+        self._load: InstanceLoad | None = None
         self._log_start = 0
         self._verdict = ""
         """Why it is replaced though its process lives."""
         self._used_before: dict[int, int] = {}
+        self._oom = OomWatch()
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()
         """Set when it is ready, or will not be."""
@@ -154,6 +156,11 @@ class ModelActor:
     def report(self) -> InstanceReport:
         """How it is."""
         return self._report
+
+    @property
+    def load(self) -> InstanceLoad | None:
+        """How much it has to do, at most a second old; None while it is not ready."""
+        return self._load if self._report.state is InstanceState.READY else None
 
     @property
     def pid(self) -> int | None:
@@ -303,6 +310,8 @@ class ModelActor:
                 status = exiting.result()
                 is_killed = status is not None and -status in _FROM_OUTSIDE
                 how = self._verdict or describe_exit(status)
+                if status in {None, -signal.SIGKILL} and self._oom.has_killed():
+                    how = f"{how}; the kernel has killed for want of memory (host_oom)"
                 return self._death(process, how, is_killed=is_killed)
             return self._death(process, "no answer" if failure is None else failure.problem)
         finally:
@@ -507,9 +516,12 @@ class ModelActor:
         liveness = Liveness(now=time.monotonic())
         while not connection.is_closed:
             await asyncio.sleep(WATCH_SECONDS)
+            self._oom.look()
             counters: dict[str, float] | None = None
             with contextlib.suppress(ReplicaLost):
                 counters = (await connection.ping(SILENT_SECONDS)).counters
+            if counters is not None:
+                self._load = _load_of(counters)
             is_stopped = counters is None and PLATFORM.is_stopped(pid)
             problem = liveness.observe(counters, is_stopped=is_stopped, now=time.monotonic())
             if problem is not None and not connection.is_closed:
@@ -657,6 +669,13 @@ class ModelActor:
         except OSError:
             return []
         return [line for line in text.splitlines() if line.strip()][-NUM_LAST_LINES:]
+
+
+def _load_of(counters: Mapping[str, float]) -> InstanceLoad:
+    return InstanceLoad(
+        num_outstanding=int(counters.get("num_running", 0.0) + counters.get("num_waiting", 0.0)),
+        progress=counters.get("progress", 0.0),
+    )
 
 
 def _error_of(serving: "asyncio.Task[None]") -> XinferenceError:

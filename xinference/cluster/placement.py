@@ -221,7 +221,7 @@ def wishes_of(spec: LaunchSpec) -> tuple[ReplicaPlacement, ...]:
             for first in range(0, len(spec.gpu_idx), share)
         )
     else:
-        wishes = (_wish_of(spec),) * spec.replica
+        wishes = (any_place(spec),) * spec.replica
     if spec.n_gpu is not None and spec.n_gpu > spec.replica:
         raise InvalidRequest(
             field="n_gpu",
@@ -232,7 +232,7 @@ def wishes_of(spec: LaunchSpec) -> tuple[ReplicaPlacement, ...]:
     return wishes
 
 
-def _wish_of(spec: LaunchSpec) -> ReplicaPlacement:
+def any_place(spec: LaunchSpec) -> ReplicaPlacement:
     """Return where any replica of a launch may go that says nothing of single ones."""
     device, _, index = spec.engine_options.device.partition(":")
     if device == "cpu":

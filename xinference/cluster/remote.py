@@ -21,6 +21,7 @@ from xinference.errors import (
     XinferenceError,
 )
 from xinference.identifiers import InstanceId, ModelUid, NodeId, RequestId
+from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
     LaunchProgress,
@@ -103,6 +104,7 @@ class RemoteCluster:
             table=lambda: self._table,
             table_changed=lambda: self._table_changed,
             connect=self._connection,
+            wake=self._wake,
             continues_streams=continues_streams,
         )
         self._probing: asyncio.Task[None] | None = None
@@ -238,6 +240,19 @@ class RemoteCluster:
             routes_epoch=self._table.version.supervisor_epoch,
             routes_number=self._table.version.number,
         )
+
+    async def autostart(self) -> list[AutostartStatus]:
+        """See `Cluster`."""
+        found: list[AutostartStatus] = await self._ask("autostart", returns=list[AutostartStatus])
+        return found
+
+    async def set_autostart(self, entry: AutostartEntry) -> None:
+        """See `Cluster`."""
+        await self._ask("set_autostart", entry, returns=None)
+
+    async def remove_autostart(self, model: ModelUid) -> None:
+        """See `Cluster`."""
+        await self._ask("remove_autostart", model, returns=None)
 
     async def info(self) -> ClusterInfo:
         """See `Cluster`."""
@@ -405,6 +420,9 @@ class RemoteCluster:
         except XinferenceError as error:
             logger.debug("No counters of %s: %s", route.replica, error)
             return None
+
+    async def _wake(self, model: ModelUid) -> None:
+        await self._ask("wake", model, returns=None)
 
     # Connections to replicas.
 

@@ -217,6 +217,7 @@ class RequestRouter:
         table: Callable[[], RoutingTable],
         table_changed: Callable[[], asyncio.Event],
         connect: Connect,
+        wake: Callable[[ModelUid], Awaitable[None]],
         continues_streams: bool = True,
     ) -> None:
         """Route by what `table` returns.
@@ -224,6 +225,7 @@ class RequestRouter:
         Args:
             table_changed: returns an event that the next change of the table sets.
             connect: returns an open connection, or raises `ReplicaLost`.
+            wake: lets a model that sleeps be started, and returns when the table says so.
             continues_streams: whether an answer that was begun may go on at another replica.
         """
         self.balancer = Balancer()
@@ -234,6 +236,7 @@ class RequestRouter:
         self._table = table
         self._table_changed = table_changed
         self._connect = connect
+        self._wake = wake
         self._continues_streams = continues_streams
         self._budget = RetryBudget(now=time.monotonic())
         self._live: set[tuple[ModelUid, RequestId]] = set()
@@ -265,6 +268,7 @@ class RequestRouter:
         return RoutedVectors(self, await self._take_off(model, request))
 
     async def _take_off(self, model: ModelUid, request: ModelRequest) -> _Flight:
+        await self._wake_up(model)
         ready_routes(self._table(), model)
         name = (model, request.request_id)
         if name in self._live:
@@ -283,6 +287,20 @@ class RequestRouter:
             self.end(flight)
             raise
         return flight
+
+    async def _wake_up(self, model: ModelUid) -> None:
+        """Let a model that sleeps be started; return when it is ready, or will not be in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ACCEPT_TIMEOUT_SECONDS):
+                if self._is(model, ModelState.ASLEEP):
+                    await self._wake(model)
+                while self._is(model, ModelState.ASLEEP, ModelState.LOADING):
+                    await self._table_changed().wait()
+
+    def _is(self, model: ModelUid, *states: ModelState) -> bool:
+        """Return whether a model that a request may wait for is in one of these states."""
+        entry = self._table().models.get(model)
+        return entry is not None and entry.is_on_demand and entry.state in states
 
     async def move(self, flight: _Flight, lost: ReplicaLost) -> None:
         """Place a request elsewhere whose replica is gone.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What survives a power cut: which models should run, and the supervisor's epoch.
+"""What survives a power cut: which models should run, which to start, and the supervisor's epoch.
 
 SQLite in WAL mode with `synchronous=FULL`: a call that returned is on the disk. One process has
 one store open; calls take well under a millisecond and run on the event loop.
@@ -13,12 +13,13 @@ import logging
 import shutil
 import sqlite3
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Literal, Self, TextIO, TypeVar
 
 import msgspec
 
 from xinference.errors import InvalidSetting, XinferenceError
 from xinference.identifiers import ModelUid
+from xinference.protocol.autostart import AutostartEntry
 
 from .messages import DesiredModel
 
@@ -27,7 +28,11 @@ logger = logging.getLogger(__name__)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS model (model_uid TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS autostart (model_uid TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;
 """
+
+_Table = Literal["model", "autostart"]
+DocumentT = TypeVar("DocumentT")
 
 
 LOCKED_SECONDS = 0.2
@@ -73,27 +78,29 @@ class DesiredStore:
 
     def models(self) -> list[DesiredModel]:
         """Return every model that should run, sorted by uid; one that cannot be read is logged."""
-        found = []
-        for uid, document in self._connection.execute(
-            "SELECT model_uid, document FROM model ORDER BY model_uid"
-        ):
-            try:
-                found.append(msgspec.json.decode(document, type=DesiredModel))
-            except (msgspec.DecodeError, XinferenceError):
-                logger.exception("The store's entry of model %s cannot be read; left alone", uid)
-        return found
+        remedy = "Launch it again under its uid"
+        return self._documents("model", DesiredModel, remedy=remedy)
+
+    def autostart(self) -> list[AutostartEntry]:
+        """Return the autostart list; an entry that cannot be read is logged."""
+        remedy = "Add it to the autostart list again"
+        return self._documents("autostart", AutostartEntry, remedy=remedy)
 
     def save(self, model: DesiredModel) -> None:
         """Write the model down, over an older entry of its uid."""
-        self._connection.execute(
-            "INSERT INTO model VALUES (?, ?)"
-            " ON CONFLICT (model_uid) DO UPDATE SET document = excluded.document",
-            (model.model_uid, msgspec.json.encode(model)),
-        )
+        self._save("model", model.model_uid, model)
+
+    def save_autostart(self, entry: AutostartEntry) -> None:
+        """Write an entry of the autostart list down, over an older one of its uid."""
+        self._save("autostart", entry.model_uid, entry)
 
     def forget(self, model_uid: ModelUid) -> None:
         """Remove a model; nothing happens if there is none."""
-        self._connection.execute("DELETE FROM model WHERE model_uid = ?", (model_uid,))
+        self._forget("model", model_uid)
+
+    def forget_autostart(self, model_uid: ModelUid) -> None:
+        """Remove an entry of the autostart list; nothing happens if there is none."""
+        self._forget("autostart", model_uid)
 
     def copy(self) -> None:
         """Make the copy, if anything has changed since the last one. Takes some milliseconds.
@@ -119,6 +126,33 @@ class DesiredStore:
         """Close the file."""
         self._connection.close()
         self._lock.close()
+
+    def _documents(self, table: _Table, kind: type[DocumentT], *, remedy: str) -> list[DocumentT]:
+        found = []
+        for uid, document in self._connection.execute(
+            f"SELECT model_uid, document FROM {table} ORDER BY model_uid"
+        ):
+            try:
+                found.append(msgspec.json.decode(document, type=kind))
+            except (msgspec.DecodeError, XinferenceError) as error:
+                logger.warning(
+                    "Model %s is not started: what an earlier version has stored of it cannot be "
+                    "read (%s). %s; that replaces the entry.",
+                    uid,
+                    error,
+                    remedy,
+                )
+        return found
+
+    def _save(self, table: _Table, model_uid: ModelUid, document: object) -> None:
+        self._connection.execute(
+            f"INSERT INTO {table} VALUES (?, ?)"
+            " ON CONFLICT (model_uid) DO UPDATE SET document = excluded.document",
+            (model_uid, msgspec.json.encode(document)),
+        )
+
+    def _forget(self, table: _Table, model_uid: ModelUid) -> None:
+        self._connection.execute(f"DELETE FROM {table} WHERE model_uid = ?", (model_uid,))
 
 
 def _opened(path: Path) -> sqlite3.Connection | None:

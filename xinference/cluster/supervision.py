@@ -279,6 +279,37 @@ def kill_tagged(tag: str, value: str) -> int:
     return len(left)
 
 
+class OomWatch:
+    """Whether the kernel has killed a process for want of memory since it was last looked at.
+
+    It tells of the host, or of the container, not of one process.
+    """
+
+    def __init__(self, counters: os.PathLike[str] | str = "/proc/vmstat") -> None:
+        """Look for the first time.
+
+        Args:
+            counters: the kernel's; where there are none, nothing is ever told.
+        """
+        self._counters = os.fspath(counters)
+        self._num_seen = self._num_kills()
+
+    def look(self) -> None:
+        """Take what has happened so far for known."""
+        self._num_seen = self._num_kills()
+
+    def has_killed(self) -> bool:
+        """Return whether it has, since the last look."""
+        return self._num_kills() > self._num_seen
+
+    def _num_kills(self) -> int:
+        for line in _read(self._counters).splitlines():
+            name, _, number = line.partition(b" ")
+            if name == b"oom_kill":
+                return int(number)
+        return 0
+
+
 def describe_exit(return_code: int | None) -> str:
     """Say how a process ended, from `Popen.returncode`; None: only that it did."""
     if return_code is None:

@@ -25,6 +25,7 @@ from xinference.errors import (
     XinferenceError,
 )
 from xinference.identifiers import ModelUid, NodeId, model_uid, new_model_uid
+from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     LaunchProgress,
     LaunchSpec,
@@ -38,11 +39,11 @@ from xinference.protocol.environments import VirtualEnvironment, environment_of
 from xinference.protocol.nodes import ClusterInfo, NodeResources
 
 from .control_bus import ControlBus, Endpoint, remote
+from .engine_reasons import with_reasons
 from .messages import (
     CONTROL_VERSION,
     Command,
     DesiredModel,
-    DesiredReplica,
     Heartbeat,
     LaunchId,
     LaunchTicket,
@@ -54,7 +55,8 @@ from .messages import (
 )
 from .placement import is_at
 from .room import largest_room_bytes
-from .state.cluster_state import ClusterState
+from .state.autostart import Autostart
+from .state.cluster_state import Admission, ClusterState
 from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
 from .worker import WORKER
@@ -161,6 +163,7 @@ class SupervisorActor:
         self._new_launch_id = new_launch_id
         self._enables_virtual_env = enables_virtual_env
         self._clock = clock
+        self._autostart = Autostart(store.autostart())
         self._started_at = clock().monotonic
         self._is_stopping = False
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -223,6 +226,10 @@ class SupervisorActor:
             InvalidRequest, FamilyNotFound, UnsupportedVariant, ModelAlreadyExists,
             DownloadUnavailable, InsufficientResources: nothing was started.
         """
+        return self._at_version(self._launch(spec))
+
+    def _launch(self, spec: LaunchSpec) -> LaunchTicket:
+        """See `launch`."""
         if self._is_stopping:
             raise InsufficientResources(problem="The cluster is shutting down.")
         uid = (
@@ -232,7 +239,7 @@ class SupervisorActor:
         )
         spec = replace(spec, model_uid=uid)
         resolved = self._catalog.resolve(spec)
-        replicas = self._check_launch(spec, resolved.description)
+        admitted = self._check_launch(spec, resolved.description)
         is_off = spec.enable_virtual_env is None and not self._enables_virtual_env
         virtual_env = environment_of(
             model_name=resolved.description.model_name,
@@ -242,6 +249,8 @@ class SupervisorActor:
             packages=spec.virtual_env_packages,
             find_links=spec.virtual_env_find_links,
         )
+        for model in admitted.to_sleep:
+            self._change_anyway(model)
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -251,24 +260,22 @@ class SupervisorActor:
             source=resolved.source,
             abilities=resolved.abilities,
             created_ts=now.unix,
-            replicas=replicas,
+            replicas=admitted.replicas,
             virtual_env=virtual_env,
         )
         self._write(SaveModel(desired))
         self._state.launch(desired, now=now)
         self.reconcile()
-        return self._at_version(LaunchTicket(model_uid=uid, launch_id=desired.launch_id))
+        return LaunchTicket(model_uid=uid, launch_id=desired.launch_id)
 
-    def _check_launch(
-        self, spec: LaunchSpec, description: ModelDescription
-    ) -> tuple[DesiredReplica, ...]:
-        """Return the replicas of a launch; refuse one that does not fit, and say what would.
+    def _check_launch(self, spec: LaunchSpec, description: ModelDescription) -> Admission:
+        """Return what a launch would be; refuse one that does not fit, and say what would.
 
         Raises:
             ModelAlreadyExists, InvalidRequest, InsufficientResources
         """
         try:
-            return self._state.check_launch(spec, description)
+            return self._state.check_launch(spec, description, now=self._clock())
         except InsufficientResources as error:
             nodes = self._state.nodes(now=self._clock())
             room_bytes = largest_room_bytes(nodes)
@@ -377,6 +384,18 @@ class SupervisorActor:
         return self._at_version(is_ended)
 
     @remote
+    async def wake(self, uid: ModelUid) -> tuple[RoutesVersion, None]:
+        """Begin to start a model that sleeps; nothing happens to one that does not.
+
+        Raises:
+            ModelNotFound
+            InvalidRequest, InsufficientResources: there is no place for it, or no room.
+        """
+        for desired in self._state.awake(uid, now=self._clock()):
+            self._change_anyway(desired)
+        return self._at_version(None)
+
+    @remote
     async def models(self) -> tuple[RoutesVersion, list[ModelStatus]]:
         """Return every model that is wanted or failed."""
         return self._at_version(self._state.models())
@@ -421,6 +440,37 @@ class SupervisorActor:
 
         is_new = await self._wait(is_news, timeout_seconds)
         return self._state.routes_since(known) if is_new else None
+
+    @remote
+    async def autostart(self) -> tuple[RoutesVersion, list[AutostartStatus]]:
+        """Return the autostart list, the first to be launched first."""
+        statuses = [
+            replace(one, problem=one.problem or self._state.problem_of(one.entry.model_uid))
+            for one in self._autostart.statuses()
+        ]
+        return self._at_version(statuses)
+
+    @remote
+    async def set_autostart(self, entry: AutostartEntry) -> tuple[RoutesVersion, None]:
+        """Write an entry of the autostart list down; its model is launched soon if it is not.
+
+        Raises:
+            StateUnwritable
+        """
+        self._write_or_raise(lambda: self._store.save_autostart(entry))
+        self._autostart.set(entry)
+        return self._at_version(None)
+
+    @remote
+    async def remove_autostart(self, uid: ModelUid) -> tuple[RoutesVersion, None]:
+        """Remove an entry of the autostart list; its model stays as it is.
+
+        Raises:
+            ModelNotFound, StateUnwritable
+        """
+        self._write_or_raise(lambda: self._store.forget_autostart(uid))
+        self._autostart.remove(uid)
+        return self._at_version(None)
 
     @remote
     async def info(self) -> tuple[RoutesVersion, ClusterInfo]:
@@ -484,12 +534,14 @@ class SupervisorActor:
 
     @remote
     async def engines(self, model_type: str, name: str) -> tuple[RoutesVersion, dict[str, Any]]:
-        """Return the engines that can run a family.
+        """Return what each engine can run of a family on some worker, or why it cannot.
 
         Raises:
             InvalidRequest, FamilyNotFound
         """
-        return self._at_version(self._catalog.engines(model_type, name))
+        engines = self._catalog.engines(model_type, name)
+        workers = self._state.nodes(now=self._clock())
+        return self._at_version(with_reasons(engines, [one.resources for one in workers]))
 
     @remote
     async def virtual_envs(
@@ -565,6 +617,8 @@ class SupervisorActor:
         while True:
             self._write_what_was_not()
             self._copy_store()
+            self._adapt()
+            self._launch_next()
             self.reconcile()
             tick_at = self._clock().monotonic + TICK_SECONDS
             while (left := min(tick_at, self._state.next_due() or tick_at) - self._monotonic()) > 0:
@@ -599,13 +653,41 @@ class SupervisorActor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._store.close()
 
+    def _adapt(self) -> None:
+        """Do what time and load want: let models sleep, start and stop replicas."""
+        for desired in [] if self._is_stopping else self._state.adapted(now=self._clock()):
+            self._change_anyway(desired)
+
+    def _launch_next(self) -> None:
+        """Launch what the autostart list has next, once it is known what runs."""
+        now = self._clock()
+        if self._is_stopping or not self._state.has_worker or self._state.is_recovering(now=now):
+            return
+        entry = self._autostart.due(self._state.state_of, now=now.monotonic)
+        if entry is None:
+            return
+        problem = ""
+        try:
+            self._launch(entry.launch)
+        except XinferenceError as error:
+            logger.warning("Autostart of %s failed: %s", entry.model_uid, error)
+            problem = str(error)
+        self._autostart.tried(entry, now=now.monotonic, problem=problem)
+
     def _change(self, desired: DesiredModel) -> None:
         self._write(SaveModel(desired))
         self._state.change(desired, now=self._clock())
         self.reconcile()
 
+    def _change_anyway(self, desired: DesiredModel) -> None:
+        """Change what nobody is promised, written down or not: it would be found needed again."""
+        self._try_write(SaveModel(desired))
+        self._state.change(desired, now=self._clock())
+        self.reconcile()
+
     def _terminate(self, uid: ModelUid) -> LaunchTicket:
         self._state.model(uid)  # raises ModelNotFound before anything is written
+        self._autostart.dismiss(uid)
         self._write(ForgetModel(uid))
         launch_id = self._state.terminate(uid, now=self._clock())
         self.reconcile()
@@ -631,15 +713,21 @@ class SupervisorActor:
 
     def _write(self, effect: SaveModel | ForgetModel) -> None:
         """Raises StateUnwritable if it cannot be written; nothing is done then."""
+        if isinstance(effect, SaveModel):
+            model = effect.model
+            self._write_or_raise(lambda: self._store.save(model))
+        else:
+            uid = effect.model_uid
+            self._write_or_raise(lambda: self._store.forget(uid))
+        self._unwritten.pop(_uid_of(effect), None)
+
+    @staticmethod
+    def _write_or_raise(write: Callable[[], None]) -> None:
         try:
-            if isinstance(effect, SaveModel):
-                self._store.save(effect.model)
-            else:
-                self._store.forget(effect.model_uid)
+            write()
         except sqlite3.Error as error:
             logger.error("The desired state cannot be written: %s", error)
             raise StateUnwritable(problem=str(error)) from error
-        self._unwritten.pop(_uid_of(effect), None)
 
     def _try_write(self, effect: Effect) -> None:
         assert not isinstance(effect, Tell)

@@ -25,6 +25,7 @@ from .journal import RunningReplica
 from .messages import (
     Command,
     Heartbeat,
+    InstanceLoad,
     InstanceReport,
     InstanceState,
     ReportAnswer,
@@ -60,6 +61,11 @@ class ReplicaActor(Protocol):
     @property
     def report(self) -> InstanceReport:
         """How it is."""
+        ...
+
+    @property
+    def load(self) -> InstanceLoad | None:
+        """How much it has to do; None while it is not ready."""
         ...
 
     @property
@@ -329,6 +335,11 @@ class WorkerActor:
                 worker_epoch=self._worker_epoch,
                 sequence=self._sequence,
                 resources=self._read_resources(),
+                loads={
+                    actor.report.instance: load
+                    for actor in self._replicas.values()
+                    if (load := actor.load) is not None
+                },
             )
             answer = await self._bus.call(
                 supervisor,

@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import EngineConfig
-    from .engine import Engine, EnginePrompt, EngineRequest
+    from .engine import Engine
     from .grammar import Frame
     from .loading import load_engine
     from .loop import EngineLoop, EngineStats
+    from .requests import EnginePrompt, EngineRequest
     from .sampling_defaults import generation_defaults, resolve_sampling
     from .thinking import ThinkingLimit
 
@@ -40,8 +41,8 @@ _HOMES = {
     "Engine": ".engine",
     "EngineConfig": ".config",
     "EngineLoop": ".loop",
-    "EnginePrompt": ".engine",
-    "EngineRequest": ".engine",
+    "EnginePrompt": ".requests",
+    "EngineRequest": ".requests",
     "EngineStats": ".loop",
     "Frame": ".grammar",
     "ThinkingLimit": ".thinking",

@@ -41,7 +41,7 @@ from .config import (
 )
 from .engine import Engine
 from .execution import CacheSize, Execution, PaddedExecution, RaggedExecution
-from .packing import can_pack, pack_linears
+from .packing import SharedInputs, can_pack, pack_linears
 from .sampling_defaults import generation_defaults
 from .self_test import StockAnswer, ask_stock, compare
 
@@ -164,16 +164,18 @@ def make_engine(
     )
     limits = (options.max_model_len, max_positions, rope_limit(text_config))
     block_size = options.block_size or default_block_size(placement)
-    stock = ask_stock(
-        model,
-        vocab_size=vocab_size,
-        max_len=min((limit for limit in limits if limit is not None), default=None),
-        block_size=block_size,
-        window=getattr(text_config, "sliding_window", None),
-    )
+    with SharedInputs(model) as shared_inputs:
+        stock = ask_stock(
+            model,
+            vocab_size=vocab_size,
+            max_len=min((limit for limit in limits if limit is not None), default=None),
+            block_size=block_size,
+            window=getattr(text_config, "sliding_window", None),
+        )
     report(0.8)
     if can_pack(placement.device, placement.dtype):
-        logger.info("%d linear layers are packed for the CPU", pack_linears(model))
+        num_packed = pack_linears(model, shared_inputs.groups())
+        logger.info("%d linear layers are packed for the CPU", num_packed)
     report(0.9)
     names = backend_names(placement)
     backends = {names[0]: lambda: backend} if backend else {one: _BACKENDS[one] for one in names}

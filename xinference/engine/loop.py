@@ -20,8 +20,9 @@ from xinference.errors import (
 from xinference.identifiers import RequestId
 from xinference.protocol.generation import Accepted, Failed, Finished, GenerationEvent
 
-from .engine import Engine, EngineRequest, Event, ValidRequest
+from .engine import Engine, Event
 from .pace import EndRate
+from .requests import EngineRequest, ValidRequest
 
 logger = logging.getLogger(__name__)
 

@@ -100,16 +100,31 @@ def highest_tokens(logits: Tensor) -> Tensor:
     search; for 16 rows of 152k bfloat16 that is a tenth of the time.
     """
     vocab_size = logits.shape[1]
-    num_whole = vocab_size // _CHUNK
-    highest = logits[:, : num_whole * _CHUNK].unflatten(1, (num_whole, _CHUNK)).amax(-1)
-    if num_whole * _CHUNK < vocab_size:
-        rest = logits[:, num_whole * _CHUNK :].amax(-1, keepdim=True)
-        highest = torch.cat((highest, rest), dim=1)
-    chunk = highest.argmax(-1, keepdim=True) * _CHUNK
+    chunk = _highest_of_chunks(logits).argmax(-1, keepdim=True) * _CHUNK
     # The last chunk may be short: its last token then stands in for those that are not there.
     inside = (chunk + torch.arange(_CHUNK, device=logits.device)).clamp_(max=vocab_size - 1)
     tokens: Tensor = chunk + logits.gather(1, inside).argmax(-1, keepdim=True)
     return tokens.squeeze(1)
+
+
+def highest_logits(logits: Tensor) -> Tensor:
+    """Return (R,) the highest logit of each row of (R, V); NaN if one is.
+
+    Why by chunks: as in `highest_tokens`; it takes less than half of the time.
+    """
+    maxima: Tensor = _highest_of_chunks(logits).amax(-1)
+    return maxima
+
+
+def _highest_of_chunks(logits: Tensor) -> Tensor:
+    """Return (R, chunks); the last chunk may be short."""
+    vocab_size = logits.shape[1]
+    num_whole = vocab_size // _CHUNK
+    maxima: Tensor = logits[:, : num_whole * _CHUNK].unflatten(1, (num_whole, _CHUNK)).amax(-1)
+    if num_whole * _CHUNK < vocab_size:
+        rest = logits[:, num_whole * _CHUNK :].amax(-1, keepdim=True)
+        maxima = torch.cat((maxima, rest), dim=1)
+    return maxima
 
 
 def highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -224,6 +224,15 @@ class LaunchSpec:
     """Directories of the worker with packages."""
     server_options: ServerOptions | None = None
     """Of engines that are servers of their own; None: the engine is none of them."""
+    min_replicas: int | None = None
+    """With `max_replicas`: never fewer. None: `replica`."""
+    max_replicas: int | None = None
+    """Replicas come and go with the load, up to so many. None: their number stays."""
+    idle_timeout: float | None = None
+    """After so many seconds without a request the model sleeps: nothing of it runs until the next
+    one. None: it stays."""
+    autoload: bool = False
+    """It may be put to sleep to make room for another model."""
 
     def __post_init__(self) -> None:
         if isinstance(self.replica, bool) or not 1 <= self.replica <= MAX_REPLICAS:
@@ -242,10 +251,42 @@ class LaunchSpec:
             self._check_replica_config()
         check_packages("virtual_env_packages", self.virtual_env_packages)
         check_packages("virtual_env_find_links", self.virtual_env_find_links)
+        self._check_scaling()
         limit = self.request_limits
         if limit is not None and (isinstance(limit, bool) or limit < 1):
             raise InvalidRequest(
                 field="request_limits", problem=f"must be a whole number above 0, got {limit!r}"
+            )
+
+    def _check_scaling(self) -> None:
+        if self.idle_timeout is not None and not self.idle_timeout > 0:
+            raise InvalidRequest(
+                field="idle_timeout",
+                problem=f"must be a number of seconds above 0, got {self.idle_timeout!r}",
+            )
+        lowest, highest = self.min_replicas, self.max_replicas
+        if highest is None:
+            if lowest is not None:
+                raise InvalidRequest(
+                    field="min_replicas", problem="means nothing without max_replicas; give both"
+                )
+            return
+        for name in ("gpu_idx", "replica_config"):
+            if getattr(self, name):
+                raise InvalidRequest(
+                    field="max_replicas",
+                    problem=f"cannot scale replicas that {name} puts in place; give one of them",
+                )
+        if not 1 <= (self.replica if lowest is None else lowest) <= self.replica:
+            raise InvalidRequest(
+                field="min_replicas",
+                problem=f"must be from 1 to the {self.replica} of replica, got {lowest!r}",
+            )
+        if not self.replica <= highest <= MAX_REPLICAS:
+            raise InvalidRequest(
+                field="max_replicas",
+                problem=f"must be from the {self.replica} of replica to {MAX_REPLICAS}, "
+                f"got {highest!r}",
             )
 
     def _check_replica_config(self) -> None:
@@ -366,6 +407,8 @@ class ModelState(StrEnum):
     CREATING = "CREATING"
     LOADING = "LOADING"
     READY = "READY"
+    ASLEEP = "ASLEEP"
+    """Nothing of it runs; the next request starts it."""
     ERROR = "ERROR"
     TERMINATING = "TERMINATING"
     TERMINATED = "TERMINATED"

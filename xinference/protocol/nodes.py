@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a machine of the cluster has, and how busy it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xinference.identifiers import NodeId
@@ -32,6 +32,9 @@ class NodeResources:
     memory_used_bytes: int
     memory_available_bytes: int
     devices: tuple[Device, ...] = ()
+    engines: dict[str, str] = field(default_factory=dict)
+    """What each engine that is a server lacks here, by its name; empty if nothing. An engine that
+    is not there is not known of."""
 
 
 class NodeState(StrEnum):

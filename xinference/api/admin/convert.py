@@ -11,11 +11,13 @@ from typing import Any
 
 from xinference.errors import InvalidRequest
 from xinference.identifiers import Address, NodeId, family_name, model_uid
+from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     EngineOptions,
     LaunchProgress,
     LaunchSpec,
     ModelDescription,
+    ModelState,
     ModelStatus,
     ReplicaPlacement,
     ReplicaState,
@@ -27,7 +29,13 @@ from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
 from xinference.protocol.servers import ServerOptions, server_engine_named
 
-from .schema import DownloadBody, LaunchRequest, ReplicaConfig, ScaleRequest
+from .schema import (
+    AutostartRequest,
+    DownloadBody,
+    LaunchRequest,
+    ReplicaConfig,
+    ScaleRequest,
+)
 
 LANGUAGE = "LLM"
 ENCODERS = ("embedding", "rerank")
@@ -84,7 +92,68 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         server_options=server_options,
         request_limits=body.request_limits,
         download_hub=_hub(body.download_hub),
+        min_replicas=body.min_replicas,
+        max_replicas=body.max_replicas,
+        idle_timeout=body.idle_timeout,
+        autoload=bool(body.autoload),
     )
+
+
+def autostart_entry(body: AutostartRequest) -> AutostartEntry:
+    """Return an entry of the autostart list."""
+    return AutostartEntry(
+        launch=launch_spec(body.launch),
+        enabled=body.enabled,
+        priority=body.priority,
+        max_retries=body.max_retries,
+        retry_interval_seconds=body.retry_interval_seconds,
+    )
+
+
+def autostart_item(status: AutostartStatus) -> dict[str, Any]:
+    """Return an entry of the autostart list, and how far it is."""
+    entry = status.entry
+    return {
+        "model_uid": entry.model_uid,
+        "enabled": entry.enabled,
+        "priority": entry.priority,
+        "max_retries": entry.max_retries,
+        "retry_interval_seconds": entry.retry_interval_seconds,
+        "num_attempts": status.num_attempts,
+        "problem": status.problem,
+        "launch": launch_item(entry.launch),
+    }
+
+
+def autostart_summary(status: AutostartStatus, state: ModelState | None) -> dict[str, Any]:
+    """Return an entry of the autostart list without its launch, and how its model is."""
+    item = autostart_item(status)
+    names = ("model_uid", "enabled", "priority", "num_attempts", "problem")
+    about = {name: item[name] for name in names}
+    return {**about, "model_name": status.entry.launch.model_name, "status": state}
+
+
+def launch_item(spec: LaunchSpec) -> dict[str, Any]:
+    """Return what a launch says beside the defaults; the values of `envs` are masked."""
+    given = _changed(spec, LaunchSpec(model_name=spec.model_name))
+    options = given.pop("engine_options", {}) | given.pop("encoder_options", {})
+    options |= (given.pop("server_options", None) or {}).get("flags", {})
+    if "envs" in given:
+        given["envs"] = dict.fromkeys(given["envs"], "***")
+    if "replica_config" in given:
+        given["replica_config"] = [{"devices": [device]} for device in given["replica_config"]]
+    return {"model_name": spec.model_name, **given, **options}
+
+
+def _changed(value: LaunchSpec, default: LaunchSpec) -> dict[str, Any]:
+    """Return the fields that differ, of values in values too."""
+    plain, usual = asdict(value), asdict(default)
+    changed = {name: one for name, one in plain.items() if one != usual[name]}
+    for name in ("engine_options", "encoder_options"):
+        if name in changed:
+            options = {key: one for key, one in plain[name].items() if one != usual[name][key]}
+            changed[name] = options
+    return changed
 
 
 def placements(body: ScaleRequest) -> list[ReplicaPlacement]:

@@ -40,6 +40,8 @@ from .schema import (
     ScaleRequest,
 )
 
+ASKABLE = (ModelState.READY, ModelState.ASLEEP)
+
 router = APIRouter(tags=["Models"], default_response_class=Response)
 
 Uid = Annotated[str, Path(description="The uid of a model.")]
@@ -62,9 +64,9 @@ async def launch_model(
 
 @router.get("/v1/models", responses={200: {"model": ModelList}, **refusals(503)})
 async def list_models(request: Request) -> Response:
-    """List the models that can be asked now; `/v1/models/instances` has the others, too."""
+    """List the models that can be asked, also those that sleep; `/v1/models/instances` has all."""
     models = await gateway_of(request).cluster.models()
-    ready = [model_item(model) for model in models if model.state is ModelState.READY]
+    ready = [model_item(model) for model in models if model.state in ASKABLE]
     return json_answer({"object": "list", "data": ready})
 
 

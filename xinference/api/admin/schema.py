@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from xinference.api.fields import Answer, Body, Only, Shaped
 from xinference.api.keys.key import MAX_LIMIT, MAX_MODELS, MAX_NAME_LEN
+from xinference.protocol.autostart import MAX_RETRIES, MAX_RETRY_SECONDS
 from xinference.protocol.deployment import MAX_REPLICAS, EngineOptions
 from xinference.protocol.encoding import EncoderOptions
 
@@ -18,6 +19,7 @@ MAX_BLOCK_SECONDS = 3600
 MAX_UID_LEN = 100
 MAX_GPUS = 1023
 MAX_REQUEST_LIMIT = 2**31 - 1
+MAX_IDLE_SECONDS = 10.0**9
 MAX_LIFETIME_SECONDS = 100 * 366 * 86400
 
 
@@ -109,6 +111,14 @@ class LaunchRequest(Body):
     """Where each replica goes, instead of worker_ip, n_gpu and gpu_idx."""
     download_hub: str | None = None
     """huggingface or modelscope; auto: whichever has the files and answers."""
+    min_replicas: Count | None = None
+    """With max_replicas: never fewer; replica by default."""
+    max_replicas: Count | None = None
+    """Replicas are started and stopped with the load, up to so many."""
+    idle_timeout: float | None = Field(None, gt=0, le=MAX_IDLE_SECONDS)
+    """After so many seconds without a request nothing of the model runs until the next one."""
+    autoload: bool | None = None
+    """It may be put to sleep to make room for another model; the next request starts it."""
 
     n_worker: Annotated[object, Only(1)] = None
     peft_model_config: Annotated[object, Only({})] = None
@@ -137,6 +147,51 @@ class DownloadBody(Body):
     """huggingface or modelscope; auto: whichever has the files and answers."""
     worker_ip: str | None = None
     """The worker that is to have it; null: every one."""
+
+
+class AutostartRequest(Body):
+    """`POST /v1/autostart/models`."""
+
+    launch: LaunchRequest
+    """As in `POST /v1/models`; with a model_uid."""
+    enabled: bool = True
+    """False: it is kept, and not launched."""
+    priority: int = Field(100, ge=-1_000_000, le=1_000_000)
+    """The lowest is launched first."""
+    max_retries: int = Field(3, ge=0, le=MAX_RETRIES)
+    """After the first attempt."""
+    retry_interval_seconds: float = Field(30.0, gt=0, le=MAX_RETRY_SECONDS)
+
+
+class AutostartItem(Answer):
+    """An entry of the list. `launch` has what differs from the defaults, values of envs masked."""
+
+    model_uid: str
+    enabled: bool
+    priority: int
+    max_retries: int
+    retry_interval_seconds: float
+    num_attempts: int
+    problem: str
+    launch: dict[str, Any]
+
+
+class AutostartList(Answer):
+    """`GET /v1/autostart/models`."""
+
+    models: list[AutostartItem]
+
+
+class AutostartSummary(Answer):
+    """An entry without its launch; `status` is the model's, null if there is none."""
+
+    model_uid: str
+    model_name: str
+    enabled: bool
+    priority: int
+    num_attempts: int
+    problem: str
+    status: str | None
 
 
 class AbortRequest(Body):

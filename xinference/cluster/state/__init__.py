@@ -13,7 +13,8 @@ worker costs the same in a cluster of one and of a thousand.
 
 `cluster_state.py` takes events and reconciles; `world.py` has models, nodes and the indexes over
 both; `observation.py` what workers say; `loads.py` how busy nodes are; `lifecycle.py` moves
-replicas; `commands.py` says what a worker should do; `admission.py` refuses; `routes.py`,
+replicas; `scaling.py` says how many there should be for the load, `room.py` who sleeps for whom;
+`commands.py` says what a worker should do; `admission.py` refuses; `routes.py`,
 `views.py` and `outcomes.py` are what others see.
 
 What fences what: `LaunchId` an old launch from a new one of the same uid, `InstanceId` one start

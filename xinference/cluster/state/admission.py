@@ -84,6 +84,15 @@ def _no_place(world: World, wish: ReplicaPlacement) -> XinferenceError:
         return InvalidRequest(field="gpu_idx", problem=problem)
     if not there:
         return InvalidRequest(field="n_gpu", problem="no worker has a GPU")
+    held = {
+        device.index: device.quarantine
+        for node in at
+        for device in node.resources.devices
+        if device.quarantine and (wish.gpu_idx is None or device.index in wish.gpu_idx)
+    }
+    if held:
+        problem = f"No GPU is free. In quarantine: {'; '.join(held.values())}."
+        return InsufficientResources(problem=problem)
     return InsufficientResources(
         problem="Every GPU holds a replica already, and XINFERENCE_ALLOW_MULTI_REPLICA_PER_GPU "
         "is 0."

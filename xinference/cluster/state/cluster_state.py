@@ -4,7 +4,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from xinference.cluster.messages import (
     DesiredModel,
@@ -20,6 +20,7 @@ from xinference.cluster.messages import (
 )
 from xinference.cluster.placement import (
     LaunchStrategy,
+    any_place,
     check_one_gpu,
     memory_of,
     wishes_of,
@@ -30,6 +31,7 @@ from xinference.errors import (
     ModelAlreadyExists,
     ModelNotFound,
     ModelNotReady,
+    XinferenceError,
 )
 from xinference.identifiers import InstanceId, ModelUid, NodeId
 from xinference.protocol.deployment import (
@@ -38,6 +40,7 @@ from xinference.protocol.deployment import (
     LaunchSpec,
     ModelDescription,
     ModelEvent,
+    ModelState,
     ModelStatus,
     ReplicaPlacement,
 )
@@ -47,13 +50,24 @@ from .admission import check_places
 from .commands import command_for
 from .lifecycle import Lifecycle
 from .outcomes import Outcomes
-from .records import Effect, Model, Moment, Tell, Wish
+from .records import Effect, Model, Moment, Pressure, Tell, Wish
+from .room import check_wake, make_room
 from .routes import Routes
+from .scaling import HOLD_OFF_SECONDS, is_idle, lowest_of, scales, wanted_replicas
 from .views import progress_of, routes_of, status_of
 from .world import World
 
 RECOVERY_SECONDS = 3.0
 """After its start a supervisor waits this long for workers to say what runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What a launch that may be would be."""
+
+    replicas: tuple[DesiredReplica, ...]
+    to_sleep: tuple[DesiredModel, ...]
+    """Models that make room for it: for `change`, before it is launched."""
 
 
 class ClusterState:
@@ -108,9 +122,9 @@ class ClusterState:
     # What happens.
 
     def check_launch(
-        self, spec: LaunchSpec, description: ModelDescription
-    ) -> tuple[DesiredReplica, ...]:
-        """Refuse a launch that cannot be taken now; return the replicas it would have.
+        self, spec: LaunchSpec, description: ModelDescription, *, now: Moment
+    ) -> Admission:
+        """Refuse a launch that cannot be taken now; return what it would be.
 
         Raises:
             ModelAlreadyExists: a model that runs, starts or stops has the uid.
@@ -122,9 +136,15 @@ class ClusterState:
             raise ModelAlreadyExists(name=str(known.uid))
         wishes = wishes_of(spec)
         memory_bytes = memory_of(description, dtype=spec.engine_options.dtype)
-        check_places(self._world, wishes, memory_bytes=memory_bytes, n_gpu=spec.n_gpu)
-        return tuple(
-            DesiredReplica(index=index, placement=wish) for index, wish in enumerate(wishes)
+
+        def check() -> None:
+            check_places(self._world, wishes, memory_bytes=memory_bytes, n_gpu=spec.n_gpu)
+
+        return Admission(
+            to_sleep=self._asleep(make_room(self._world, check, now=now)),
+            replicas=tuple(
+                DesiredReplica(index=index, placement=wish) for index, wish in enumerate(wishes)
+            ),
         )
 
     def launch(self, desired: DesiredModel, *, now: Moment) -> None:
@@ -151,6 +171,11 @@ class ClusterState:
         if num_replicas > MAX_REPLICAS:
             raise InvalidRequest(
                 field="replica", problem=f"would make {num_replicas}; at most {MAX_REPLICAS}"
+            )
+        highest = model.desired.spec.max_replicas
+        if highest is not None and num_replicas > highest:
+            raise InvalidRequest(
+                field="replica", problem=f"would make {num_replicas}; max_replicas is {highest}"
             )
         check_places(
             self._world,
@@ -184,12 +209,81 @@ class ClusterState:
             raise InvalidRequest(
                 field="replica_id", problem=f"{model_uid} has no replica {index}, only {indices}"
             )
+        if scales(model) and len(indices) <= lowest_of(model):
+            raise InvalidRequest(
+                field="replica_id",
+                problem=f"{model_uid} keeps {lowest_of(model)} by its min_replicas; terminate the "
+                "model",
+            )
         kept = tuple(one for one in model.desired.replicas if one.index != index)
         return replace(model.desired, replicas=kept)
 
+    def without_least_busy(self, model: Model) -> DesiredModel:
+        """Return a model with one replica less: the one with the least to do, of those the last."""
+        least = min(
+            model.wanted,
+            key=lambda one: (0 if one.load is None else one.load.num_outstanding, -one.uid.index),
+        )
+        return self.without_replica(model.uid, least.uid.index)
+
+    def awake(self, model_uid: ModelUid, *, now: Moment) -> list[DesiredModel]:
+        """Return what wakes a model, for `change`: others that make room first, then itself.
+
+        None of it is returned if it does not sleep.
+
+        Raises:
+            ModelNotFound
+            InvalidRequest, InsufficientResources: there is no place for it, or no room.
+        """
+        model = self._find(model_uid)
+        if model.wish is not Wish.SLEEP:
+            return []
+        others = make_room(self._world, lambda: check_wake(self._world, model), now=now)
+        return [*self._asleep(others), replace(model.desired, is_asleep=False)]
+
+    def _asleep(self, models: Sequence[Model]) -> tuple[DesiredModel, ...]:
+        return tuple(replace(model.desired, is_asleep=True) for model in models)
+
+    def adapted(self, *, now: Moment) -> list[DesiredModel]:
+        """Return the models that time and load want otherwise, for `change`.
+
+        Those that were idle for long sleep; those that scale get, or lose, replicas. What cannot be
+        placed is told in the story of its model, and tried again later.
+        """
+        found = []
+        for model in self._models.values():
+            if model.wish is not Wish.RUN:
+                continue
+            spec = model.desired.spec
+            if spec.idle_timeout is not None and is_idle(model, now):
+                found.append(replace(model.desired, is_asleep=True))
+            elif scales(model) and now.monotonic >= model.pressure.not_before:
+                found += self._scaled(model, now)
+        return found
+
+    def _scaled(self, model: Model, now: Moment) -> list[DesiredModel]:
+        number = wanted_replicas(model, now)
+        if number == len(model.wanted):
+            return []
+        # Why: one that does not come up is dropped again, and is not to be tried every second.
+        model.pressure = Pressure(not_before=now.monotonic + HOLD_OFF_SECONDS)
+        if number < len(model.wanted):
+            model.pressure.not_before = now.monotonic
+            return [self.without_least_busy(model)]
+        try:
+            wishes = [any_place(model.desired.spec)] * (number - len(model.wanted))
+            return [self.with_more_replicas(model.uid, wishes)]
+        except XinferenceError as error:
+            model.tell("WARNING", f"More replicas are wanted for the load, but: {error}", now)
+            return []
+
     def change(self, desired: DesiredModel, *, now: Moment) -> None:
-        """Want other replicas of a model. The store knows already."""
+        """Want a model otherwise: other replicas, asleep or awake. The store knows already."""
         model = self._models[desired.model_uid]
+        if desired.is_asleep != model.desired.is_asleep:
+            model.wish = Wish.SLEEP if desired.is_asleep else Wish.RUN
+            model.tell("INFO", "It sleeps." if desired.is_asleep else "Waking.", now)
+            self._world.mark_model(model)
         kept = {one.index for one in desired.replicas}
         known = {replica.uid.index for replica in model.wanted}
         for replica in model.wanted:
@@ -332,6 +426,21 @@ class ClusterState:
             )
             for name, node in sorted(self._world.observed.nodes.items())
         ]
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether any worker lives."""
+        return bool(self._world.observed.nodes)
+
+    def state_of(self, model_uid: ModelUid) -> ModelState | None:
+        """Return how a model is; None if there is none."""
+        model = self._models.get(model_uid)
+        return None if model is None else model.state
+
+    def problem_of(self, model_uid: ModelUid) -> str:
+        """Return why a model was given up; empty if it was not."""
+        model = self._models.get(model_uid)
+        return "" if model is None or model.error is None else str(model.error)
 
     def uids(self) -> set[ModelUid]:
         """Return the uids of every model that is wanted, stopping or failed."""

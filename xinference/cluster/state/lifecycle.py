@@ -108,6 +108,9 @@ class Lifecycle:
         replica.report = report
         if report.state is InstanceState.EXITED:
             world.unassign(replica)
+            if report.info:
+                told = f"{replica.uid} has ended on {assigned.node}: {report.info}; in quarantine."
+                model.tell("WARNING", told, now)
             if report.error is None or not replica.runs:
                 return []  # it was told to end, maybe by its worker, which leaves
             return self._died(replica, from_wire(report.error), now)
@@ -116,15 +119,14 @@ class Lifecycle:
             return []
         before, replica.state = replica.state, _STATES[report.state]
         is_ready = replica.state is ReplicaState.READY
-        # A replica that is ready shows in the readings of its node.
-        promised_bytes = 0 if is_ready else model.memory_bytes
-        world.loads.set_promise(assigned.instance, assigned.node, promised_bytes)
+        world.loads.set_promise(assigned.instance, assigned.node, _promise(replica))
         if replica.state is before:
             return []
         model.tell("INFO", f"{replica.uid} is {replica.state.value} on {assigned.node}.", now)
         if not is_ready:
             return []
         replica.problem = ""
+        model.used_at = now.monotonic
         model.retry_after_seconds = RETRY_AFTER_SECONDS
         return self._note_ready(replica) if replica.runs else []
 
@@ -167,6 +169,11 @@ class Lifecycle:
             replica.problem = replica.problem or "no node has a place for it"
             world.wait_for_place(replica)
             return []
+        if model.memory_bytes and world.is_being_freed(chosen.node):
+            replica.problem = f"waits for memory of {chosen.node}"
+            world.wait_for_place(replica)
+            return []
+        replica.problem = ""
         worker_epoch = world.observed.nodes[chosen.node].worker_epoch
         place = Assignment(chosen.node, worker_epoch, self._new_instance(), chosen.gpu_idx)
         world.assign(replica, place, promised_bytes=model.memory_bytes)
@@ -291,6 +298,18 @@ class Lifecycle:
         model.wish = Wish.NOTHING
         model.error = error
         self._world.mark_model(model)
+
+
+def _promise(replica: Replica) -> int:
+    """Return what of the memory of its node a replica takes beyond what the readings show.
+
+    One that is ready shows in them; so does one that goes to sleep, and what it has is free soon.
+    """
+    memory_bytes = replica.model.memory_bytes
+    is_loaded = replica.state in {ReplicaState.READY, ReplicaState.STOPPING}
+    if replica.model.wish is Wish.SLEEP:
+        return -memory_bytes if is_loaded else 0
+    return 0 if replica.state is ReplicaState.READY else memory_bytes
 
 
 def where(chosen: Place) -> str:

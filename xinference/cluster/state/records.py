@@ -10,6 +10,7 @@ from xinference.cluster.messages import (
     Command,
     DesiredModel,
     DesiredReplica,
+    InstanceLoad,
     InstanceReport,
     WorkerEpoch,
 )
@@ -82,6 +83,8 @@ class Wish(StrEnum):
     """What is wanted of a model."""
 
     RUN = "run"
+    SLEEP = "sleep"
+    """Nothing of it runs until a request wakes it."""
     STOP = "stop"
     NOTHING = "nothing"
     """It was given up; it is kept to be looked at."""
@@ -101,6 +104,8 @@ class Replica:
     assigned: Assignment | None = None
     report: InstanceReport | None = None
     """The latest of the assigned instance; None until its worker has shown it."""
+    load: InstanceLoad | None = None
+    """The latest of it; None until it is ready."""
     outgoing: Outgoing | None = None
     not_before: float = -math.inf
     """Monotonic; no start earlier than this."""
@@ -114,11 +119,36 @@ class Replica:
         return self.is_wanted and self.model.wish is Wish.RUN
 
     @property
+    def is_busy(self) -> bool:
+        """Whether it has requests, as far as its worker has said."""
+        return self.load is not None and self.load.num_outstanding > 0
+
+    def note_load(self, load: InstanceLoad, now: Moment) -> None:
+        """Take in how much it has to do."""
+        if load != self.load or load.num_outstanding:
+            self.model.used_at = now.monotonic
+        self.load = load
+
+    @property
     def serving(self) -> tuple[Assignment, InstanceReport] | None:
         """Where it serves, if it does."""
         if self.state is ReplicaState.READY and self.assigned and self.report:
             return self.assigned, self.report
         return None if self.outgoing is None else (self.outgoing.assigned, self.outgoing.report)
+
+
+@dataclass(slots=True)
+class Pressure:
+    """Since when a model has had too few replicas for its load, or one too many."""
+
+    high_since: float | None = None
+    low_since: float | None = None
+    not_before: float = -math.inf
+    """Monotonic; no other number of replicas earlier than this."""
+
+    def clear(self) -> None:
+        """Begin to watch anew."""
+        self.high_since = self.low_since = None
 
 
 @dataclass(slots=True, eq=False)
@@ -135,6 +165,9 @@ class Model:
     story: deque[ModelEvent] = field(default_factory=lambda: deque(maxlen=STORY_LEN))
     memory_bytes: int = 0
     """About what one replica takes; 0: nobody knows."""
+    used_at: float = -math.inf
+    """Monotonic; when it last had a request, or has become ready."""
+    pressure: Pressure = field(default_factory=Pressure)
     own_nodes: Counter[NodeId] = field(default_factory=Counter)
     """How many replicas are assigned to each node,"""
     own_gpus: Counter[tuple[NodeId, int]] = field(default_factory=Counter)
@@ -145,6 +178,7 @@ class Model:
         """Return a model of which nothing runs yet."""
         model = cls(
             desired,
+            wish=Wish.SLEEP if desired.is_asleep else Wish.RUN,
             memory_bytes=memory_of(desired.description, dtype=desired.spec.engine_options.dtype),
         )
         for one in desired.replicas:
@@ -169,12 +203,19 @@ class Model:
         )
 
     @property
+    def is_on_demand(self) -> bool:
+        """Whether it may sleep, and is woken by a request."""
+        return self.desired.spec.autoload or self.desired.spec.idle_timeout is not None
+
+    @property
     def state(self) -> ModelState:
         """How it is, in one word."""
         if self.wish is Wish.STOP:
             return ModelState.TERMINATING
         if self.wish is Wish.NOTHING:
             return ModelState.ERROR
+        if self.wish is Wish.SLEEP:
+            return ModelState.ASLEEP
         if self.is_ready:
             return ModelState.READY
         is_loading = any(one.state is ReplicaState.LOADING for one in self.replicas.values())

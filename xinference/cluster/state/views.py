@@ -59,6 +59,7 @@ def routes_of(model: Model) -> ModelRoutes:
         retry_after_seconds=model.retry_after_seconds,
         problem=_problem_of(model.error),
         routes=tuple(routes),
+        is_on_demand=model.is_on_demand,
     )
 
 

@@ -17,7 +17,7 @@ from xinference.protocol.nodes import NodeState
 
 from .loads import Loads
 from .observation import LEASE_SECONDS, SUSPECT_SECONDS, Node, Observation
-from .records import Assignment, Model, Moment, Outgoing, Replica
+from .records import Assignment, Model, Moment, Outgoing, Replica, Wish
 
 KeyT = TypeVar("KeyT")
 
@@ -73,7 +73,7 @@ class World:
         replica.state, replica.report = ReplicaState.PENDING, None
         if assigned is None:
             return
-        replica.assigned = None
+        replica.assigned = replica.load = None
         if replica.outgoing is None or replica.outgoing.assigned.instance != assigned.instance:
             self._disown(assigned)
         self.loads.release(assigned.instance, assigned.node)
@@ -92,6 +92,17 @@ class World:
     def owners(self, node: NodeId) -> dict[InstanceId, Replica]:
         """Return the replicas that are assigned to a node, or serve there until they moved."""
         return self._owners.get(node, {})
+
+    def is_being_freed(self, node: NodeId) -> bool:
+        """Return whether replicas of a model that goes to sleep are still on a node."""
+        return any(one.model.wish is Wish.SLEEP for one in self.owners(node).values())
+
+    def credit(self, model: Model, num_bytes: int) -> None:
+        """Count so much of what the readings show of each replica of a model as free."""
+        for replica in model.replicas.values():
+            if replica.assigned is not None:
+                at = replica.assigned
+                self.loads.set_promise(at.instance, at.node, -num_bytes)
 
     def need(self, model: Model, placement: ReplicaPlacement) -> Need:
         """Return what one more replica of a model asks of a place."""
@@ -128,6 +139,11 @@ class World:
         """Take in a sign of life; False asks for the full report."""
         if not self.observed.beat(beat, now=now):
             return False
+        owners = self.owners(beat.node)
+        for instance, load in beat.loads.items():
+            replica = owners.get(instance)
+            if replica is not None:
+                replica.note_load(load, now)
         self._note_node(self.observed.nodes[beat.node])
         return True
 

@@ -5,7 +5,7 @@ Layout: (num_blocks, Hkv, P, D), so that one head's keys of a block are one matr
 
 Decoding. Every (row, block) pair is a small attention of its own, all of them in one batched
 matrix product over blocks; the query heads that share a key head are folded into its query axis.
-Partial results of a row are merged by their highest scores and sums, as in FlashDecoding
+Partial results of a row are merged by the log-sum-exp of their scores, as in FlashDecoding
 (https://crfm.stanford.edu/2023/10/12/flashdecoding.html). The block ids are sorted first, and
 ids with small gaps are read as one range *in place*, holes included: reading a few blocks in vain
 is cheaper than copying all the others. The pool hands out low ids first, which keeps holes rare.
@@ -15,19 +15,34 @@ over a copy of its blocks with a mask; a chunk is bound by arithmetic, the copy 
 caps and unequal key and value sizes are not for that kernel; their softmax is written out.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xinference.engine.batch import Batch, IntArray
+from xinference.engine.batch import Batch, IntArray, padded_groups
 
 from .interface import LayerShape, Pages, Scoring
 
 # Why: a range costs two kernel calls, tens of microseconds; a hole costs reading its bytes.
 _MAX_HOLE_BYTES = 256 * 1024
 _MAX_QUERIES_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """Some decoding rows, and which parts are theirs."""
+
+    num_rows: int
+    parts: Tensor
+    """(rows × most parts of a row,) indices into N. Where a row has fewer, its first again.
+
+    Invariant: a row is given its own parts only, so that a NaN in one stays with its row.
+    """
+    repeats: Tensor | None
+    """(rows, most parts of a row, 1) bool, which of them are such repetitions; None if none is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,20 +54,9 @@ class _DecodePlan:
     row_of_block: Tensor
     """(N,) the row each block is read for; 0 for a hole."""
     mask: Tensor
-    """(N × Hkv, 1, P) 0 where the row sees the token, -inf where not, 0 in a hole."""
-    holes: Tensor | None
-    """(N, 1) bool, which are holes; None if there are none."""
-    row_matrix: Tensor
-    """(R, N) float32, 1 where the block belongs to the row: adds up the parts of each row."""
-
-    def add_up(self, parts: Tensor) -> Tensor:
-        """Do what a product with `row_matrix` does, slowly, where parts (N, n) may be NaN.
-
-        In the product, 0 times the NaN of one row, or of a hole, would reach every other row.
-        """
-        own = self.row_matrix.any(0).nonzero().squeeze(1)
-        added = parts.new_zeros(self.row_matrix.shape[0], parts.shape[1])
-        return added.index_add_(0, self.row_of_block[own], parts[own])
+    """(N × Hkv, 1, P) float32, 0 where the row sees the token, -inf where not, 0 in a hole."""
+    rows: tuple[_Rows, ...]
+    """All rows in order, in groups whose numbers of parts are not too different."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +199,7 @@ def _attend_dense(
 
 def _decode(pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Tensor:
     """Return (R, H × Dv) for the decoding rows' queries (H, R, Dk)."""
-    num_heads, num_rows, _ = query.shape
+    num_heads = query.shape[0]
     _, num_kv_heads, block_size, _ = pages.key.shape
     block_bytes = (
         num_kv_heads * block_size * (pages.key.shape[3] + pages.value.shape[3])
@@ -221,66 +225,67 @@ def _decode(pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Ten
                 scoring,
             )
         )
-    mixed, total, highest = (
+    mixed, lse = (
         part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True)
     )
-    highest = highest.view(-1, num_heads)
-    if paged.holes is not None:
-        highest = highest.masked_fill(paged.holes, -torch.inf)
-    highest_of_row = highest.new_full((num_rows, num_heads), -torch.inf).scatter_reduce_(
-        0, paged.row_of_block.unsqueeze(1).expand_as(highest), highest, "amax"
-    )
-    if scoring.sinks is not None:
-        highest_of_row = torch.maximum(highest_of_row, scoring.sinks.float())
-    weights = highest.sub_(highest_of_row.index_select(0, paged.row_of_block)).exp_()
-    totals = weights * total.view(-1, num_heads)
-    weighted = (mixed.view(*weights.shape, -1) * weights.unsqueeze(-1)).flatten(1)
-    total_of_row, summed = paged.row_matrix @ totals, paged.row_matrix @ weighted
-    # Why afterwards: it is rare, and to look at two sums is cheaper than a product that minds NaN.
-    if not (total_of_row.sum() + summed.sum()).isfinite():
-        total_of_row, summed = paged.add_up(totals), paged.add_up(weighted)
-    if scoring.sinks is not None:
-        total_of_row += (scoring.sinks.float() - highest_of_row).exp_()
-    summed = summed.view(num_rows, num_heads, -1)
-    out: Tensor = summed.div_(total_of_row.unsqueeze(-1)).to(query.dtype)
-    return out.flatten(1)
+    lse, mixed = lse.view(-1, num_heads), mixed.view(len(folded), num_heads, -1)
+    merged = [_merge(mixed, lse, rows, scoring) for rows in paged.rows]
+    out = merged[0] if len(merged) == 1 else torch.cat(merged)
+    return out.to(query.dtype).flatten(1)
 
 
 def _attend_blocks(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scoring: Scoring
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Attend within each block by itself, for B blocks × key heads.
 
     Args:
         query: (B, G, Dk).
         key: (B, P, Dk), in place in the cache; value (B, P, Dv) likewise.
-        mask: (B, 1, P) 0 or -inf, model dtype.
+        mask: (B, 1, P) float32, 0 or -inf.
         scoring: the layer's.
 
     Returns:
-        The mix (B, G, Dv) with weights exp(score - highest); their sum, and the highest score,
-        (B, G) float32.
+        The mix (B, G, Dv), model dtype, and the log-sum-exp of the scores (B, G), float32.
     """
     transposed = key.transpose(1, 2)
-    scores = torch.baddbmm(mask, query, transposed)
-    if scoring.softcap is not None:
-        scores = scores.float().mul_(scoring.scaling / scoring.softcap).tanh_()
-        scores = scores.mul_(scoring.softcap).add_(mask)
-        highest = scores.amax(-1, keepdim=True)
-        weights = scores.sub_(highest).exp_()
+    product = torch.bmm(query, transposed)
+    scores = product.float()
+    if product.dtype != torch.float32:
+        # Why twice: the product is accumulated in float32 but rounded to the model's type, and
+        # scores in the hundreds would lose what tells them apart. The second one is what the
+        # first has lost by that, and nearly exact.
+        scores = scores.add_(torch.baddbmm(product, query, transposed, beta=-1))
+    if scoring.softcap is None:
+        scores = torch.add(mask, scores, alpha=scoring.scaling)
     else:
-        highest = scores.amax(-1, keepdim=True)
-        if scores.dtype == torch.float32:
-            weights = scores.sub_(highest)
-        else:
-            # Why twice: the product is accumulated in float32 but rounded to the model's type, and
-            # scores in the hundreds would lose what tells them apart. The first round only finds
-            # the highest; the second subtracts it before it rounds, so what weighs most is exact.
-            weights = torch.baddbmm(mask - highest, query, transposed).float()
-        weights = weights.mul_(scoring.scaling).exp_()
-        highest = highest.float().mul_(scoring.scaling)
-    mixed = torch.bmm(weights.to(value.dtype), value)
-    return mixed, weights.sum(-1), highest.squeeze(-1)
+        scores = scores.mul_(scoring.scaling / scoring.softcap).tanh_()
+        scores = scores.mul_(scoring.softcap).add_(mask)
+    weights = scores.softmax(-1)
+    # Why not `logsumexp`: it takes as long as all the rest, and the best token's weight tells it.
+    lse = scores.amax(-1) - weights.amax(-1).log_()
+    return torch.bmm(weights.to(value.dtype), value), lse
+
+
+def _merge(mixed: Tensor, lse: Tensor, rows: _Rows, scoring: Scoring) -> Tensor:
+    """Return (rows, H, Dv) float32, of each row its parts by what they weigh.
+
+    Args:
+        mixed: (N, H, Dv), each part's mix.
+        lse: (N, H) float32, the log-sum-exp of each part's scores.
+        rows: which rows, and which parts are theirs.
+        scoring: the layer's.
+    """
+    by_row = (rows.num_rows, -1, lse.shape[1])
+    scores = lse.index_select(0, rows.parts).view(by_row)
+    num_parts = scores.shape[1]
+    if rows.repeats is not None:
+        scores = scores.masked_fill_(rows.repeats, -torch.inf)
+    if scoring.sinks is not None:
+        sinks = scoring.sinks.float().expand(rows.num_rows, 1, -1)
+        scores = torch.cat((scores, sinks), dim=1)
+    shares = scores.softmax(1)[:, :num_parts].unsqueeze(-1)
+    return (mixed.index_select(0, rows.parts).view(*by_row, mixed.shape[2]) * shares).sum(1)
 
 
 def _plan_decode(plan: CpuPlan, window: int | None, num_kv_heads: int, max_gap: int) -> _DecodePlan:
@@ -327,19 +332,30 @@ def _plan_decode(plan: CpuPlan, window: int | None, num_kv_heads: int, max_gap: 
     visible = (keys < context_lens[rows, None]) & (keys >= starts[rows, None])
     mask = np.zeros((num_read, block_size), np.float32)
     mask[place] = np.where(visible, 0.0, -np.inf)
-    holes = None
-    if num_read > len(rows):
-        holes = torch.ones((num_read, 1), dtype=torch.bool)
-        holes[torch.from_numpy(place)] = False
-    row_matrix = np.zeros((num_rows, num_read), np.float32)
-    row_matrix[rows, place] = 1.0
     return _DecodePlan(
         ranges=tuple(ranges),
         row_of_block=torch.from_numpy(row_of_block),
-        mask=torch.from_numpy(mask.repeat(num_kv_heads, axis=0)).to(plan.dtype).unsqueeze(1),
-        holes=holes,
-        row_matrix=torch.from_numpy(row_matrix),
+        mask=torch.from_numpy(mask.repeat(num_kv_heads, axis=0)).unsqueeze(1),
+        rows=tuple(_group_rows(rows, place, counts)),
     )
+
+
+def _group_rows(rows: IntArray, places: IntArray, counts: IntArray) -> Iterator[_Rows]:
+    """Yield all rows, given the row and the place among N of each part, and each row's number.
+
+    Why groups: padded to the longest row, many short ones beside it would be mostly repetitions.
+    """
+    places = places[np.argsort(rows, kind="stable")]
+    starts = np.cumsum(counts) - counts
+    for group in padded_groups(counts, 2 * len(places)):
+        nth = np.arange(counts[group].max())
+        is_repeat = nth >= counts[group, None]
+        parts = places[starts[group, None] + np.where(is_repeat, 0, nth)]
+        yield _Rows(
+            num_rows=len(group),
+            parts=torch.from_numpy(parts.reshape(-1)),
+            repeats=torch.from_numpy(is_repeat).unsqueeze(-1) if is_repeat.any() else None,
+        )
 
 
 def _prefill(

@@ -73,8 +73,11 @@ class Facts:
 class Dialect(Protocol):
     """An engine's server: how it is started, asked and understood. Holds no state."""
 
-    name: str
-    """Of the engine, as users write it."""
+    @property
+    def name(self) -> str:
+        """Of the engine, as users write it."""
+        ...
+
     metrics_prefix: str
     """Of the lines of its metrics page that grow when it gets anywhere."""
     counters: Mapping[str, str]
@@ -82,8 +85,8 @@ class Dialect(Protocol):
     takes_stop_tokens: bool
     """Whether it stops at what a family names beside what its files do."""
 
-    def missing(self) -> str | None:
-        """Say why it cannot run here, and what to do about it; None if it can."""
+    def missing(self, spec: ReplicaSpec) -> str | None:
+        """Say what it lacks here for a launch, and what to do about it; None if nothing."""
         ...
 
     def start(self, spec: ReplicaSpec, path: Path, *, port: int, key: str) -> Started:

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,8 +24,9 @@ from xinference.protocol.generation import (
     TokenCandidate,
     TokenLogprob,
 )
-from xinference.protocol.servers import LLAMA_CPP_CONTEXT
+from xinference.protocol.servers import LLAMA_CPP_CONTEXT, ServerEngine
 
+from .availability import what_is_missing
 from .dialect import Ask, Facts, Json, Piece, Started
 from .tokens import ServerTokens, Tokens
 
@@ -46,7 +46,6 @@ _REASONS = {
 class LlamaCpp:
     """A `Dialect`."""
 
-    name = "llama.cpp"
     metrics_prefix = "llamacpp:"
     path = "/completion"
     takes_stop_tokens = False
@@ -59,11 +58,14 @@ class LlamaCpp:
         }
     )
 
-    def missing(self) -> str | None:
-        """Say what to install; None if it is there."""
-        if find_spec("xllamacpp") is None:
-            return "xllamacpp is not installed; run pip install xllamacpp"
-        return None
+    @property
+    def name(self) -> str:
+        """Of the engine, as users write it."""
+        return str(ServerEngine.LLAMA_CPP)
+
+    def missing(self, spec: ReplicaSpec) -> str | None:
+        """Say what it lacks here; see `Dialect.missing`."""
+        return what_is_missing(ServerEngine.LLAMA_CPP)
 
     def start(self, spec: ReplicaSpec, path: Path, *, port: int, key: str) -> Started:
         """Return how to start it; see `Dialect.start`."""

@@ -33,6 +33,9 @@ STARTED_SHARE = 0.1
 
 DIALECTS: Mapping[ServerEngine, tuple[str, str]] = {
     ServerEngine.LLAMA_CPP: ("llama_cpp", "LlamaCpp"),
+    ServerEngine.VLLM: ("vllm", "Vllm"),
+    ServerEngine.SGLANG: ("sglang", "SgLang"),
+    ServerEngine.TRT_LLM: ("trt_llm", "TrtLlm"),
 }
 """Module of this package and class."""
 
@@ -56,7 +59,7 @@ def load_served_model(
     assert spec.server_options is not None, "it is launched as a server"
     dialect = dialect_of(spec.server_options.engine)
     name = str(spec.replica.model)
-    reason = dialect.missing()
+    reason = dialect.missing(spec)
     if reason is not None:
         raise LoadFailed(model=name, problem=f"{dialect.name}: {reason}")
     path = dialect.files(spec.source.path, model_name=name)

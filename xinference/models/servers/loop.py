@@ -348,8 +348,8 @@ class ServerLoop:
             end: Piece | None = None
             async for chunk in chunks(response):
                 self._progress += 1
-                if "error" in chunk:
-                    error = chunk["error"]
+                error = chunk if chunk.get("object") == "error" else chunk.get("error")
+                if error is not None:
                     code = error.get("code") if isinstance(error, dict) else None
                     status = code if isinstance(code, int) else 500
                     raise refusal(status, error, model_name=self._model_name)

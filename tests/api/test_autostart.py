@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The autostart list over HTTP."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fakes.cluster import FakeCluster
+
+ENTRY: dict[str, Any] = {
+    "launch": {
+        "model_uid": "mine",
+        "model_name": "xinference-guide",
+        "model_engine": "transformers",
+        "envs": {"TOKEN": "secret"},
+        "max_num_seqs": 4,
+        "replica": 2,
+        "replica_config": [{"devices": [{"n_gpu": None}]}, {"devices": [{"n_gpu": None}]}],
+    },
+    "priority": 7,
+}
+
+
+async def test_an_entry_is_added_listed_and_removed(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    added = await http.post("/v1/autostart/models", json=ENTRY)
+
+    assert added.status_code == 200, added.text
+    assert added.json() == {
+        "model_uid": "mine",
+        "enabled": True,
+        "priority": 7,
+        "max_retries": 3,
+        "retry_interval_seconds": 30.0,
+        "num_attempts": 0,
+        "problem": "",
+        "launch": {
+            "model_uid": "mine",
+            "model_name": "xinference-guide",
+            "model_engine": "transformers",
+            "envs": {"TOKEN": "***"},
+            "max_num_seqs": 4,
+            "replica": 2,
+            "replica_config": [
+                {"devices": [{"worker_ip": None, "n_gpu": 0, "gpu_idx": None}]},
+                {"devices": [{"worker_ip": None, "n_gpu": 0, "gpu_idx": None}]},
+            ],
+        },
+    }
+    assert (await http.get("/v1/autostart/models")).json() == {"models": [added.json()]}
+    (summary,) = (await http.get("/v1/autostart/models/summary")).json()
+    assert (summary["model_name"], summary["status"]) == ("xinference-guide", None)
+    assert "launch" not in summary
+    (entry,) = [status.entry for status in await cluster.autostart()]
+    assert entry.launch.envs == {"TOKEN": "secret"}
+
+    assert (await http.delete("/v1/autostart/models/mine")).status_code == 200
+    assert (await http.get("/v1/autostart/models")).json() == {"models": []}
+    assert (await http.delete("/v1/autostart/models/mine")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"launch": {**ENTRY["launch"], "model_uid": None}}, "launch.model_uid"),
+        ({"launch": {"model_uid": "mine"}}, "launch.model_name"),
+        ({"max_retries": -1}, "max_retries"),
+        ({"retry_interval_seconds": 0}, "retry_interval_seconds"),
+        ({"every_day": True}, "every_day"),
+    ],
+)
+async def test_an_entry_that_cannot_be_is_refused_by_name(
+    http: httpx.AsyncClient, changes: dict[str, Any], refused: str
+) -> None:
+    answer = await http.post("/v1/autostart/models", json=ENTRY | changes)
+
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == refused
