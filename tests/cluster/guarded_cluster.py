@@ -167,10 +167,13 @@ class Host:
         assert self._process is not None
         below = descendants_of(self.guardian)
         self._process.send_signal(number)
-        status = await asyncio.to_thread(self._process.wait, TIMEOUT_SECONDS)
-        self._forget()
-        await until(lambda: all(map(is_gone, below)), "everything below the guardian is gone")
-        return status
+        try:
+            return await asyncio.to_thread(self._process.wait, TIMEOUT_SECONDS)
+        finally:
+            self._process.kill()  # if it has not ended
+            self._process.wait()
+            self._forget()
+            await until(lambda: all(map(is_gone, below)), "everything below the guardian is gone")
 
     async def kill_all_but(self, *spared: int) -> None:
         """Kill every process but some, the guardian last: it could do nothing about it."""
@@ -271,9 +274,11 @@ class GuardedCluster:
 
     async def clean_up(self) -> str:
         """Stop what runs; return what the hosts have logged."""
-        await self.stop()
-        for host in self.hosts:
-            shutil.rmtree(host.temporary, ignore_errors=True)
+        try:
+            await self.stop()
+        finally:
+            for host in self.hosts:
+                shutil.rmtree(host.temporary, ignore_errors=True)
         # A host may not have been started.
         return "\n".join(host.log.read_text() for host in self.hosts if host.log.exists())
 

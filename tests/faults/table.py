@@ -172,8 +172,7 @@ def page(rows: dict[str, str]) -> str:
             "\n## By other tests\n",
             _header(("row", "fault", "test, with its bound")),
             *told_elsewhere,
-            "\n## Not run\n",
-            _header(("row", "fault", "why")),
+            *(["\n## Not run\n", _header(("row", "fault", "why"))] if refused else []),
             *refused,
             "",
         ]
