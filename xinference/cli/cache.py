@@ -99,7 +99,7 @@ def remove_cache_command(
 @click.option("--worker-ip", help="The worker that is to have it; else every one.")
 @click.option("--json", "as_json", is_flag=True, help="Print where it is, as JSON.")
 def download_command(
-    endpoint: str | None, api_key: str | None, as_json: bool, **words: str | None
+    endpoint: str | None, api_key: str | None, as_json: bool, **words: Any
 ) -> None:
     """Download a model to every worker, or to one; Ctrl-C cancels, and what has arrived is kept."""
     with connected(endpoint, api_key) as client:

@@ -514,7 +514,7 @@ def list_cached_models(
             purpose="list the cached models",
             method="GET",
             path="/v1/cache/models",
-            query=_given(model_name=model_name, worker_ip=worker_ip),
+            query=_given({"model_name": model_name, "worker_ip": worker_ip}),
         ),
         lambda reply: list(reply["list"]),
     )
@@ -531,7 +531,7 @@ def list_deletable_models(model_version: str, worker_ip: str | None = None) -> O
             purpose=f"list the files of {model_version}",
             method="GET",
             path="/v1/cache/models/files",
-            query=_given(model_version=model_version, worker_ip=worker_ip),
+            query=_given({"model_version": model_version, "worker_ip": worker_ip}),
         ),
         _as_it_is,
     )
@@ -553,7 +553,8 @@ def confirm_and_remove_model(
             purpose=f"remove {model_version}",
             method="DELETE",
             path="/v1/cache/models",
-            query=_given(model_version=model_version, worker_ip=worker_ip) | {"force": force},
+            query=_given({"model_version": model_version, "worker_ip": worker_ip})
+            | {"force": force},
             timeout_seconds=STOP_SECONDS,
         ),
         lambda reply: bool(reply["result"]),
@@ -585,14 +586,16 @@ def download_model(
             method="POST",
             path="/v1/cache/models",
             body=_given(
-                model_name=model_name,
-                model_type=model_type,
-                model_engine=model_engine,
-                model_size_in_billions=_size(model_size_in_billions),
-                model_format=model_format,
-                quantization=quantization,
-                download_hub=download_hub,
-                worker_ip=worker_ip,
+                {
+                    "model_name": model_name,
+                    "model_type": model_type,
+                    "model_engine": model_engine,
+                    "model_size_in_billions": _size(model_size_in_billions),
+                    "model_format": model_format,
+                    "quantization": quantization,
+                    "download_hub": download_hub,
+                    "worker_ip": worker_ip,
+                }
             ),
         ),
         lambda reply: str(reply["cache_uid"]),
@@ -686,10 +689,6 @@ def remove_virtual_envs(
         ),
         lambda reply: bool(reply["result"]),
     )
-
-
-def _given(query: Mapping[str, str | None]) -> dict[str, Any]:
-    return {name: value for name, value in query.items() if value is not None}
 
 
 def abort_cluster() -> Operation[Json]:
@@ -968,7 +967,7 @@ def _segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _given(**fields: Any) -> Json:
+def _given(fields: Mapping[str, Any]) -> Json:
     """Return the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
