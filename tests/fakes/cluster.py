@@ -826,7 +826,7 @@ def _length_of(prompt: Prompt) -> int:
 
 def _description(uid: ModelUid, family: dict[str, Any], spec: LaunchSpec) -> ModelDescription:
     name = family["model_name"]
-    if (spec.model_engine or "").lower() != "transformers":
+    if (spec.model_engine or "transformers").lower() != "transformers":
         problem = f"engine {spec.model_engine} cannot run it"
         raise UnsupportedVariant(family=name, problem=problem, suggestions=["transformers"])
     wanted = (spec.model_format, spec.model_size_in_billions, spec.quantization)

@@ -7,14 +7,16 @@ and a description, or says why not. It downloads nothing and starts nothing.
 """
 
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from xinference.errors import FamilyNotFound, InvalidRequest
-from xinference.identifiers import new_model_uid
+from xinference.errors import DownloadUnavailable, FamilyNotFound, InvalidRequest
+from xinference.identifiers import family_name, new_model_uid
 from xinference.protocol.deployment import (
     EngineOptions,
     LaunchSpec,
@@ -33,6 +35,7 @@ from .family import (
     Variant,
     size_text,
 )
+from .file_family import encoder_family, language_family
 from .launch_memory import least_memory_bytes, what_fits
 from .matching import (
     ENGINES,
@@ -182,8 +185,7 @@ class Catalog:
             UnsupportedVariant: no variant is as asked, or none such can run; with those that can.
             DownloadUnavailable: the files are on a hub that this version does not ask.
         """
-        self._served_shelf(spec.model_type)
-        family = self._family(spec.model_type, spec.model_name)
+        family = self._wanted(spec)
         if isinstance(family, EncoderFamily):
             return _resolve_encoder(family, spec)
         engine = engine_named(spec.model_engine)
@@ -218,11 +220,20 @@ class Catalog:
         Raises:
             InvalidRequest: the type is unknown. FamilyNotFound: with near names.
         """
-        family = self._family(spec.model_type, spec.model_name)
+        family = self._wanted(spec)
         if isinstance(family, EncoderFamily):
             return []
-        runnable = [one for one in family.variants if refusal(family, one) is None]
+        engine = engine_named(spec.model_engine)
+        runnable = [one for one in family.variants if refusal(family, one, engine) is None]
         return what_fits(runnable, spec.engine_options, room_bytes)
+
+    def _wanted(self, spec: LaunchSpec) -> ModelFamily | EncoderFamily:
+        """Return the family of a launch: by its name, by the id of a repository, or by files."""
+        shelf = self._served_shelf(spec.model_type)
+        name = spec.model_name
+        if spec.model_path is not None and (not name or "/" in name):
+            return _family_of_files(spec)
+        return _published_as(name, shelf) if "/" in name else shelf.family(name)
 
     def _shelf(self, model_type: str) -> Shelf[ModelFamily] | Shelf[EncoderFamily] | None:
         return self._language if model_type == LANGUAGE else self._encoders.get(model_type)
@@ -259,6 +270,47 @@ def type_named(text: str) -> str:
         field="model_type",
         problem=f"{text!r} is not a type of model" + did_you_mean(text, types),
     )
+
+
+def _family_of_files(spec: LaunchSpec) -> ModelFamily | EncoderFamily:
+    """Return what the files of `model_path` say they are, named after the id or the directory."""
+    directory = Path(_checked_path(spec.model_path or ""))
+    last = Path(spec.model_name or directory).name
+    name = family_name(re.sub(r"[+\\?%#&=\s]", "-", last) or "model")
+    model_type = type_named(spec.model_type)
+    if model_type == LANGUAGE:
+        return language_family(directory, name)
+    return encoder_family(directory, name, model_type)
+
+
+def _published_as(
+    model_id: str, shelf: Shelf[ModelFamily] | Shelf[EncoderFamily]
+) -> ModelFamily | EncoderFamily:
+    """Return the family that has a repository of this id, with the variants that are in it.
+
+    Raises:
+        DownloadUnavailable: the catalogue does not know it.
+    """
+    wanted = model_id.casefold()
+    for name in sorted(shelf.names()):
+        family = shelf.family(name)
+        kinds = {
+            _kind_of(one) for one in family.variants if (one.model_id or "").casefold() == wanted
+        }
+        if kinds:
+            # Why by kind: the same files may be on another hub under another id.
+            same = tuple(one for one in family.variants if _kind_of(one) in kinds)
+            return replace(family, variants=same)
+    raise DownloadUnavailable(
+        family=model_id,
+        model_id=model_id,
+        problem="the catalogue does not know it, and what it can do is read from its files",
+    )
+
+
+def _kind_of(variant: Variant) -> tuple[str, Decimal, str]:
+    """Return what two variants share that differ in their hub alone."""
+    return variant.model_format, variant.size, variant.quantization
 
 
 def _checked_path(text: str) -> str:

@@ -34,7 +34,7 @@ class Request:
     """What the caller wants, as an error says it: "Failed to <purpose>"."""
     method: str
     path: str
-    query: Mapping[str, str | int | bool] = field(default_factory=dict)
+    query: Mapping[str, str | int | float | bool | list[str]] = field(default_factory=dict)
     body: Json | None = None
     timeout_seconds: float | None = QUICK_SECONDS
     """The longest silence of the server. None: no limit."""
@@ -64,7 +64,7 @@ def list_models() -> Operation[dict[str, Json]]:
 
 
 def launch_model(
-    model_name: str,
+    model_name: str | None = None,
     model_type: str = "LLM",
     model_engine: str | None = None,
     model_uid: str | None = None,
@@ -98,6 +98,8 @@ def launch_model(
     What a server of this version cannot do it refuses by name; nothing is ignored.
 
     Args:
+        model_name: A family, or the id of its repository; None: what the files of `model_path` say.
+        model_engine: None: transformers.
         model_uid: None: the server names it after the family.
         model_size_in_billions: Such as 7, "0_5" or 1.8.
         n_gpu: "auto" takes one if there is one; None keeps the model on the CPU.
@@ -460,14 +462,41 @@ def unregister_model(model_type: str, model_name: str) -> Operation[None]:
     )
 
 
-def list_model_registrations(model_type: str, detailed: bool = False) -> Operation[list[Json]]:
-    """Return the families of a type: name and "is_builtin", or with `detailed` everything."""
+def list_model_registrations(
+    model_type: str,
+    detailed: bool = False,
+    *,
+    query: str | None = None,
+    ability: list[str] | None = None,
+    language: list[str] | None = None,
+    model_format: str | None = None,
+    min_size: float | None = None,
+    max_size: float | None = None,
+    fits: bool = False,
+) -> Operation[list[Json]]:
+    """Return the families of a type: name and "is_builtin", or with `detailed` everything.
+
+    Args:
+        query: Words of the name or the description.
+        ability: All of these, such as "tools".
+        min_size: Billions of parameters, as `max_size`. What is asked of specs narrows them, too.
+        fits: Only what the cluster has memory for now.
+    """
+    asked = {
+        "query": query,
+        "ability": ability,
+        "language": language,
+        "model_format": model_format,
+        "min_size": min_size,
+        "max_size": max_size,
+        "fits": fits or None,
+    }
     return Operation(
         Request(
             purpose=f"list the {model_type} models of the catalogue",
             method="GET",
             path=f"/v1/model_registrations/{_segment(model_type)}",
-            query={"detailed": detailed},
+            query={"detailed": detailed} | {name: one for name, one in asked.items() if one},
         ),
         _as_it_is,
     )

@@ -191,8 +191,11 @@ class LaunchSpec:
     model_uid: ModelUid | None = None
     """None: the supervisor names it after the family."""
     model_name: str
+    """A family, or the id of a repository that one is published as. "": what the files of
+    `model_path` say."""
     model_type: str = "LLM"
     model_engine: str | None = None
+    """None: the default one of the type."""
     model_size_in_billions: str | None = None
     """As families spell it: "4", "0_5"."""
     model_format: str | None = None

@@ -41,6 +41,7 @@ LANGUAGE = "LLM"
 ENCODERS = ("embedding", "rerank")
 
 _SIZE = re.compile(r"(\d{1,6})(?:[._](\d{1,6}))?")
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 _MIB = 2**20
 
 REPLICA_STATES = {
@@ -59,8 +60,6 @@ REPLICA_STATES = {
 def launch_spec(body: LaunchRequest) -> LaunchSpec:
     """Return what a launch asks for."""
     model_type = _model_type(body.model_type)
-    if not body.model_engine and model_type == LANGUAGE:
-        raise InvalidRequest(field="model_engine", problem="is required for language models")
     options = _options(body)
     encoder_options, server_options = EncoderOptions(), None
     server = server_engine_named(body.model_engine)
@@ -71,9 +70,9 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         server_options, options = ServerOptions.split(server, options, known=ours)
     return LaunchSpec(
         model_uid=None if body.model_uid is None else model_uid(body.model_uid),
-        model_name=family_name(body.model_name),
+        model_name=_model_name(body),
         model_type=model_type,
-        model_engine=body.model_engine,
+        model_engine=body.model_engine or None,
         model_size_in_billions=_size(body),
         model_format=body.model_format,
         quantization=body.quantization,
@@ -97,6 +96,21 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         idle_timeout=body.idle_timeout,
         autoload=bool(body.autoload),
     )
+
+
+def _model_name(body: LaunchRequest) -> str:
+    """Return the name of a family, the id of a repository, or "" where the files say it."""
+    if body.model_name is None:
+        if body.model_path is None:
+            problem = "is required, or model_path of files that say what they are"
+            raise InvalidRequest(field="model_name", problem=problem)
+        return ""
+    return _name_or_id(body.model_name)
+
+
+def _name_or_id(given: str) -> str:
+    """Return the name of a family, or the id of a repository."""
+    return given if _HUB_ID.fullmatch(given) else family_name(given)
 
 
 def autostart_entry(body: AutostartRequest) -> AutostartEntry:
@@ -204,7 +218,7 @@ def _gpu_indices(given: int | list[int] | None) -> tuple[int, ...] | None:
 def download_spec(body: DownloadBody) -> LaunchSpec:
     """Return the launch that would need what is to be downloaded."""
     return LaunchSpec(
-        model_name=family_name(body.model_name),
+        model_name=_name_or_id(body.model_name),
         model_type=_model_type(body.model_type),
         model_engine=body.model_engine,
         model_size_in_billions=_size(body),

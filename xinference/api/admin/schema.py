@@ -71,10 +71,11 @@ class LaunchRequest(Body):
         ),
     )
 
-    model_name: str = Field(min_length=1)
-    """A family, as the registrations list it."""
+    model_name: str | None = Field(None, min_length=1)
+    """A family, as the registrations list it, or the id of a repository that one is published as.
+    Null with model_path: what the files say."""
     model_engine: str | None = None
-    """Required for language models; upper and lower case are the same."""
+    """Null: transformers; upper and lower case are the same."""
     model_type: str = "LLM"
     """LLM, embedding or rerank."""
     model_uid: str | None = None
