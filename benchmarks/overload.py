@@ -99,7 +99,7 @@ async def measure(platform: Platform, seconds: float) -> None:
         for _ in range(NUM_ROUNDS):
             peaks.append(await peak(http, seconds / NUM_ROUNDS))
             loads.append(await overload(http, FACTOR * peaks[-1], seconds / NUM_ROUNDS))
-        grown = resident(platform) - before
+        grown = [(now - then) / 2**20 for now, then in zip(resident(platform), before, strict=True)]
     most = statistics.mean(peaks)
     admitted = sum(len(load.good) for load in loads) / seconds
     refused = sorted(one for load in loads for one in load.refusals) or [0.0]
@@ -110,12 +110,14 @@ async def measure(platform: Platform, seconds: float) -> None:
         f"{len(refused)} refused, in {1e3 * statistics.median(refused):.1f} ms (median), "
         f"{1e3 * refused[int(0.99 * (len(refused) - 1))]:.1f} ms (p99); {others} other answers"
     )
-    print(f"memory of gateway and replica {grown / 2**20:+.1f} MiB")
+    # The replica keeps blocks of prompts it has seen, up to the size of its KV cache.
+    print(f"memory of the gateway {grown[0]:+.1f} MiB, of the replica {grown[1]:+.1f} MiB")
 
 
-def resident(platform: Platform) -> int:
+def resident(platform: Platform) -> list[int]:
+    """Return the memory of the gateway and of the replica."""
     processes = [platform.control("gateway"), *platform.replicas]
-    return sum(process.memory_info().rss for process in processes)
+    return [process.memory_info().rss for process in processes]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.fakes.cluster import FakeCluster
+from xinference.api.admin.convert import launch_spec
 from xinference.api.admin.schema import LaunchRequest
 from xinference.api.fields import Only
 from xinference.errors import LaunchCancelled, LoadFailed
@@ -53,6 +54,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         n_gpu=None,
         trust_remote_code=True,
         request_limits=7,
+        download_hub="ModelScope",
         replica=2,
         min_replicas=1,
         max_replicas=3,
@@ -74,6 +76,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
             max_num_seqs=4, max_model_len=256, device="cpu", trust_remote_code=True
         ),
         request_limits=7,
+        download_hub="modelscope",
         n_gpu=0,
         replica=2,
         min_replicas=1,
@@ -81,6 +84,17 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         idle_timeout=90,
         autoload=True,
     )
+
+
+async def test_the_engine_and_with_files_the_name_may_be_left_out(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    answer = await launch(http, model_engine=None)
+
+    assert answer.status_code == 200, answer.text
+    assert cluster.launched[-1].model_engine is None
+    assert launch_spec(LaunchRequest(model_path="/models/mine")).model_name == ""
+    assert launch_spec(LaunchRequest(model_name="Qwen/Qwen3-8B")).model_name == "Qwen/Qwen3-8B"
 
 
 @pytest.mark.parametrize(
@@ -148,8 +162,8 @@ async def test_a_field_that_is_not_honoured_is_refused_by_name(
     [
         ({"model_name": None}, "model_name"),
         ({"model_name": ""}, "model_name"),
-        ({"model_name": "a/b"}, "model_name"),
-        ({"model_engine": None}, "model_engine"),
+        ({"model_name": "a/b/c"}, "model_name"),
+        ({"model_name": "a/"}, "model_name"),
         ({"model_type": "embedding"}, "model_type"),
         ({"model_uid": "a b"}, "model_uid"),
         ({"model_uid": "x" * 101}, "model_uid"),

@@ -137,7 +137,7 @@ def test_a_misspelt_field_of_a_spec_is_refused_with_its_place() -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "word"),
     [
-        ({"prompt_style": {"style_name": "LLAMA2"}}, "prompt_style", "chat_template"),
+        ({"prompt_style": {"style_name": "MINE"}}, "prompt_style", "chat_template"),
         (
             {"model_specs": [spec(model_format="ggmlv3")]},
             "model_specs[0].model_format",

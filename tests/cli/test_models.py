@@ -115,7 +115,6 @@ def test_engine_options_are_read_as_values(words: list[str], options: dict[str, 
 @pytest.mark.parametrize(
     "words",
     [
-        ["launch", "-n", "qwen"],
         ["launch", "--model-engine", "transformers"],
         [*LAUNCH, "--max_num_seqs"],
         [*LAUNCH, "--a", "--b", "1"],

@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -30,6 +31,18 @@ VARIANTS = [
     },
 ]
 ENGINES = {"Transformers": VARIANTS, "vLLM": "it is not installed"}
+
+
+def test_the_catalogue_can_be_searched(script: Script, run: Run) -> None:
+    script.replies["GET /v1/model_registrations/LLM"] = Reply(json=[FAMILY])
+
+    run("registrations", "-q", "small", "-a", "chat", "-a", "tools", "--max-size", "3", "--fits")
+
+    (sent,) = (one for one in script.asked if one.path == "/v1/model_registrations/LLM")
+    assert parse_qs(sent.query) == {
+        "detailed": ["true"], "query": ["small"], "ability": ["chat", "tools"],
+        "max_size": ["3.0"], "fits": ["true"],
+    }  # fmt: skip
 
 
 def test_the_catalogue_is_a_table_or_json(script: Script, run: Run) -> None:

@@ -9,11 +9,15 @@ import pytest
 from tests.cluster.local_cluster import LocalCluster, ScriptedReplica
 from tests.cluster.simulation import GIB, gpu, resources
 from xinference.catalog import Catalog
-from xinference.cluster.room import largest_room_bytes
 from xinference.errors import InsufficientResources
 from xinference.identifiers import NodeId
 from xinference.protocol.deployment import EngineOptions, LaunchSpec
-from xinference.protocol.nodes import NodeResources, NodeState, NodeStatus
+from xinference.protocol.nodes import (
+    NodeResources,
+    NodeState,
+    NodeStatus,
+    largest_room_bytes,
+)
 
 
 def node(of: NodeResources, state: NodeState = NodeState.READY) -> NodeStatus:

@@ -53,7 +53,8 @@ def test_a_worker_with_the_key_joins_and_serves(tmp_path: Path) -> None:
         assert key.stat().st_mode & 0o777 == 0o600
         two.mkdir()
         (two / "cluster.key").write_bytes(key.read_bytes())
-        with command("worker", "-e", endpoint, "-H", "127.0.0.1", home=two) as worker:
+        # Of this machine, too, but not the address that says so: what comes here is encrypted.
+        with command("worker", "-e", endpoint, "-H", "127.0.0.2", home=two) as worker:
             wait_until("the worker joined", lambda: workers_of(endpoint), timeout_seconds=60)
 
             launch = {"model_name": GUIDE, "model_engine": "transformers"}
@@ -64,6 +65,9 @@ def test_a_worker_with_the_key_joins_and_serves(tmp_path: Path) -> None:
                 timeout=60,
             )
             assert reply.status_code == 200, reply.text
+            (instance,) = httpx.get(f"{endpoint}/v1/models/instances", timeout=10).json()
+            (replica,) = instance["replica_statuses"]
+            assert replica["model_address"].startswith("tls:127.0.0.2:")
             below = psutil.Process(worker.pid).children(recursive=True)
             assert any("xinference.cluster.replica" in one.cmdline() for one in below)
 

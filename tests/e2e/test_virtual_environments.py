@@ -90,6 +90,7 @@ def packages_of(platform: Platform) -> Any:
     return model["replica_statuses"][0]["virtual_env_packages"]
 
 
+@pytest.mark.timeout(300)
 def test_a_model_has_another_version_of_a_package_than_the_host_for_as_long_as_it_runs(
     platform: Platform,
 ) -> None:

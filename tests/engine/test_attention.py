@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xinference.engine.attention.cpu import CpuAttention
+from xinference.engine.attention.cpu import CpuAttention, _group_rows
 from xinference.engine.attention.interface import (
     AttendingCache,
     AttentionBackend,
@@ -210,6 +210,33 @@ def test_far_apart_blocks_are_read_as_several_ranges(monkeypatch: pytest.MonkeyP
     out = attend(CpuAttention(), scene, SCORINGS["plain"])
 
     torch.testing.assert_close(out, by_hand(scene, SCORINGS["plain"]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scoring", ["plain", "sinks"])
+def test_short_rows_beside_a_long_one_are_not_padded_to_it(scoring: str) -> None:
+    scene = make_scene([3, 9, 4, 90, 2, 7, 1], [1] * 7, block_size=4)
+    context_lens = scene.batch.context_lens
+    counts = -(-context_lens // 4)
+    rows = np.repeat(np.arange(7), counts)
+
+    groups = list(_group_rows(rows, np.arange(len(rows)), counts))
+    out = attend(CpuAttention(), scene, SCORINGS[scoring])
+
+    assert len(groups) > 1
+    assert all(len(group.parts) <= 2 * len(rows) for group in groups)
+    assert sum(group.num_rows for group in groups) == 7
+    torch.testing.assert_close(out, by_hand(scene, SCORINGS[scoring]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_that_is_no_number_leaves_the_others_alone() -> None:
+    scene = make_scene([9, 30, 2], [1, 1, 1], block_size=4)
+    expected = by_hand(scene, SCORINGS["plain"])
+    scene.keys[1][:, 5] = scene.values[1][:, 5] = torch.nan
+
+    out = attend(CpuAttention(), scene, SCORINGS["plain"])
+
+    assert out[1].isnan().all()
+    torch.testing.assert_close(out[[0, 2]], expected[[0, 2]], atol=1e-5, rtol=1e-5)
 
 
 def test_rows_that_share_blocks_each_read_them() -> None:

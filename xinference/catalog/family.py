@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from .memory import estimate, typical_shape, weights_bytes
+
 DEFAULT_CONTEXT_LENGTH = 2048
 """Of a registered family that does not say and whose files are not readable here."""
 
@@ -62,6 +64,15 @@ class Variant:
         metadata = self.carried.get("model_metadata")
         return metadata.get("weights") if isinstance(metadata, Mapping) else None
 
+    @property
+    def memory_bytes(self) -> int:
+        """About what a replica takes at the least, judged by the size; 0 if that is unknown."""
+        if not self.size:
+            return 0
+        shape = typical_shape(self.size)
+        weights = weights_bytes(self.size, self.model_format, self.quantization, shape)
+        return weights + estimate(shape, weights_bytes=0, context_length=1).activation_bytes
+
     def __str__(self) -> str:
         plain = f"{size_text(self.size).replace('_', '.')}B {self.model_format}"
         return plain if self.quantization == "none" else f"{plain} {self.quantization}"
@@ -77,6 +88,7 @@ class Variant:
             "model_id": self.model_id,
             "model_revision": self.model_revision,
             "model_uri": self.path,
+            "memory_bytes": self.memory_bytes,
             **self.carried,
         }
 

@@ -58,8 +58,10 @@ def shape_in(directory: Path) -> ModelShape | None:
 
 
 def weights_in(directory: Path) -> Weights | None:
-    """Return how large the weights in a directory are; None if there are none to be seen."""
+    """Return how large the weights are in a directory, or are as a file; None: there are none."""
     try:
+        if directory.is_file():
+            return Weights(num_bytes=directory.stat().st_size)
         for pattern in _WEIGHT_FILES:
             files = sorted(directory.glob(pattern))
             if files:

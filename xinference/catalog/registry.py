@@ -7,24 +7,23 @@ and a description, or says why not. It downloads nothing and starts nothing.
 """
 
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from xinference.errors import (
-    DownloadUnavailable,
-    FamilyNotFound,
-    InvalidRequest,
-)
-from xinference.identifiers import new_model_uid
+from xinference.errors import DownloadUnavailable, FamilyNotFound, InvalidRequest
+from xinference.identifiers import family_name, new_model_uid
 from xinference.protocol.deployment import (
     EngineOptions,
     LaunchSpec,
     ModelDescription,
     ModelSource,
 )
+from xinference.protocol.downloads import DownloadRequest
 from xinference.protocol.servers import LLAMA_CPP_CONTEXT, ServerEngine
 
 from .builtin_families import builtin_encoders, builtin_families
@@ -36,6 +35,7 @@ from .family import (
     Variant,
     size_text,
 )
+from .file_family import encoder_family, language_family
 from .launch_memory import least_memory_bytes, what_fits
 from .matching import (
     ENGINES,
@@ -51,11 +51,11 @@ from .registrations import Registrations
 from .runnable import refusal
 from .schema import did_you_mean, inherit, parse_family
 from .shelf import Shelf, virtual_env_of
+from .sources import GGUF, download_of
 
 logger = logging.getLogger(__name__)
 
 LANGUAGE = "LLM"
-GGUF = "ggufv2"
 LATER_TYPES = ("image", "audio", "video", "flexible")
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -183,10 +183,9 @@ class Catalog:
                 are visible and no model.
             FamilyNotFound: with near names.
             UnsupportedVariant: no variant is as asked, or none such can run; with those that can.
-            DownloadUnavailable: the files are on a hub and no `model_path` was given.
+            DownloadUnavailable: the files are on a hub that this version does not ask.
         """
-        self._served_shelf(spec.model_type)
-        family = self._family(spec.model_type, spec.model_name)
+        family = self._wanted(spec)
         if isinstance(family, EncoderFamily):
             return _resolve_encoder(family, spec)
         engine = engine_named(spec.model_engine)
@@ -197,23 +196,13 @@ class Catalog:
         )
         trust = spec.engine_options.trust_remote_code
         variant = match(family, wish, engine, trust_remote_code=trust)
-        path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
-        if path is None:
-            raise DownloadUnavailable(
-                family=family.model_name,
-                model_id=variant.model_id or "",
-                problem="this version does not download",
-            )
         _check_thinking(family, spec.engine_options)
-        field = "model_uri" if spec.model_path is None else "model_path"
-        if variant.model_format == GGUF:
-            _check_visible_gguf(path, field)
-        else:
-            _check_visible(path, field)
+        path, download = _files(family, variant, spec)
         return Resolved(
             description=_description(family, variant, spec, engine, path),
             source=ModelSource(
                 path=path,
+                download=download,
                 chat_template=family.chat_template,
                 stop=family.stop,
                 stop_token_ids=family.stop_token_ids,
@@ -231,11 +220,20 @@ class Catalog:
         Raises:
             InvalidRequest: the type is unknown. FamilyNotFound: with near names.
         """
-        family = self._family(spec.model_type, spec.model_name)
+        family = self._wanted(spec)
         if isinstance(family, EncoderFamily):
             return []
-        runnable = [one for one in family.variants if refusal(family, one) is None]
+        engine = engine_named(spec.model_engine)
+        runnable = [one for one in family.variants if refusal(family, one, engine) is None]
         return what_fits(runnable, spec.engine_options, room_bytes)
+
+    def _wanted(self, spec: LaunchSpec) -> ModelFamily | EncoderFamily:
+        """Return the family of a launch: by its name, by the id of a repository, or by files."""
+        shelf = self._served_shelf(spec.model_type)
+        name = spec.model_name
+        if spec.model_path is not None and (not name or "/" in name):
+            return _family_of_files(spec)
+        return _published_as(name, shelf) if "/" in name else shelf.family(name)
 
     def _shelf(self, model_type: str) -> Shelf[ModelFamily] | Shelf[EncoderFamily] | None:
         return self._language if model_type == LANGUAGE else self._encoders.get(model_type)
@@ -274,6 +272,47 @@ def type_named(text: str) -> str:
     )
 
 
+def _family_of_files(spec: LaunchSpec) -> ModelFamily | EncoderFamily:
+    """Return what the files of `model_path` say they are, named after the id or the directory."""
+    directory = Path(_checked_path(spec.model_path or ""))
+    last = Path(spec.model_name or directory).name
+    name = family_name(re.sub(r"[+\\?%#&=\s]", "-", last) or "model")
+    model_type = type_named(spec.model_type)
+    if model_type == LANGUAGE:
+        return language_family(directory, name)
+    return encoder_family(directory, name, model_type)
+
+
+def _published_as(
+    model_id: str, shelf: Shelf[ModelFamily] | Shelf[EncoderFamily]
+) -> ModelFamily | EncoderFamily:
+    """Return the family that has a repository of this id, with the variants that are in it.
+
+    Raises:
+        DownloadUnavailable: the catalogue does not know it.
+    """
+    wanted = model_id.casefold()
+    for name in sorted(shelf.names()):
+        family = shelf.family(name)
+        kinds = {
+            _kind_of(one) for one in family.variants if (one.model_id or "").casefold() == wanted
+        }
+        if kinds:
+            # Why by kind: the same files may be on another hub under another id.
+            same = tuple(one for one in family.variants if _kind_of(one) in kinds)
+            return replace(family, variants=same)
+    raise DownloadUnavailable(
+        family=model_id,
+        model_id=model_id,
+        problem="the catalogue does not know it, and what it can do is read from its files",
+    )
+
+
+def _kind_of(variant: Variant) -> tuple[str, Decimal, str]:
+    """Return what two variants share that differ in their hub alone."""
+    return variant.model_format, variant.size, variant.quantization
+
+
 def _checked_path(text: str) -> str:
     if not text.startswith("/") or "\0" in text:
         raise InvalidRequest(
@@ -293,6 +332,44 @@ def _check_thinking(family: ModelFamily, options: EngineOptions) -> None:
         )
     if options.thinking_budget is not None and not (is_hybrid or always):
         raise InvalidRequest(field="thinking_budget", problem=f"{family.model_name} cannot think")
+
+
+def _files(
+    family: ModelFamily | EncoderFamily, variant: Variant, spec: LaunchSpec
+) -> tuple[str, DownloadRequest | None]:
+    """Return where the files of a variant are on the worker, or what it has to download.
+
+    Raises:
+        InvalidRequest, UnsupportedVariant, DownloadUnavailable
+    """
+    path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
+    if path is None:
+        request = download_of(
+            variant,
+            family.variants,
+            model_version=_version_of(family, variant),
+            model_name=family.model_name,
+            model_type=LANGUAGE if isinstance(family, ModelFamily) else family.model_type,
+            hub=spec.download_hub,
+        )
+        return "", request
+    if spec.download_hub is not None:
+        raise InvalidRequest(
+            field="download_hub", problem="means nothing here: the files are not on a hub"
+        )
+    check = _check_visible_gguf if variant.model_format == GGUF else _check_visible
+    check(path, "model_uri" if spec.model_path is None else "model_path")
+    return path, None
+
+
+def _version_of(family: ModelFamily | EncoderFamily, variant: Variant) -> str:
+    """Return the variant in one word, as users know it from lists and as removals take it."""
+    words = [family.model_name]
+    if isinstance(family, ModelFamily):
+        words.append(f"{size_text(variant.size)}B")
+    elif family.dimensions is not None:
+        words += [str(family.max_tokens), str(family.dimensions)]
+    return "--".join((*words, variant.model_format, variant.quantization))
 
 
 def _check_visible(path: str, field: str) -> None:
@@ -358,14 +435,7 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
         quantization=spec.quantization,
     )
     variant = match_encoder(family, wish)
-    path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
-    if path is None:
-        raise DownloadUnavailable(
-            family=family.model_name,
-            model_id=variant.model_id or "",
-            problem="this version does not download",
-        )
-    _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
+    path, download = _files(family, variant, spec)
     is_given = spec.model_path is not None
     limits = (family.max_tokens, spec.engine_options.max_model_len)
     description = ModelDescription(
@@ -389,6 +459,7 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
     )
     source = ModelSource(
         path=path,
+        download=download,
         prompts=dict(family.prompts),
         rerank_template=family.template,
         virtual_env=virtual_env_of(family.carried),
@@ -398,6 +469,8 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
 
 def _context_of_files(path: str) -> int | None:
     """Return how many tokens the model's `config.json` says it takes; None if it is not here."""
+    if not path:
+        return None
     config = json_file(directory_of(path) / "config.json") or {}
     if isinstance(config.get("text_config"), dict):
         config = config["text_config"]

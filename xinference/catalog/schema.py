@@ -20,6 +20,7 @@ from xinference.errors import InvalidRequest
 from xinference.identifiers import family_name
 
 from .family import GUIDE_URI, ModelFamily, Variant, parse_size
+from .old_form import PROMPT_STYLE, converted
 
 MAX_JSON_CHARS = 1_000_000
 MAX_INT_DIGITS = 15
@@ -101,16 +102,16 @@ CARRIED_SPEC_FIELDS = (
     "model_metadata",
     "model_metadata_by_quantization",
 )
-DROPPED_SPEC_FIELDS = ("cache_status", "draft_cache_status")
+DROPPED_SPEC_FIELDS = ("cache_status", "draft_cache_status", "memory_bytes")
 
 _PACKAGE_URI = re.compile(r"package:[A-Za-z_]\w*/[A-Za-z_][\w-]*", re.ASCII)
 """A folder of another Python package."""
 
-REPLACED = {
-    "prompt_style": "is of an older format; give the template as chat_template (Jinja), or the "
-    "name of a built-in family there, and its stop and stop_token_ids beside it",
-    "ggmlv3": "is of an older format that nothing reads any more; convert the file to ggufv2",
+_OLD_FORMATS = {
+    "ggmlv3": "is of an older form that nothing reads any more; convert the file with llama.cpp "
+    'and say "model_format": "ggufv2", with the new name in model_file_name_template'
 }
+"""Formats of old registrations, and what takes their place."""
 
 
 def parse_family(text: str, *, is_builtin: bool) -> ModelFamily:
@@ -120,6 +121,8 @@ def parse_family(text: str, *, is_builtin: bool) -> ModelFamily:
         InvalidRequest: naming the field, by its path from the top.
     """
     top = family_json(text)
+    if PROMPT_STYLE in top.given:
+        top = Reader(converted(top.given), "")
     top.check_keys((*FIELDS, *CARRIED_FIELDS, *DROPPED_FIELDS))
     top.one_of("version", (1, 2), default=2)
     top.one_of("tool_parser", TOOL_PARSERS, default="")
@@ -271,8 +274,8 @@ def _abilities(top: "Reader") -> tuple[str, ...]:
 def _variants(spec: "Reader", needs_size: bool) -> list[Variant]:
     spec.check_keys((*SPEC_FIELDS, *CARRIED_SPEC_FIELDS, *DROPPED_SPEC_FIELDS))
     model_format = spec.text("model_format")
-    if model_format in REPLACED:
-        spec.refuse("model_format", f"{model_format} {REPLACED[model_format]}")
+    if model_format in _OLD_FORMATS:
+        spec.refuse("model_format", f"{model_format} {_OLD_FORMATS[model_format]}")
     spec.one_of("model_format", FORMATS)
     size = spec.size("model_size_in_billions")
     if size is None and needs_size:
@@ -375,8 +378,6 @@ class Reader:
 
     def check_keys(self, known: Collection[str]) -> None:
         for key in self.given:
-            if key in REPLACED:
-                self.refuse(key, REPLACED[key])
             if key not in known:
                 self.refuse(key[:100], "is not a known field" + did_you_mean(key, known))
 

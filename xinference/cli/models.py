@@ -38,9 +38,9 @@ LIST_COLUMNS = {
     short_help="Launch a model and wait until it answers.",
 )
 @endpoint_options
-@click.option("--model-name", "-n", required=True, help="A family of the catalogue.")
+@click.option("--model-name", "-n", help="A family of the catalogue, or the id of its repository.")
 @click.option("--model-type", "-t", default="LLM", show_default=True)
-@click.option("--model-engine", "-en", help="Such as transformers; required for LLM.")
+@click.option("--model-engine", "-en", help="Such as transformers. [default: transformers]")
 @click.option("--model-uid", "-u", help="What to call it. [default: the family's name]")
 @click.option(
     "--size-in-billions",
@@ -51,7 +51,12 @@ LIST_COLUMNS = {
 )
 @click.option("--model-format", "-f", help="Such as pytorch.")
 @click.option("--quantization", "-q", help="Such as none.")
-@click.option("--model-path", "-mp", help="Files on the worker, used instead of a hub's.")
+@click.option(
+    "--model-path",
+    "-mp",
+    help="Files on the worker, instead of a hub's; without -n, what they are.",
+)
+@click.option("--download-hub", help="huggingface or modelscope; else whichever answers.")
 @click.option("--replica", "-r", type=int, default=1, show_default=True, help="Copies of it.")
 @click.option("--n-worker", type=int, default=1, show_default=True)
 @click.option(
@@ -91,8 +96,8 @@ def launch_command(endpoint: str | None, api_key: str | None, as_json: bool, **w
     Further pairs `--NAME VALUE` are options of the engine, such as `--max_num_seqs 32`.
     """
     fields = launch_fields(words)
-    if fields["model_type"] == "LLM" and fields["model_engine"] is None:
-        raise click.UsageError("A model of type LLM needs --model-engine, such as transformers.")
+    if fields["model_name"] is None and fields["model_path"] is None:
+        raise click.UsageError("A launch needs --model-name, or --model-path of a model's files.")
     with connected(endpoint, api_key) as client:
         uid = None
         try:
@@ -138,7 +143,7 @@ def launch_fields(words: dict[str, Any]) -> dict[str, Any]:
     for name in ("virtual_env_packages", "virtual_env_find_links"):
         fields[name] = list(fields[name])
     extra = engine_options(fields.pop("engine_options"))
-    for name in ("context_length", "trust_remote_code", "quantization_config"):
+    for name in ("context_length", "trust_remote_code", "quantization_config", "download_hub"):
         # Why: these reach the engine as its options, where a None would be a value.
         if fields[name] in (None, {}):
             del fields[name]
@@ -248,7 +253,7 @@ def wait_until_ready(client: "Client", uid: str, show_progress: Any) -> None:
                 raise click.ClickException(f"{uid} could not be launched: {cause}")
             if stage == "cancelled" or (stage == "pending" and not _is_known(client, uid)):
                 raise click.ClickException(f"The launch of {uid} was cancelled.")
-            show_progress(stage, progress["progress"])
+            show_progress(stage, progress["progress"], progress.get("download_files") or ())
             last_reply = time.monotonic()
         except (ConnectionFailed, ConnectionLost, ReplyTimeout, Unavailable):
             if time.monotonic() - last_reply > OUTAGE_SECONDS:

@@ -15,13 +15,28 @@ TYPE_OPTION = click.option("--model-type", "-t", default="LLM", show_default=Tru
 @click.command("registrations", short_help="List the models of the catalogue.")
 @endpoint_options
 @TYPE_OPTION
+@click.option("--search", "-q", "query", help="Words of the name or the description.")
+@click.option("--ability", "-a", multiple=True, help="Such as tools; may be given again.")
+@click.option("--language", "-l", multiple=True, help="Such as de; may be given again.")
+@click.option("--model-format", "-f", help="Such as ggufv2.")
+@click.option("--min-size", type=click.FloatRange(min=0), help="Billions of parameters.")
+@click.option("--max-size", type=click.FloatRange(min=0), help="Billions of parameters.")
+@click.option("--fits", is_flag=True, help="Only what the cluster has memory for now.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything, as JSON.")
 def registrations_command(
-    endpoint: str | None, api_key: str | None, model_type: str, as_json: bool
+    endpoint: str | None,
+    api_key: str | None,
+    model_type: str,
+    ability: tuple[str, ...],
+    language: tuple[str, ...],
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """List the models of the catalogue: the built-in ones and those that were registered."""
     with connected(endpoint, api_key) as client:
-        families = client.list_model_registrations(model_type, detailed=True)
+        families = client.list_model_registrations(
+            model_type, detailed=True, ability=list(ability), language=list(language), **asked
+        )
     if as_json:
         show_json(families)
         return

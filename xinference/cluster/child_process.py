@@ -13,6 +13,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import BinaryIO, Self
 
 from .supervision import PLATFORM, kill_tree, launch_argv
@@ -20,8 +21,17 @@ from .supervision import PLATFORM, kill_tree, launch_argv
 logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 * 1024
+MAX_LOG_BYTES = 16 * 2**20
 POLL_SECONDS = 0.2
 """Where no pidfd tells of an end."""
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Open a log to append to; one that has grown large is kept as `<name>.1` and begun anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+        path.replace(path.with_name(f"{path.name}.1"))
+    return path.open("ab")
 
 
 class ChildProcess:
@@ -31,7 +41,10 @@ class ChildProcess:
         self._popen = popen
         self._loop = asyncio.get_running_loop()
         self._exit: asyncio.Future[int] = self._loop.create_future()
-        self._stdout = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+        self._output = bytearray()
+        """What it said and nobody has read; at most about twice `MAX_LINE_BYTES`."""
+        self._output_ended = False
+        self._output_changed = asyncio.Event()
         self._pidfd: int | None = None
         self._is_reading = False
         self._watch()
@@ -82,20 +95,54 @@ class ChildProcess:
         return self._popen.pid
 
     async def read_line(self) -> bytes:
-        """Return the next line of its stdout, or b"" at the end of it."""
-        if not self._is_reading:
-            self._is_reading = True
-            assert self._popen.stdout is not None
-            await self._loop.connect_read_pipe(lambda: _ToTheEnd(self._stdout), self._popen.stdout)
-        try:
-            return await self._stdout.readline()
-        except ValueError:  # longer than any line we wait for
-            return b""
+        """Return the next line of its stdout, or b"" at the end of it.
+
+        A line that is longer than any that we wait for is b"", too.
+        """
+        self._listen()
+        while (end := self._output.find(b"\n") + 1) == 0:
+            if self._output_ended or len(self._output) > MAX_LINE_BYTES:
+                return b""
+            await self._next_output()
+        line = bytes(self._output[:end])
+        del self._output[:end]
+        return line
 
     async def discard_output(self) -> None:
         """Read and drop its stdout until that ends, so that the child never blocks on it."""
-        while await self._stdout.read(MAX_LINE_BYTES):
-            pass
+        self._listen()
+        while not self._output_ended:
+            self._output.clear()
+            await self._next_output()
+
+    async def _next_output(self) -> None:
+        self._output_changed.clear()
+        await self._output_changed.wait()
+
+    def _listen(self) -> None:
+        if self._is_reading:
+            return
+        self._is_reading = True
+        assert self._popen.stdout is not None
+        os.set_blocking(self._popen.stdout.fileno(), False)
+        # Why no transport: uvloop's closes the descriptor, and then the file closes it once more;
+        # what another thread has opened between the two is closed instead.
+        self._loop.add_reader(self._popen.stdout.fileno(), self._on_output)
+
+    def _on_output(self) -> None:
+        pipe = self._popen.stdout
+        assert pipe is not None
+        try:
+            data = os.read(pipe.fileno(), MAX_LINE_BYTES)
+        except BlockingIOError:
+            return
+        if data and len(self._output) <= MAX_LINE_BYTES:
+            self._output += data
+        if not data:
+            self._loop.remove_reader(pipe.fileno())
+            pipe.close()
+            self._output_ended = True
+        self._output_changed.set()
 
     async def wait(self) -> int | None:
         """Return its return code, as `subprocess.Popen.returncode`, once it has ended."""
@@ -134,15 +181,6 @@ class ChildProcess:
             self._popen.stdin.close()
         if not self._exit.done():
             self._exit.set_result(return_code)
-
-
-class _ToTheEnd(asyncio.StreamReaderProtocol):
-    """Feeds a reader, and lets the pipe go at its end."""
-
-    def eof_received(self) -> bool:
-        # Why: the base says True, and uvloop then keeps a pipe open that nothing can come from.
-        super().eof_received()
-        return False
 
 
 class AdoptedProcess:

@@ -36,7 +36,7 @@ from xinference.protocol.deployment import (
     ReplicaPlacement,
 )
 from xinference.protocol.environments import VirtualEnvironment, environment_of
-from xinference.protocol.nodes import ClusterInfo, NodeResources
+from xinference.protocol.nodes import ClusterInfo, NodeResources, largest_room_bytes
 
 from .control_bus import ControlBus, Endpoint, remote
 from .engine_reasons import with_reasons
@@ -54,7 +54,6 @@ from .messages import (
     WorkerReport,
 )
 from .placement import is_at
-from .room import largest_room_bytes
 from .state.autostart import Autostart
 from .state.cluster_state import Admission, ClusterState
 from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
@@ -232,13 +231,11 @@ class SupervisorActor:
         """See `launch`."""
         if self._is_stopping:
             raise InsufficientResources(problem="The cluster is shutting down.")
-        uid = (
-            new_model_uid(spec.model_name, taken=self._state.taken_uids())
-            if spec.model_uid is None
-            else model_uid(spec.model_uid)
-        )
-        spec = replace(spec, model_uid=uid)
+        given = None if spec.model_uid is None else model_uid(spec.model_uid)
         resolved = self._catalog.resolve(spec)
+        name = resolved.description.model_name
+        uid = given or new_model_uid(name, taken=self._state.taken_uids())
+        spec = replace(spec, model_uid=uid)
         admitted = self._check_launch(spec, resolved.description)
         is_off = spec.enable_virtual_env is None and not self._enables_virtual_env
         virtual_env = environment_of(
@@ -640,6 +637,10 @@ class SupervisorActor:
         self._changed.set_result(None)
         self._changed = asyncio.get_running_loop().create_future()
 
+    def nodes(self) -> list[NodeId]:
+        """Return the workers that have joined, sorted."""
+        return [status.node for status in self._state.nodes(now=self._clock())]
+
     async def close(self) -> None:
         """End every task; the cluster runs on."""
         for _, unwatch in self._watched.values():
@@ -807,8 +808,7 @@ class SupervisorActor:
 
     async def _stop(self) -> None:
         """Tell every worker to end, wait until they have, then let this process end."""
-        workers = [status.node for status in self._state.nodes(now=self._clock())]
-        for node in workers:
+        for node in self.nodes():
             try:
                 await self._bus.call(
                     Endpoint(node, WORKER),

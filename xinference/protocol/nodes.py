@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a machine of the cluster has, and how busy it is."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -56,6 +57,17 @@ class NodeStatus:
     seconds_since_report: float
     num_replicas: int
     state: NodeState = NodeState.READY
+
+
+def largest_room_bytes(nodes: Iterable[NodeStatus]) -> int:
+    """Return what is free on the roomiest GPU, or node without one; 0 where there is no node."""
+    return max((_room(one.resources) for one in nodes if one.state is NodeState.READY), default=0)
+
+
+def _room(node: NodeResources) -> int:
+    if node.devices:
+        return max(device.total_bytes - device.used_bytes for device in node.devices)
+    return node.memory_available_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,9 @@ from xinference.api.answers import json_answer
 from xinference.api.body import read_body
 from xinference.api.gateway import gateway_of
 from xinference.api.openapi import body_of, refusals
+from xinference.protocol.nodes import largest_room_bytes
 
+from .family_filter import FamilyFilter
 from .schema import RegistrationRequest
 
 router = APIRouter(tags=["Catalogue"], default_response_class=Response)
@@ -33,9 +35,33 @@ async def register_model(request: Request, model_type: str) -> Response:
 
 
 @router.get("/v1/model_registrations/{model_type}", responses=refusals(400, 503))
-async def list_registrations(request: Request, model_type: str, detailed: bool = False) -> Response:
-    """List the families of a type; `detailed` gives all that is known of each."""
-    families = await gateway_of(request).cluster.registrations(model_type)
+async def list_registrations(
+    request: Request,
+    model_type: str,
+    detailed: bool = False,
+    query: Annotated[str | None, Query(description="Words of the name or description.")] = None,
+    ability: Annotated[list[str] | None, Query(description="All of these.")] = None,
+    language: Annotated[list[str] | None, Query(description="All of these.")] = None,
+    model_format: Annotated[str | None, Query(description="Such as ggufv2.")] = None,
+    min_size: Annotated[float | None, Query(ge=0, description="Billions.")] = None,
+    max_size: Annotated[float | None, Query(ge=0, description="Billions.")] = None,
+    fits: Annotated[bool, Query(description="Only what the cluster has memory for now.")] = False,
+) -> Response:
+    """List the families of a type; `detailed` gives all that is known of each, and the specs
+    that are as asked."""
+    cluster = gateway_of(request).cluster
+    families = await cluster.registrations(model_type)
+    room_bytes = largest_room_bytes((await cluster.info()).workers) if fits else None
+    asked = FamilyFilter(
+        words=tuple((query or "").casefold().split()),
+        abilities=frozenset(ability or ()),
+        languages=frozenset(language or ()),
+        model_format=model_format,
+        min_size=min_size,
+        max_size=max_size,
+        room_bytes=room_bytes,
+    )
+    families = asked.applied_to(families)
     if not detailed:
         names = ("model_name", "is_builtin")
         families = [{name: family[name] for name in names} for family in families]
