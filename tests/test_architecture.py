@@ -44,7 +44,7 @@ HOMES = {
     "pydantic": {"api"},
     "prometheus_client": {"api"},
     "uvicorn": {"cli"},
-    "httpx": {"client", "cli", "models"},
+    "httpx": {"catalog", "client", "cli", "models"},
     "click": {"cli"},
     "rich": {"cli"},
 }
@@ -112,6 +112,7 @@ def test_the_guard_refuses_what_it_should(here: str, module: str, why: str) -> N
         ("xinference.client", ["torch", "xoscar", "fastapi", "pydantic"]),
         ("xinference.cli.main", ["torch", "xoscar", "fastapi", "httpx", "rich"]),
         ("xinference.cluster.guardian", ["torch", "xoscar", "msgspec", "fastapi", "pandas"]),
+        ("xinference.catalog", ["torch", "transformers", "httpx"]),
         ("xinference.api.app", ["torch", "xoscar", "transformers"]),
         ("xinference.engine", ["xoscar", "fastapi", "msgspec", "psutil", "httpx"]),
         ("xinference.engine.engine", ["llguidance", "xoscar", "msgspec"]),

@@ -25,7 +25,10 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_the_settings_page_lists_every_variable_and_no_other() -> None:
     page = (ROOT / "doc" / "settings.md").read_text()
 
-    assert set(re.findall(r"XINFERENCE_[A-Z_]+", page)) == VARIABLES.keys() | OBSOLETE.keys()
+    rows = re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)
+    obsolete = re.findall(r"XINFERENCE_[A-Z_]+", page.partition("Obsolete:")[2])
+    assert (set(rows), set(obsolete)) == (set(VARIABLES), set(OBSOLETE))
+    assert set(re.findall(r"XINFERENCE_[A-Z_]+", page)) <= {*rows, *obsolete}
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:

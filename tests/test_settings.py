@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from xinference.errors import InvalidSetting
-from xinference.settings import OBSOLETE, VARIABLES, PortRange, Settings
+from xinference.settings import OBSOLETE, VARIABLES, DownloadSettings, PortRange, Settings
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -39,6 +39,17 @@ def test_every_variable_fills_its_setting() -> None:
         "XINFERENCE_VIRTUAL_ENV_FIND_LINKS_ALLOWED_ROOTS": "/wheels:/more",
         "XINFERENCE_BATCH_SIZE": "64",
         "XINFERENCE_BATCH_INTERVAL": "0",
+        "XINFERENCE_MODEL_SRC": "ModelScope",
+        "XINFERENCE_OFFLINE": "1",
+        "XINFERENCE_HUB_DETECT_TIMEOUT": "1.5",
+        "XINFERENCE_DOWNLOAD_STALL_SECONDS": "20",
+        "XINFERENCE_DOWNLOAD_MAX_ATTEMPTS": "5",
+        "XINFERENCE_MODEL_DOWNLOAD_WORKERS": "8",
+        "HF_ENDPOINT": "https://mirror.example/",
+        "HF_TOKEN": "hf_1",
+        "HF_HUB_OFFLINE": "1",
+        "MODELSCOPE_DOMAIN": "scope.example",
+        "MODELSCOPE_API_TOKEN": "ms-1",
     }
     assert environ.keys() == VARIABLES.keys()
 
@@ -66,8 +77,34 @@ def test_every_variable_fills_its_setting() -> None:
         virtual_env_find_links_roots=(Path("/wheels"), Path("/more")),
         batch_size=64,
         batch_interval_seconds=0.0,
+        downloads=DownloadSettings(
+            model_src="modelscope",
+            hf_endpoint="https://mirror.example",
+            hf_token="hf_1",
+            modelscope_endpoint="https://scope.example",
+            modelscope_token="ms-1",
+            is_offline=True,
+            is_hf_offline=True,
+            hub_timeout_seconds=1.5,
+            stall_seconds=20.0,
+            max_attempts=5,
+            num_workers=8,
+        ),
     )
     assert warnings == []
+
+
+def test_a_hub_s_variable_that_is_empty_is_none() -> None:
+    settings, warnings = Settings.from_environ({"HF_ENDPOINT": "", "HF_TOKEN": " "})
+
+    assert settings == Settings()
+    assert warnings == []
+
+
+def test_a_token_is_not_in_what_is_printed_of_the_settings() -> None:
+    settings, _ = Settings.from_environ({"HF_TOKEN": "hf_secret"})
+
+    assert "hf_secret" not in repr(settings)
 
 
 @pytest.mark.parametrize(

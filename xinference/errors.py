@@ -194,8 +194,8 @@ class CacheInUse(RequestError):
 
     def __str__(self) -> str:
         return (
-            f"{self.model_version} is used by {', '.join(self.users)}. Terminate that first, or "
-            "remove it with force."
+            f"{self.model_version} is used by {', '.join(self.users)}. End that first; what a "
+            "model runs from can be removed with force."
         )
 
 

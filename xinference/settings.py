@@ -10,9 +10,10 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from xinference.errors import InvalidSetting
 
@@ -30,6 +31,37 @@ class PortRange:
 
     first: int
     last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadSettings:
+    """Where a worker downloads models from, and how."""
+
+    model_src: str = "auto"
+    """The hub that is asked, where it has a model; auto: the first that answers."""
+    hf_endpoint: str = "https://huggingface.co"
+    hf_token: str | None = field(default=None, repr=False)
+    modelscope_endpoint: str = "https://www.modelscope.cn"
+    modelscope_token: str | None = field(default=None, repr=False)
+    is_offline: bool = False
+    """What is not here is not downloaded."""
+    is_hf_offline: bool = False
+    """The same, as Hugging Face's own tools say it."""
+    hub_timeout_seconds: float = 3.0
+    """For a connection. After so long another hub is asked."""
+    stall_seconds: float = 30.0
+    """A connection that brings nothing for so long is given up, and another one goes on."""
+    max_attempts: int = 3
+    """In a row, that bring nothing."""
+    num_workers: int = 4
+    """Files that are fetched at once."""
+
+    @property
+    def offline_by(self) -> str | None:
+        """The variable that forbids to ask a hub; None: it is allowed."""
+        if self.is_offline:
+            return "XINFERENCE_OFFLINE"
+        return "HF_HUB_OFFLINE" if self.is_hf_offline else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +107,13 @@ class Settings:
     """The most texts that a model embeds or reranks at once, where its launch does not say."""
     batch_interval_seconds: float = 0.003
     """How long such a batch waits for the next text while several callers ask at once."""
+    downloads: DownloadSettings = field(default_factory=DownloadSettings)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> tuple[Self, list[str]]:
-        """Read `XINFERENCE_*`; return the settings and a warning per name that is not one.
+        """Read `XINFERENCE_*` and the hubs' own; return the settings, and warnings.
+
+        There is one for each `XINFERENCE_*` that is none.
 
         Raises:
             InvalidSetting: naming the variable, its value and what was expected.
@@ -86,17 +121,22 @@ class Settings:
         given: dict[str, object] = {}
         warnings: list[str] = []
         for name, value in environ.items():
-            if not name.startswith("XINFERENCE_"):
-                continue
-            if name in VARIABLES:
+            is_ours = name.startswith("XINFERENCE_")
+            if name in VARIABLES and (is_ours or value.strip()):
                 variable = VARIABLES[name]
                 given[variable.setting] = variable.parse(name, value)
+            elif not is_ours:
+                continue
             elif name in OBSOLETE:
                 warnings.append(f"{name} is obsolete: {OBSOLETE[name]}.")
             else:
                 near = difflib.get_close_matches(name, VARIABLES, n=1)
                 hint = f" Did you mean {near[0]}?" if near else ""
                 warnings.append(f"{name} is not a setting of this version and has no effect.{hint}")
+        of_downloads = {
+            one.name: given.pop(one.name) for one in fields(DownloadSettings) if one.name in given
+        }
+        given["downloads"] = DownloadSettings(**of_downloads)  # type: ignore[arg-type]  # see below
         return cls(**given), warnings  # type: ignore[arg-type]  # each parser returns its field's type
 
 
@@ -151,6 +191,27 @@ def _seconds(name: str, value: str) -> float:
     if not 0.0 < seconds < float("inf"):
         raise InvalidSetting(name=name, value=value, expected="seconds, above 0")
     return seconds
+
+
+def _hub(name: str, value: str) -> str:
+    hubs = ("auto", "huggingface", "modelscope")
+    if value.strip().lower() not in hubs:
+        raise InvalidSetting(name=name, value=value, expected="one of " + ", ".join(hubs))
+    return value.strip().lower()
+
+
+def _url(name: str, value: str) -> str:
+    """Read an address, or a host alone, as the hubs' own tools do."""
+    text = _text(name, value).rstrip("/")
+    url = urlsplit(text if "://" in text else f"https://{text}")
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        raise InvalidSetting(name=name, value=value, expected="an http:// or https:// address")
+    return url.geturl()
+
+
+def _hub_flag(name: str, value: str) -> bool:
+    """Read a flag as Hugging Face's tools do: anything else is no."""
+    return value.strip().lower() in {"1", "true", "yes", "on"}
 
 
 def _launch_strategy(name: str, value: str) -> str:
@@ -236,4 +297,23 @@ VARIABLES: Mapping[str, Variable] = {
     "XINFERENCE_BATCH_INTERVAL": Variable(
         "batch_interval_seconds", _pause, "how long such a batch waits for the next text"
     ),
+    "XINFERENCE_MODEL_SRC": Variable("model_src", _hub, "auto, huggingface or modelscope"),
+    "XINFERENCE_OFFLINE": Variable("is_offline", _flag, "1: no hub is asked"),
+    "XINFERENCE_HUB_DETECT_TIMEOUT": Variable(
+        "hub_timeout_seconds", _seconds, "for a connection; then another hub is asked"
+    ),
+    "XINFERENCE_DOWNLOAD_STALL_SECONDS": Variable(
+        "stall_seconds", _seconds, "a download that gets nothing for so long connects anew"
+    ),
+    "XINFERENCE_DOWNLOAD_MAX_ATTEMPTS": Variable(
+        "max_attempts", _positive, "for a file, in a row, that bring nothing"
+    ),
+    "XINFERENCE_MODEL_DOWNLOAD_WORKERS": Variable(
+        "num_workers", _positive, "files that are downloaded at once"
+    ),
+    "HF_ENDPOINT": Variable("hf_endpoint", _url, "Hugging Face, or a mirror of it"),
+    "HF_TOKEN": Variable("hf_token", _text, "for gated and private repositories"),
+    "HF_HUB_OFFLINE": Variable("is_hf_offline", _hub_flag, "1: no hub is asked"),
+    "MODELSCOPE_DOMAIN": Variable("modelscope_endpoint", _url, "ModelScope"),
+    "MODELSCOPE_API_TOKEN": Variable("modelscope_token", _text, "for private repositories there"),
 }

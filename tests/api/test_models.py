@@ -54,6 +54,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
         n_gpu=None,
         trust_remote_code=True,
         request_limits=7,
+        download_hub="ModelScope",
         replica=2,
         min_replicas=1,
         max_replicas=3,
@@ -75,6 +76,7 @@ async def test_every_honoured_field_of_a_launch_reaches_the_cluster(
             max_num_seqs=4, max_model_len=256, device="cpu", trust_remote_code=True
         ),
         request_limits=7,
+        download_hub="modelscope",
         n_gpu=0,
         replica=2,
         min_replicas=1,

@@ -23,7 +23,6 @@ from xinference.catalog.encoder_family import (
 )
 from xinference.catalog.schema import SPEC_FIELDS
 from xinference.errors import (
-    DownloadUnavailable,
     FamilyNotFound,
     InvalidRequest,
     ModelAlreadyExists,
@@ -131,9 +130,12 @@ def test_one_family_comes_with_a_python_package(catalog: Catalog) -> None:
     assert resolved.description.model_hub == "package"
 
 
-def test_a_family_whose_files_are_on_a_hub_needs_a_path(catalog: Catalog) -> None:
-    with pytest.raises(DownloadUnavailable, match="BAAI/bge-m3"):
-        catalog.resolve(launch("bge-m3"))
+def test_a_family_whose_files_are_on_a_hub_says_what_is_downloaded(catalog: Catalog) -> None:
+    download = catalog.resolve(launch("bge-m3")).source.download
+
+    assert download is not None
+    assert {source.model_id for source in download.sources} == {"BAAI/bge-m3"}
+    assert download.model_version == "bge-m3--8192--1024--pytorch--none"
 
 
 def test_a_launch_may_shorten_the_texts(catalog: Catalog) -> None:

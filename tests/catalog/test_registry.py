@@ -4,6 +4,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,6 @@ from xinference.catalog.builtin_families import builtin_families
 from xinference.catalog.family import size_text
 from xinference.catalog.runnable import refusal
 from xinference.errors import (
-    DownloadUnavailable,
     FamilyNotFound,
     InsufficientResources,
     InternalError,
@@ -352,14 +352,18 @@ def test_every_listed_variant_resolves_or_says_what_would_have_to_happen() -> No
 
         outcome = outcome_of(partial(catalog.resolve, wanted))
 
-        if isinstance(outcome, DownloadUnavailable):
-            assert outcome.family == family.model_name
-            assert variant.model_hub != "huggingface" or outcome.model_id == variant.model_id
-        elif isinstance(outcome, UnsupportedVariant):
+        if isinstance(outcome, UnsupportedVariant):
             assert outcome.problem == refusal(family, variant)
-        else:
-            assert isinstance(outcome, Resolved)
+            continue
+        assert isinstance(outcome, Resolved)
+        download = outcome.source.download
+        if download is None:
             assert outcome.source.path == variant.path
+        else:
+            assert outcome.source.path == ""
+            assert (variant.model_hub, variant.model_id) in {
+                (source.hub, source.model_id) for source in download.sources
+            }
 
 
 def test_every_engine_says_what_it_runs_of_every_family_or_why_not(catalog: Catalog) -> None:
@@ -411,7 +415,8 @@ def test_any_launch_resolves_or_is_refused_on_purpose(
     outcome = outcome_of(lambda: Catalog(BUILTIN).resolve(wanted))
 
     if isinstance(outcome, Resolved):
-        assert outcome.source.path == (path or "package:guide")
+        is_downloaded = outcome.source.download is not None
+        assert outcome.source.path == (path or ("" if is_downloaded else "package:guide"))
     else:
         assert str(outcome)
 
@@ -425,19 +430,35 @@ def test_the_guide_needs_nothing_but_this_package(catalog: Catalog) -> None:
     assert directory_of(resolved.source.path).parent.name == "catalog"
 
 
-def test_the_launch_of_the_first_seed_says_what_it_would_download(catalog: Catalog) -> None:
-    with pytest.raises(DownloadUnavailable) as caught:
-        catalog.resolve(
-            launch(
-                "qwen1.5-chat",
-                model_engine="transformers",
-                model_format="pytorch",
-                model_size_in_billions="4",
-                quantization="none",
-            )
+def test_the_launch_of_the_first_seed_says_what_is_downloaded(catalog: Catalog) -> None:
+    resolved = catalog.resolve(
+        launch(
+            "qwen1.5-chat",
+            model_engine="transformers",
+            model_format="pytorch",
+            model_size_in_billions="4",
+            quantization="none",
         )
+    )
 
-    assert caught.value.model_id == "Qwen/Qwen1.5-4B-Chat"
+    download = resolved.source.download
+    assert download is not None
+    assert {str(source) for source in download.sources} == {"Qwen/Qwen1.5-4B-Chat"}
+    assert download.model_version == "qwen1.5-chat--4B--pytorch--none"
+    assert resolved.description.context_length == 32768
+
+
+def test_a_hub_can_be_chosen_but_not_for_files_that_are_here(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    wanted = launch("qwen1.5-chat", model_size_in_billions="4", download_hub="modelscope")
+
+    download = catalog.resolve(wanted).source.download
+
+    assert download is not None
+    assert [source.hub for source in download.sources] == ["modelscope"]
+    with pytest.raises(InvalidRequest, match="download_hub"):
+        catalog.resolve(replace(wanted, model_path=files(tmp_path / "qwen")))
 
 
 def test_model_path_is_used_instead_of_the_hub(catalog: Catalog, tmp_path: Path) -> None:

@@ -261,6 +261,12 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
         "GET /v1/model_registrations/LLM/mine": Reply(json={"model_name": "mine"}),
         "GET /v1/engines/LLM/mine": Reply(json={"Transformers": []}),
         "DELETE /v1/clusters": Reply(json={"result": True}),
+        "GET /v1/cache/models": Reply(json={"list": [{"model_version": "v"}]}),
+        "POST /v1/cache/models": Reply(json={"cache_uid": "v"}),
+        "DELETE /v1/cache/models": Reply(json={"result": True, "freed_bytes": 1}),
+        "GET /v1/cache/models/files": Reply(json={"paths": ["/a"]}),
+        "GET /v1/cache/models/v/progress": Reply(json={"stage": "completed"}),
+        "POST /v1/cache/models/v/cancel": Reply(json=None),
     }
 
     assert client.abort_request("m", "r", block_duration=0) == {"msg": "DONE"}
@@ -285,6 +291,19 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
     assert client.get_model_registration("LLM", "mine") == {"model_name": "mine"}
     assert client.query_engine_by_model_name("mine") == {"Transformers": []}
     assert client.abort_cluster() == {"result": True}
+    assert client.list_cached_models("qwen") == [{"model_version": "v"}]
+    assert script.asked[-1].query == "model_name=qwen"
+    assert client.list_deletable_models("v") == {"paths": ["/a"]}
+    assert client.confirm_and_remove_model("v", "10.0.0.7") is True
+    assert script.asked[-1].query == "model_version=v&worker_ip=10.0.0.7&force=false"
+    assert client.download_model("qwen", model_size_in_billions=0.5) == "v"
+    assert script.asked[-1].body == {
+        "model_name": "qwen",
+        "model_type": "LLM",
+        "model_size_in_billions": "0_5",
+    }
+    assert client.get_download_progress("v") == {"stage": "completed"}
+    assert client.cancel_download("v") is None
 
 
 @pytest.mark.parametrize(
@@ -298,6 +317,7 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
         (422, BadRequest),
         (429, Unavailable),
         (499, LaunchCancelled),
+        (507, Unavailable),
         (500, ServerFault),
         (502, ServerFault),
         (503, Unavailable),

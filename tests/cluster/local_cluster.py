@@ -15,7 +15,9 @@ from typing import Any
 from tests.cluster.simulation import resources
 from tests.fakes.catalog import FakeCatalog
 from tests.fakes.replica import serve_fake_replica
+from xinference.cluster.caches import CacheActor, CachesActor
 from xinference.cluster.dataplane.handshake import instance_key
+from xinference.cluster.downloads import Downloads
 from xinference.cluster.local_bus import LocalBus, LocalNetwork
 from xinference.cluster.messages import (
     InstanceLoad,
@@ -29,9 +31,17 @@ from xinference.cluster.state.cluster_state import ClusterState
 from xinference.cluster.state.records import Moment
 from xinference.cluster.store import DesiredStore
 from xinference.cluster.supervisor import ModelCatalog, SupervisorActor, system_clock
-from xinference.cluster.worker import SUPERVISOR, WORKER, NewReplica, WorkerActor
+from xinference.cluster.worker import (
+    CACHE,
+    CACHES,
+    SUPERVISOR,
+    WORKER,
+    NewReplica,
+    WorkerActor,
+)
 from xinference.errors import ReplicaLost, XinferenceError
 from xinference.identifiers import InstanceId
+from xinference.settings import DownloadSettings
 
 SUPERVISOR_ADDRESS = "127.0.0.1:1000"
 WORKER_ADDRESS = "127.0.0.1:2000"
@@ -144,6 +154,7 @@ class LocalCluster:
         clock: Callable[[], Moment] = system_clock,
         heartbeat_seconds: float = 0.01,
         catalog: ModelCatalog | None = None,
+        downloads: DownloadSettings | None = None,
     ) -> None:
         self.network = LocalNetwork()
         self.supervisor: SupervisorActor | None = None
@@ -158,6 +169,7 @@ class LocalCluster:
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
         self._stores: list[DesiredStore] = []
         self._catalog = catalog or FakeCatalog()
+        self._downloads = downloads or DownloadSettings()
 
     async def start_supervisor(self, *, is_ticking: bool = True) -> SupervisorActor:
         bus = LocalBus(self.network, SUPERVISOR_ADDRESS)
@@ -184,6 +196,8 @@ class LocalCluster:
             clock=self._clock,
         )
         await bus.serve(SUPERVISOR, self.supervisor)
+        nodes = self.supervisor.nodes
+        await bus.serve(CACHES, CachesActor(bus=bus, catalog=self._catalog, nodes=nodes))
         if is_ticking:
             ticking = asyncio.create_task(self.supervisor.reconcile_forever())
             self._tasks[SUPERVISOR_ADDRESS] = [ticking]
@@ -208,6 +222,8 @@ class LocalCluster:
             heartbeat_seconds=self._heartbeat_seconds,
             first_retry_seconds=self._heartbeat_seconds,
         )
+        downloads = Downloads(home=self._home / address, settings=self._downloads)
+        await bus.serve(CACHE, CacheActor(downloads))
         await bus.serve(WORKER, worker)
         self.workers[address] = worker
         self._tasks[address] = [asyncio.create_task(worker.report_forever())]

@@ -103,6 +103,9 @@ def description(uid: str) -> ModelDescription:
     )
 
 
+BRINGING_UP = {InstanceState.STARTING, InstanceState.DOWNLOADING, InstanceState.LOADING}
+
+
 @dataclass
 class SimulatedWorker:
     """A worker's process: keeps the rules that `worker.py` keeps, with no process behind."""
@@ -318,7 +321,7 @@ class SimulatedCluster:
         """Let what starts become ready, and what stops be gone."""
         for worker in self.workers.values():
             for report in list(worker.instances.values()):
-                if report.state in {InstanceState.STARTING, InstanceState.LOADING}:
+                if report.state in BRINGING_UP:
                     worker.move(report.instance, InstanceState.READY)
                 elif report.state is InstanceState.STOPPING:
                     worker.move(report.instance, InstanceState.EXITED)

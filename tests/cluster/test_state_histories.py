@@ -69,7 +69,12 @@ def random_action(draw: random.Random) -> tuple[Any, ...]:
 
 
 LEGAL_MOVES = {
-    InstanceState.STARTING: {InstanceState.LOADING, InstanceState.EXITED},
+    InstanceState.STARTING: {
+        InstanceState.DOWNLOADING,
+        InstanceState.LOADING,
+        InstanceState.EXITED,
+    },
+    InstanceState.DOWNLOADING: {InstanceState.STARTING, InstanceState.EXITED},
     InstanceState.LOADING: {InstanceState.READY, InstanceState.EXITED},
     InstanceState.READY: {InstanceState.EXITED},
     InstanceState.STOPPING: {InstanceState.EXITED},

@@ -36,6 +36,7 @@ from xinference.errors import (
     ModelAlreadyExists,
     ModelNotFound,
     ModelNotReady,
+    ObjectNotFound,
     UnsupportedVariant,
 )
 from xinference.identifiers import ModelUid, RequestId, new_request_id
@@ -257,6 +258,35 @@ async def test_an_unknown_model_is_not_found(subject: Subject) -> None:
             await question
     progress = await cluster.launch_progress(unknown)
     assert (progress.progress, progress.stage) == (0.0, "pending")
+
+
+async def test_nothing_is_kept_at_first_and_nothing_to_be_removed(subject: Subject) -> None:
+    cluster = subject.cluster
+
+    assert list((await cluster.cached_models(None)).values()) == [[]]
+    assert await cluster.download_status("nothing") == {}
+    with pytest.raises(ObjectNotFound):
+        await cluster.remove_cached("nothing", None, is_forced=False)
+    with pytest.raises(ObjectNotFound):
+        await cluster.cancel_download("nothing")
+
+
+async def test_what_has_its_files_here_needs_no_download(subject: Subject) -> None:
+    with pytest.raises(InvalidRequest, match="needs no download"):
+        await subject.cluster.download(spec(model_uid=None))
+    with pytest.raises(FamilyNotFound):
+        await subject.cluster.download(spec(model_name="nobody-knows"))
+
+
+async def test_a_cache_of_a_worker_that_is_not_there_is_refused(subject: Subject) -> None:
+    cluster = subject.cluster
+
+    for question in (
+        cluster.cached_models("10.0.0.9"),
+        cluster.remove_cached("nothing", "10.0.0.9", is_forced=False),
+    ):
+        with pytest.raises(InvalidRequest, match="worker_ip"):
+            await question
 
 
 async def test_a_request_for_vectors_is_pieces_and_one_end(cluster: Cluster) -> None:

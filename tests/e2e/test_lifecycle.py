@@ -156,14 +156,3 @@ def test_a_launch_that_fails_says_why_and_leaves_no_process(
     assert "Error" in done.stderr
     assert "Traceback" not in done.stderr
     assert not own_model.replicas
-
-
-def test_a_model_that_would_need_a_download_says_so(platform: Platform) -> None:
-    done = platform.command(
-        *("launch", "-n", "qwen1.5-chat", "-s", "4", "-f", "pytorch", "-q", "none"),
-        *("--model-engine", "transformers"),
-    )
-
-    assert done.returncode == 1
-    assert "model_path" in done.stderr
-    assert "Qwen/Qwen1.5-4B-Chat" in done.stderr

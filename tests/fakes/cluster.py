@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from dataclasses import replace
 from typing import Any, Self
 
-from xinference.cluster.placement import wishes_of
+from xinference.cluster.placement import is_at, wishes_of
 from xinference.errors import (
+    CacheInUse,
     ContextLengthExceeded,
     DuplicateRequest,
     EnvironmentInUse,
@@ -30,6 +31,7 @@ from xinference.errors import (
     ModelNotFound,
     ModelNotReady,
     ModelOverloaded,
+    ObjectNotFound,
     ReplicaLost,
     RequestAborted,
     UnsupportedVariant,
@@ -58,6 +60,7 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
+from xinference.protocol.downloads import CachedModel, DownloadStage, DownloadStatus
 from xinference.protocol.environments import VirtualEnvironment, environment_of
 from xinference.protocol.generation import (
     Accepted,
@@ -343,6 +346,8 @@ class FakeCluster:
         """Raised by every method that a gateway calls."""
 
         self.launched: list[LaunchSpec] = []
+        self.cached: dict[str, CachedModel] = {}
+        self.downloads: dict[str, DownloadStatus] = {}
         self.requests: list[GenerationRequest] = []
         self.computed: list[VectorRequest] = []
         self.aborted: list[RequestId] = []
@@ -432,7 +437,53 @@ class FakeCluster:
         end, stop_string = min(found, default=(len(text), None))
         return iter(re.findall(r"\S+\s*|\s+", text[:end])), stop_string
 
+    def keep(self, *models: CachedModel) -> None:
+        """Have these in the cache of the one worker."""
+        self.cached = {model.model_version: model for model in models}
+
     # --- Cluster
+
+    async def cached_models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
+        self._fail_if_told()
+        self._check_worker(worker_ip)
+        return {NODE: list(self.cached.values())}
+
+    async def remove_cached(
+        self, model_version: str, worker_ip: str | None, *, is_forced: bool
+    ) -> int:
+        self._check_worker(worker_ip)
+        model = self.cached.get(model_version)
+        if model is None:
+            raise ObjectNotFound(kind="cached model", id=model_version)
+        if model.used_by and not is_forced:
+            raise CacheInUse(model_version=model_version, users=list(model.used_by))
+        del self.cached[model_version]
+        return model.freed_bytes
+
+    async def download(self, spec: LaunchSpec) -> str:
+        self._check_worker(spec.worker_ip)
+        family = self._family(spec.model_type, spec.model_name)
+        if "model_src" not in family["model_specs"][0]:
+            raise InvalidRequest(field="model_name", problem="needs no download")
+        self.launched.append(spec)
+        version = f"{spec.model_name}--1B--pytorch--none"
+        self.downloads[version] = DownloadStatus(stage=DownloadStage.DOWNLOADING)
+        return version
+
+    async def download_status(self, model_version: str) -> dict[NodeId, DownloadStatus]:
+        status = self.downloads.get(model_version)
+        return {} if status is None else {NODE: status}
+
+    async def cancel_download(self, model_version: str) -> None:
+        status = self.downloads.get(model_version)
+        if status is None or status.stage is not DownloadStage.DOWNLOADING:
+            raise ObjectNotFound(kind="running download", id=model_version)
+        self.downloads[model_version] = DownloadStatus(stage=DownloadStage.CANCELLED)
+
+    @staticmethod
+    def _check_worker(worker_ip: str | None) -> None:
+        if not is_at(NODE, worker_ip):
+            raise InvalidRequest(field="worker_ip", problem=f"no worker is at {worker_ip}")
 
     async def launch(self, spec: LaunchSpec, *, wait_ready: bool) -> ModelUid:
         self._fail_if_told()

@@ -6,7 +6,7 @@ import re
 from tests.faults.table import ELSEWHERE, PAGE, Outcome, numbers_in, page, rows_of
 from tests.long_runs import ROOT
 
-NUMBERS = [f"F{number:02}" for number in range(1, 31)]
+NUMBERS = [f"F{number:02}" for number in range(1, 47)] + [f"S{number:02}" for number in range(1, 7)]
 
 
 def test_every_row_of_the_matrix_is_told() -> None:

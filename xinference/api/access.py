@@ -97,6 +97,13 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "DELETE /v1/model_registrations/{model_type}/{model_name}": ADMIN,
     "GET /v1/engines/{model_name}": MONITOR,
     "GET /v1/engines/{model_type}/{model_name}": MONITOR,
+    # What is kept of models.
+    "GET /v1/cache/models": MONITOR,
+    "POST /v1/cache/models": ADMIN,
+    "DELETE /v1/cache/models": ADMIN,
+    "GET /v1/cache/models/files": MONITOR,
+    "GET /v1/cache/models/{cache_uid}/progress": MONITOR,
+    "POST /v1/cache/models/{cache_uid}/cancel": ADMIN,
     # The cluster.
     "GET /v1/cluster/history": MONITOR,
     "GET /v1/cluster/info": MONITOR,

@@ -30,6 +30,7 @@ from xinference.cluster.interface import Cluster
 
 from .access import guarded
 from .admin import autostart, environments, registrations
+from .admin import cache as cache_routes
 from .admin import cluster as cluster_routes
 from .admin import keys as key_routes
 from .admin import models as model_routes
@@ -71,6 +72,7 @@ ROUTES = (
     model_routes,
     autostart,
     registrations,
+    cache_routes,
     cluster_routes,
     environments,
     key_routes,

@@ -34,7 +34,7 @@ MEANINGS = {
     499: "The launch was cancelled.",
     503: "The model or a part of the cluster is not ready, or the launch failed.",
     504: "The answer did not begin in the time that the request had.",
-    507: "The model's files do not fit on the disk.",
+    507: "The disk is full: of the worker, for the files, or of the supervisor, for the change.",
 }
 
 SECURITY = {

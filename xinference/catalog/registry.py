@@ -15,11 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from xinference.errors import (
-    DownloadUnavailable,
-    FamilyNotFound,
-    InvalidRequest,
-)
+from xinference.errors import DownloadUnavailable, FamilyNotFound, InvalidRequest
 from xinference.identifiers import family_name, new_model_uid
 from xinference.protocol.deployment import (
     EngineOptions,
@@ -27,6 +23,7 @@ from xinference.protocol.deployment import (
     ModelDescription,
     ModelSource,
 )
+from xinference.protocol.downloads import DownloadRequest
 from xinference.protocol.servers import LLAMA_CPP_CONTEXT, ServerEngine
 
 from .builtin_families import builtin_encoders, builtin_families
@@ -54,11 +51,11 @@ from .registrations import Registrations
 from .runnable import refusal
 from .schema import did_you_mean, inherit, parse_family
 from .shelf import Shelf, virtual_env_of
+from .sources import GGUF, download_of
 
 logger = logging.getLogger(__name__)
 
 LANGUAGE = "LLM"
-GGUF = "ggufv2"
 LATER_TYPES = ("image", "audio", "video", "flexible")
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -186,7 +183,7 @@ class Catalog:
                 are visible and no model.
             FamilyNotFound: with near names.
             UnsupportedVariant: no variant is as asked, or none such can run; with those that can.
-            DownloadUnavailable: the files are on a hub and no `model_path` was given.
+            DownloadUnavailable: the files are on a hub that this version does not ask.
         """
         family = self._wanted(spec)
         if isinstance(family, EncoderFamily):
@@ -199,23 +196,13 @@ class Catalog:
         )
         trust = spec.engine_options.trust_remote_code
         variant = match(family, wish, engine, trust_remote_code=trust)
-        path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
-        if path is None:
-            raise DownloadUnavailable(
-                family=family.model_name,
-                model_id=variant.model_id or "",
-                problem="this version does not download",
-            )
         _check_thinking(family, spec.engine_options)
-        field = "model_uri" if spec.model_path is None else "model_path"
-        if variant.model_format == GGUF:
-            _check_visible_gguf(path, field)
-        else:
-            _check_visible(path, field)
+        path, download = _files(family, variant, spec)
         return Resolved(
             description=_description(family, variant, spec, engine, path),
             source=ModelSource(
                 path=path,
+                download=download,
                 chat_template=family.chat_template,
                 stop=family.stop,
                 stop_token_ids=family.stop_token_ids,
@@ -347,6 +334,44 @@ def _check_thinking(family: ModelFamily, options: EngineOptions) -> None:
         raise InvalidRequest(field="thinking_budget", problem=f"{family.model_name} cannot think")
 
 
+def _files(
+    family: ModelFamily | EncoderFamily, variant: Variant, spec: LaunchSpec
+) -> tuple[str, DownloadRequest | None]:
+    """Return where the files of a variant are on the worker, or what it has to download.
+
+    Raises:
+        InvalidRequest, UnsupportedVariant, DownloadUnavailable
+    """
+    path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
+    if path is None:
+        request = download_of(
+            variant,
+            family.variants,
+            model_version=_version_of(family, variant),
+            model_name=family.model_name,
+            model_type=LANGUAGE if isinstance(family, ModelFamily) else family.model_type,
+            hub=spec.download_hub,
+        )
+        return "", request
+    if spec.download_hub is not None:
+        raise InvalidRequest(
+            field="download_hub", problem="means nothing here: the files are not on a hub"
+        )
+    check = _check_visible_gguf if variant.model_format == GGUF else _check_visible
+    check(path, "model_uri" if spec.model_path is None else "model_path")
+    return path, None
+
+
+def _version_of(family: ModelFamily | EncoderFamily, variant: Variant) -> str:
+    """Return the variant in one word, as users know it from lists and as removals take it."""
+    words = [family.model_name]
+    if isinstance(family, ModelFamily):
+        words.append(f"{size_text(variant.size)}B")
+    elif family.dimensions is not None:
+        words += [str(family.max_tokens), str(family.dimensions)]
+    return "--".join((*words, variant.model_format, variant.quantization))
+
+
 def _check_visible(path: str, field: str) -> None:
     """Refuse files that are plainly no model. What is not visible from here is not judged."""
     directory = directory_of(path)
@@ -410,14 +435,7 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
         quantization=spec.quantization,
     )
     variant = match_encoder(family, wish)
-    path = variant.path if spec.model_path is None else _checked_path(spec.model_path)
-    if path is None:
-        raise DownloadUnavailable(
-            family=family.model_name,
-            model_id=variant.model_id or "",
-            problem="this version does not download",
-        )
-    _check_visible(path, "model_uri" if spec.model_path is None else "model_path")
+    path, download = _files(family, variant, spec)
     is_given = spec.model_path is not None
     limits = (family.max_tokens, spec.engine_options.max_model_len)
     description = ModelDescription(
@@ -441,6 +459,7 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
     )
     source = ModelSource(
         path=path,
+        download=download,
         prompts=dict(family.prompts),
         rerank_template=family.template,
         virtual_env=virtual_env_of(family.carried),
@@ -450,6 +469,8 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
 
 def _context_of_files(path: str) -> int | None:
     """Return how many tokens the model's `config.json` says it takes; None if it is not here."""
+    if not path:
+        return None
     config = json_file(directory_of(path) / "config.json") or {}
     if isinstance(config.get("text_config"), dict):
         config = config["text_config"]

@@ -12,8 +12,10 @@ from .connection import CONTEXT_SETTINGS
 
 COMMANDS = {
     "autostart": "autostart",
+    "cached": "cache",
     "cal-model-mem": "memory",
     "chat": "chat",
+    "download": "cache",
     "embed": "vectors",
     "engine": "registrations",
     "generate": "chat",
@@ -24,6 +26,7 @@ COMMANDS = {
     "quickstart": "quickstart",
     "register": "registrations",
     "registrations": "registrations",
+    "remove-cache": "cache",
     "rerank": "vectors",
     "scale": "models",
     "status": "status",

@@ -56,6 +56,7 @@ LIST_COLUMNS = {
     "-mp",
     help="Files on the worker, instead of a hub's; without -n, what they are.",
 )
+@click.option("--download-hub", help="huggingface or modelscope; else whichever answers.")
 @click.option("--replica", "-r", type=int, default=1, show_default=True, help="Copies of it.")
 @click.option("--n-worker", type=int, default=1, show_default=True)
 @click.option(
@@ -142,7 +143,7 @@ def launch_fields(words: dict[str, Any]) -> dict[str, Any]:
     for name in ("virtual_env_packages", "virtual_env_find_links"):
         fields[name] = list(fields[name])
     extra = engine_options(fields.pop("engine_options"))
-    for name in ("context_length", "trust_remote_code", "quantization_config"):
+    for name in ("context_length", "trust_remote_code", "quantization_config", "download_hub"):
         # Why: these reach the engine as its options, where a None would be a value.
         if fields[name] in (None, {}):
             del fields[name]
@@ -252,7 +253,7 @@ def wait_until_ready(client: "Client", uid: str, show_progress: Any) -> None:
                 raise click.ClickException(f"{uid} could not be launched: {cause}")
             if stage == "cancelled" or (stage == "pending" and not _is_known(client, uid)):
                 raise click.ClickException(f"The launch of {uid} was cancelled.")
-            show_progress(stage, progress["progress"])
+            show_progress(stage, progress["progress"], progress.get("download_files") or ())
             last_reply = time.monotonic()
         except (ConnectionFailed, ConnectionLost, ReplyTimeout, Unavailable):
             if time.monotonic() - last_reply > OUTAGE_SECONDS:

@@ -228,6 +228,7 @@ def worker_command(
         replica_ports=None if ports is None else (ports.first, ports.last),
         encrypts=settings.encrypt_data_plane,
         drain_seconds=settings.drain_seconds,
+        downloads=settings.downloads,
         **_environment_policy(settings),
     )
     code = guard(config, on_ready=lambda: show(f"The worker has joined the cluster at {endpoint}."))
@@ -251,6 +252,7 @@ def local_configs(
         cluster_key=key,
         log_level=level,
         drain_seconds=settings.drain_seconds,
+        downloads=settings.downloads,
         **_environment_policy(settings),
     )
     # Only HTTP listens on the host of the options; the actors of one need no more than loopback.

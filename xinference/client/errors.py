@@ -8,8 +8,8 @@
     ├── BadRequest           400, 413, 415, 422: the call itself is wrong
     ├── Unauthorized         401, 403: the API key is missing or not enough
     ├── NotFound             404: no such model, family or route
-    ├── Conflict             409: aborted on order, or the request id is taken
-    ├── Unavailable          429, 503: the same call may succeed later
+    ├── Conflict             409: aborted on order, the request id is taken, or it is in use
+    ├── Unavailable          429, 503, 507: the same call may succeed later
     ├── LaunchCancelled      499: somebody cancelled the launch
     ├── ServerFault          any other status: a fault of the server
     └── StreamFailed         an answer that had begun did not end well
@@ -99,6 +99,7 @@ BY_STATUS: Mapping[int, type[ClientError]] = {
     429: Unavailable,
     499: LaunchCancelled,
     503: Unavailable,
+    507: Unavailable,
 }
 
 

@@ -529,6 +529,136 @@ def query_engine_by_model_name(
     )
 
 
+def list_cached_models(
+    model_name: str | None = None, worker_ip: str | None = None
+) -> Operation[list[Json]]:
+    """Return what the workers keep of models: version, path, size, who uses it.
+
+    Args:
+        model_name: Only of this family; None: of any.
+        worker_ip: Only on this worker; None: on each.
+    """
+    return Operation(
+        Request(
+            purpose="list the cached models",
+            method="GET",
+            path="/v1/cache/models",
+            query=_given({"model_name": model_name, "worker_ip": worker_ip}),
+        ),
+        lambda reply: list(reply["list"]),
+    )
+
+
+def list_deletable_models(model_version: str, worker_ip: str | None = None) -> Operation[Json]:
+    """Return what a removal of a version would remove: "paths", "freed_bytes", "used_by".
+
+    Raises:
+        NotFound: no worker keeps it.
+    """
+    return Operation(
+        Request(
+            purpose=f"list the files of {model_version}",
+            method="GET",
+            path="/v1/cache/models/files",
+            query=_given({"model_version": model_version, "worker_ip": worker_ip}),
+        ),
+        _as_it_is,
+    )
+
+
+def confirm_and_remove_model(
+    model_version: str, worker_ip: str | None = None, *, force: bool = False
+) -> Operation[bool]:
+    """Remove what one version of a model alone needs.
+
+    Args:
+        force: Remove what a model runs from, too.
+
+    Raises:
+        NotFound: no worker keeps it. Conflict: a model runs from it, or it is being downloaded.
+    """
+    return Operation(
+        Request(
+            purpose=f"remove {model_version}",
+            method="DELETE",
+            path="/v1/cache/models",
+            query=_given({"model_version": model_version, "worker_ip": worker_ip})
+            | {"force": force},
+            timeout_seconds=STOP_SECONDS,
+        ),
+        lambda reply: bool(reply["result"]),
+    )
+
+
+def download_model(
+    model_name: str,
+    model_type: str = "LLM",
+    model_engine: str | None = None,
+    model_size_in_billions: int | str | float | None = None,
+    model_format: str | None = None,
+    quantization: str | None = None,
+    download_hub: str | None = None,
+    worker_ip: str | None = None,
+) -> Operation[str]:
+    """Begin to download a model without launching it; return what to ask about it with.
+
+    Args:
+        download_hub: The only hub that is asked; None: whichever answers.
+        worker_ip: The worker that is to have it; None: every one.
+
+    Raises:
+        BadRequest: a field is wrong, or nothing has to be downloaded. NotFound: no such family.
+    """
+    return Operation(
+        Request(
+            purpose=f"download {model_name}",
+            method="POST",
+            path="/v1/cache/models",
+            body=_given(
+                {
+                    "model_name": model_name,
+                    "model_type": model_type,
+                    "model_engine": model_engine,
+                    "model_size_in_billions": _size(model_size_in_billions),
+                    "model_format": model_format,
+                    "quantization": quantization,
+                    "download_hub": download_hub,
+                    "worker_ip": worker_ip,
+                }
+            ),
+        ),
+        lambda reply: str(reply["cache_uid"]),
+    )
+
+
+def get_download_progress(cache_uid: str) -> Operation[Json]:
+    """Return how far a download is: "progress", "stage", "info", "download_files", "workers"."""
+    return Operation(
+        Request(
+            purpose=f"get the progress of {cache_uid}",
+            method="GET",
+            path=f"/v1/cache/models/{_segment(cache_uid)}/progress",
+        ),
+        _as_it_is,
+    )
+
+
+def cancel_download(cache_uid: str) -> Operation[None]:
+    """End a download. What has arrived is kept.
+
+    Raises:
+        NotFound: it does not run.
+    """
+    return Operation(
+        Request(
+            purpose=f"cancel the download of {cache_uid}",
+            method="POST",
+            path=f"/v1/cache/models/{_segment(cache_uid)}/cancel",
+        ),
+        _nothing,
+    )
+
+
 def get_supervisor_info() -> Operation[Json]:
     """Return where the supervisor is."""
     return Operation(
@@ -588,10 +718,6 @@ def remove_virtual_envs(
         ),
         lambda reply: bool(reply["result"]),
     )
-
-
-def _given(query: Mapping[str, str | None]) -> dict[str, Any]:
-    return {name: value for name, value in query.items() if value is not None}
 
 
 def abort_cluster() -> Operation[Json]:
@@ -868,6 +994,11 @@ def as_method(
 
 def _segment(text: str) -> str:
     return quote(text, safe="")
+
+
+def _given(fields: Mapping[str, Any]) -> Json:
+    """Return the fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _as_it_is(reply: Any) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from xinference.identifiers import Address
+from xinference.settings import DownloadSettings
 
 MAX_RUN_DIRECTORY_LEN = 48
 """Sockets below it, up to 58 characters on, must fit the 108 bytes of a unix address."""
@@ -58,6 +59,8 @@ class RoleConfig:
         plain: dict[str, Any] = json.loads(line)
         for name in ("home", "run_directory"):
             plain[name] = None if plain.get(name) is None else Path(plain[name])
+        if "downloads" in plain:
+            plain["downloads"] = DownloadSettings(**plain["downloads"])
         plain.update({name: tuple(v) for name, v in plain.items() if isinstance(v, list)})
         return cls(**plain)
 
@@ -108,6 +111,7 @@ class WorkerConfig(RoleConfig):
     lifeline: int | None = None
     """A file descriptor that ends with the guardian, which fills it in. Replicas live by it and
     not by the worker, so that they go on when it is replaced."""
+    downloads: DownloadSettings = field(default_factory=DownloadSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

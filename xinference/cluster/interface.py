@@ -10,7 +10,7 @@ inside has a deadline.
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
-from xinference.identifiers import ModelUid, RequestId
+from xinference.identifiers import ModelUid, NodeId, RequestId
 from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
@@ -21,6 +21,7 @@ from xinference.protocol.deployment import (
     ReplicaPlacement,
     ReplicaStatus,
 )
+from xinference.protocol.downloads import CachedModel, DownloadStatus
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import Accepted, Delta, Finished, GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
@@ -219,6 +220,51 @@ class Cluster(Protocol):
 
     async def info(self) -> ClusterInfo:
         """Return the supervisor and the workers."""
+        ...
+
+    async def cached_models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
+        """Return what each worker, or the one that is named, keeps of models, by version.
+
+        Raises:
+            InvalidRequest: no worker is there.
+        """
+        ...
+
+    async def remove_cached(
+        self, model_version: str, worker_ip: str | None, *, is_forced: bool
+    ) -> int:
+        """Remove what one version of a model alone needs; return how many bytes that frees.
+
+        Raises:
+            ObjectNotFound: no worker keeps it.
+            CacheInUse: models run from it and this is not forced, or it is being downloaded.
+            InvalidRequest: no worker is there, or it lies outside what may be removed.
+            InsufficientResources: a file cannot be removed.
+        """
+        ...
+
+    async def download(self, spec: LaunchSpec) -> str:
+        """Begin to download what a launch would need; return the version, to ask about it.
+
+        Every worker does, or the one that is named. It does not go on by itself where a worker
+        is started again.
+
+        Raises:
+            InvalidRequest: no worker is there, or nothing has to be downloaded.
+            FamilyNotFound, UnsupportedVariant, DownloadUnavailable
+        """
+        ...
+
+    async def download_status(self, model_version: str) -> dict[NodeId, DownloadStatus]:
+        """Return how far such a download is, on each worker that was told of it."""
+        ...
+
+    async def cancel_download(self, model_version: str) -> None:
+        """End such a download; what has arrived is kept.
+
+        Raises:
+            ObjectNotFound: it runs nowhere.
+        """
         ...
 
     async def stop(self) -> None:

@@ -17,6 +17,7 @@ from xinference.protocol.deployment import (
     ReplicaPlacement,
     ReplicaSpec,
 )
+from xinference.protocol.downloads import DownloadProgress
 from xinference.protocol.environments import EnvironmentSpec
 from xinference.protocol.nodes import NodeResources
 
@@ -77,6 +78,8 @@ class InstanceState(StrEnum):
     """Of one started process, as its worker sees it."""
 
     STARTING = "starting"
+    DOWNLOADING = "downloading"
+    """There is no process of it yet: its files come first."""
     LOADING = "loading"
     READY = "ready"
     STOPPING = "stopping"
@@ -104,6 +107,8 @@ class InstanceReport:
     """Wire form of why it EXITED; None if it was told to."""
     gpu_idx: tuple[int, ...] | None = None
     """As its `ReplicaSpec` says."""
+    download: DownloadProgress | None = None
+    """Of its files, until it is READY; None: they were here."""
     virtual_env_packages: dict[str, str] | None = None
     """As its `ReplicaReport` says."""
 

@@ -30,12 +30,14 @@ from xinference.errors import (
 )
 from xinference.identifiers import InstanceId, RequestId
 from xinference.protocol.deployment import AbortOutcome
+from xinference.protocol.downloads import DownloadProgress
 
-from .child_process import AdoptedProcess, ChildProcess
+from .child_process import AdoptedProcess, ChildProcess, open_log
 from .control_bus import remote
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
 from .device_ledger import DeviceLedger
+from .downloads import Downloads
 from .environments import EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
@@ -66,7 +68,6 @@ SILENT_SECONDS = 3.0
 """For an answer to a PING. Whether a process is stopped is looked up then."""
 REASON_TIMEOUT_SECONDS = 1.0
 """A lost connection waits so long for the process's own way of ending."""
-MAX_LOG_BYTES = 16 * 2**20
 NUM_LAST_LINES = 50
 NUM_TOLD_LINES = 3
 MAX_TOLD_LINE_LEN = 200
@@ -94,6 +95,7 @@ class ReplicaHost:
     """What replicas live by, so that they outlive this worker; None: they end with it."""
     journal: ReplicaJournal | None = None
     """Where they are noted for the next worker."""
+    downloads: Downloads
     devices: DeviceLedger = field(default_factory=lambda: DeviceLedger(lambda: ()))
     """What they hold of the host's GPUs."""
     environments: EnvironmentShelf | None = None
@@ -227,7 +229,8 @@ class ModelActor:
         try:
             if after is not None:
                 await after.wait()
-            error = None if self._is_stopping.is_set() else await self._run()
+            with self._host.downloads.used(self._spec.source.download, self._spec.replica.model):
+                error = await self._run() if await self._has_files() else None
         except XinferenceError as failure:
             error = failure
         except OSError as failure:
@@ -250,6 +253,34 @@ class ModelActor:
         )
         self.settled.set()
         self.ended.set()
+
+    async def _has_files(self) -> bool:
+        """Get the model's files to this host; return False if it was told to end meanwhile.
+
+        Raises:
+            DownloadFailed, DownloadUnavailable, DiskFull
+        """
+        source = self._spec.source
+        if self._is_stopping.is_set() or source.download is None or source.path:
+            return not self._is_stopping.is_set()
+        fetching = asyncio.create_task(
+            self._host.downloads.fetch(source.download, self._on_download), name="fetch"
+        )
+        stopping = asyncio.create_task(self._is_stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                return False
+            self._spec = replace(self._spec, source=replace(source, path=fetching.result()))
+            self._change(state=InstanceState.STARTING)
+            return True
+        finally:
+            for task in (fetching, stopping):
+                task.cancel()
+            await asyncio.gather(fetching, stopping, return_exceptions=True)
+
+    def _on_download(self, progress: DownloadProgress) -> None:
+        self._change(state=InstanceState.DOWNLOADING, download=progress)
 
     async def _run(self) -> XinferenceError | None:
         """Return why the process ended, or None when it was told to; it may still be there."""
@@ -459,6 +490,7 @@ class ModelActor:
             address=address,
             progress=1.0,
             info="",
+            download=None,
             context_length=loaded.context_length,
             virtual_env_packages=loaded.virtual_env_packages,
         )
@@ -623,11 +655,7 @@ class ModelActor:
         return self._host.home / "logs" / f"{self._spec.replica}.log"
 
     def _open_log(self) -> BinaryIO:
-        path = self._log_path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
-        log = path.open("ab")
+        log = open_log(self._log_path())
         self._log_start = log.tell()
         return log
 

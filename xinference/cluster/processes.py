@@ -31,11 +31,13 @@ from xinference.errors import InvalidSetting, PeerUnreachable, ProtocolError, Xi
 from xinference.identifiers import Address, new_instance_id
 from xinference.protocol.nodes import NodeResources
 
+from .caches import CacheActor, CachesActor
 from .cluster_key import key_refused
 from .configuration import RoleConfig, SupervisorConfig, WorkerConfig, private_directory
 from .control_bus import ControlBus, Endpoint, Presence
 from .device_ledger import DeviceLedger, DeviceUse
 from .devices import DeviceReader
+from .downloads import Downloads
 from .environments import EnvironmentPolicy, EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .messages import CONTROL_VERSION, LaunchId
@@ -45,7 +47,15 @@ from .state.cluster_state import ClusterState
 from .store import DesiredStore
 from .supervision import INSTANCE_VARIABLE, OWNER_VARIABLE, PLATFORM, kill_tree
 from .supervisor import ModelCatalog, SupervisorActor, system_clock
-from .worker import CALL_TIMEOUT_SECONDS, SUPERVISOR, WORKER, WorkerActor, new_worker_epoch
+from .worker import (
+    CACHE,
+    CACHES,
+    CALL_TIMEOUT_SECONDS,
+    SUPERVISOR,
+    WORKER,
+    WorkerActor,
+    new_worker_epoch,
+)
 from .xoscar_bus import XoscarBus
 
 logger = logging.getLogger(__name__)
@@ -154,17 +164,19 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
         strategy=LaunchStrategy(config.launch_strategy),
         shares_gpus=config.shares_gpus,
     )
+    catalog = load_catalog(config.home)
     supervisor = SupervisorActor(
         bus=bus,
         epoch=epoch,
         state=state,
         store=store,
-        catalog=load_catalog(config.home),
+        catalog=catalog,
         read_resources=reader.read,
         new_launch_id=lambda: LaunchId(secrets.token_hex(8)),
         enables_virtual_env=config.enables_virtual_env,
     )
     await bus.serve(SUPERVISOR, supervisor)
+    await bus.serve(CACHES, CachesActor(bus=bus, catalog=catalog, nodes=supervisor.nodes))
     reconciling = asyncio.create_task(supervisor.reconcile_forever(), name="reconcile")
     logger.info("Supervisor at %s, epoch %d", bus.address, epoch)
     report_ready(address=bus.address)
@@ -189,13 +201,15 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
     directory = _SupervisorDirectory(config)
     reader = new_reader()
     devices = DeviceLedger(reader.uses)
-    host = _replica_host(config, devices)
+    downloads = Downloads(home=config.home, settings=config.downloads)
+    host = _replica_host(config, devices, downloads)
     worker = WorkerActor(
         bus=bus,
         worker_epoch=new_worker_epoch(),
         new_replica=functools.partial(ModelActor, host=host),
         read_resources=lambda: devices.marked(reader.read()),
         find_supervisor=directory.find,
+        other_children=lambda: downloads.pids,
         environments=host.environments,
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_replicas, worker)
@@ -203,6 +217,8 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         running = host.journal.read()
         _kill_unnoted(running)
         await worker.adopt(running, timeout_seconds=ADOPT_SECONDS)
+    cache = CacheActor(downloads)
+    await bus.serve(CACHE, cache)
     await bus.serve(WORKER, worker)
     await _check_join(bus, directory, config)
     reporting = asyncio.create_task(worker.report_forever(), name="report")
@@ -219,6 +235,8 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         await worker.hand_over(timeout_seconds=config.drain_seconds)
     async with asyncio.timeout(config.drain_seconds + CLOSE_TIMEOUT_SECONDS):
         await worker.close()
+        await cache.close()
+        await downloads.close()
         reporting.cancel()
         sweeping.cancel()
         await worker.leave()
@@ -301,7 +319,7 @@ async def _check_join(
         await asyncio.sleep(JOIN_RETRY_SECONDS)
 
 
-def _replica_host(config: WorkerConfig, devices: DeviceLedger) -> ReplicaHost:
+def _replica_host(config: WorkerConfig, devices: DeviceLedger, downloads: Downloads) -> ReplicaHost:
     assert config.run_directory is not None
     host = config.advertised_host or Address.parse(config.listen).host
     return ReplicaHost(
@@ -315,6 +333,7 @@ def _replica_host(config: WorkerConfig, devices: DeviceLedger) -> ReplicaHost:
         drain_seconds=config.drain_seconds,
         lifeline=config.lifeline,
         devices=devices,
+        downloads=downloads,
         journal=None
         if config.lifeline is None
         else ReplicaJournal(private_directory(config.run_directory, "journal", keep=True)),

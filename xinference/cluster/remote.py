@@ -20,7 +20,7 @@ from xinference.errors import (
     ReplicaLost,
     XinferenceError,
 )
-from xinference.identifiers import InstanceId, ModelUid, RequestId
+from xinference.identifiers import InstanceId, ModelUid, NodeId, RequestId
 from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
@@ -32,6 +32,7 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
+from xinference.protocol.downloads import CachedModel, DownloadStatus
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
@@ -44,14 +45,16 @@ from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesUpdate, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
 from .routing import ready_models, routes_of, updated
-from .worker import SUPERVISOR
+from .worker import CACHES, SUPERVISOR
 from .xoscar_bus import XoscarBus
 
 logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT_SECONDS = 10.0
-REMOVE_TIMEOUT_SECONDS = 90.0
-"""For workers to remove thousands of files."""
+CACHES_TIMEOUT_SECONDS = 15.0
+"""The supervisor asks every worker meanwhile."""
+REMOVE_TIMEOUT_SECONDS = 120.0
+"""For workers to remove thousands of files, or very large ones."""
 POLL_SECONDS = 10.0
 POLL_TIMEOUT_SECONDS = 15.0
 RETRY_SECONDS = 0.2
@@ -89,6 +92,7 @@ class RemoteCluster:
         """
         self._bus = bus
         self._supervisor = Endpoint(supervisor_address, SUPERVISOR)
+        self._caches = Endpoint(supervisor_address, CACHES)
         self._cluster_key = cluster_key.encode()
         self._table = RoutingTable(version=RoutesVersion(), models={})
         self._table_changed = asyncio.Event()
@@ -287,6 +291,54 @@ class RemoteCluster:
             "engines", model_type, model_name, returns=dict[str, Any]
         )
         return engines
+
+    async def cached_models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
+        """See `Cluster`."""
+        kept: dict[NodeId, list[CachedModel]] = await self._ask_caches(
+            "models", worker_ip, returns=dict[NodeId, list[CachedModel]]
+        )
+        return kept
+
+    async def remove_cached(
+        self, model_version: str, worker_ip: str | None, *, is_forced: bool
+    ) -> int:
+        """See `Cluster`."""
+        freed_bytes: int = await self._ask_caches(
+            "remove",
+            model_version,
+            worker_ip,
+            is_forced,
+            returns=int,
+            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+        )
+        return freed_bytes
+
+    async def download(self, spec: LaunchSpec) -> str:
+        """See `Cluster`."""
+        version: str = await self._ask_caches("download", spec, returns=str)
+        return version
+
+    async def download_status(self, model_version: str) -> dict[NodeId, DownloadStatus]:
+        """See `Cluster`."""
+        statuses: dict[NodeId, DownloadStatus] = await self._ask_caches(
+            "download_status", model_version, returns=dict[NodeId, DownloadStatus]
+        )
+        return statuses
+
+    async def cancel_download(self, model_version: str) -> None:
+        """See `Cluster`."""
+        await self._ask_caches("cancel_download", model_version, returns=None)
+
+    async def _ask_caches(
+        self,
+        method: str,
+        *arguments: object,
+        returns: Any,
+        timeout_seconds: float = CACHES_TIMEOUT_SECONDS,
+    ) -> Any:
+        return await self._bus.call(
+            self._caches, method, *arguments, returns=returns, timeout_seconds=timeout_seconds
+        )
 
     async def virtual_envs(self, worker_ip: str | None) -> list[VirtualEnvironment]:
         """See `Cluster`."""

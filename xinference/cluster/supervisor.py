@@ -637,6 +637,10 @@ class SupervisorActor:
         self._changed.set_result(None)
         self._changed = asyncio.get_running_loop().create_future()
 
+    def nodes(self) -> list[NodeId]:
+        """Return the workers that have joined, sorted."""
+        return [status.node for status in self._state.nodes(now=self._clock())]
+
     async def close(self) -> None:
         """End every task; the cluster runs on."""
         for _, unwatch in self._watched.values():
@@ -804,8 +808,7 @@ class SupervisorActor:
 
     async def _stop(self) -> None:
         """Tell every worker to end, wait until they have, then let this process end."""
-        workers = [status.node for status in self._state.nodes(now=self._clock())]
-        for node in workers:
+        for node in self.nodes():
             try:
                 await self._bus.call(
                     Endpoint(node, WORKER),

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 WORKER = "worker"
 SUPERVISOR = "supervisor"
+CACHE, CACHES = "cache", "caches"
+"""What is kept of models: beside a worker, and beside the supervisor."""
 HEARTBEAT_SECONDS = 1.0
 CALL_TIMEOUT_SECONDS = 2.0
 FIRST_RETRY_SECONDS = 0.2
@@ -110,11 +112,16 @@ class WorkerActor:
         new_replica: NewReplica,
         read_resources: Callable[[], NodeResources],
         find_supervisor: FindSupervisor,
+        other_children: Callable[[], Sequence[int]] = tuple,
         environments: EnvironmentShelf | None = None,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         first_retry_seconds: float = FIRST_RETRY_SECONDS,
     ) -> None:
-        """Own nothing yet. `serve` on the bus comes first, then `report_forever`."""
+        """Own nothing yet. `serve` on the bus comes first, then `report_forever`.
+
+        Args:
+            other_children: returns the processes that this one has started beside replicas.
+        """
         assert bus.address is not None
         self.node = NodeId(bus.address)
         self.joined = asyncio.Event()
@@ -124,6 +131,7 @@ class WorkerActor:
         self._new_replica = new_replica
         self._read_resources = read_resources
         self._find_supervisor = find_supervisor
+        self._other_children = other_children
         self._environments = environments
         self._heartbeat_seconds = heartbeat_seconds
         self._first_retry_seconds = first_retry_seconds
@@ -416,6 +424,7 @@ class WorkerActor:
         actors = [actor for actor in self._replicas.values() if not actor.ended.is_set()]
         living = [one.report.instance for one in actors if one.report.instance != ending]
         known = [actor.pid for actor in actors if actor.pid is not None]
+        known += self._other_children()
         num_left = kill_strays(known, tag=INSTANCE_VARIABLE, spared=living)
         # Why: what an adopted replica leaves goes to the guardian, not to this worker.
         return num_left + kill_tagged(INSTANCE_VARIABLE, ending)

@@ -14,7 +14,7 @@ from typing import Any, Self
 from xinference.errors import InvalidRequest
 from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid
 
-from .downloads import DownloadRequest
+from .downloads import DownloadRequest, FileProgress
 from .encoding import EncoderOptions, RerankTemplate
 from .environments import EnvironmentSpec, FamilyEnvironment, check_packages
 from .servers import ServerOptions
@@ -422,6 +422,7 @@ class ReplicaState(StrEnum):
 
     PENDING = "pending"
     STARTING = "starting"
+    DOWNLOADING = "downloading"
     LOADING = "loading"
     READY = "ready"
     BACKING_OFF = "backing off"
@@ -469,8 +470,10 @@ class LaunchProgress:
     progress: float
     """From 0 to 1."""
     stage: str
-    """pending, launching, loading, completed, cancelled or error."""
+    """pending, launching, downloading, loading, completed, cancelled or error."""
     info: str = ""
+    download_files: tuple[FileProgress, ...] = ()
+    """Of the replica that is the furthest behind; empty where nothing has to be downloaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,12 @@ The names on the HTTP side are those that Xinference's users know.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from xinference.errors import InvalidRequest
-from xinference.identifiers import Address, family_name, model_uid
+from xinference.identifiers import Address, NodeId, family_name, model_uid
 from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     EngineOptions,
@@ -23,12 +23,19 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
+from xinference.protocol.downloads import HUBS, CachedModel, DownloadStage, DownloadStatus
 from xinference.protocol.encoding import EncoderOptions, split_options
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
 from xinference.protocol.servers import ServerOptions, server_engine_named
 
-from .schema import AutostartRequest, LaunchRequest, ReplicaConfig, ScaleRequest
+from .schema import (
+    AutostartRequest,
+    DownloadBody,
+    LaunchRequest,
+    ReplicaConfig,
+    ScaleRequest,
+)
 
 LANGUAGE = "LLM"
 ENCODERS = ("embedding", "rerank")
@@ -40,6 +47,7 @@ _MIB = 2**20
 REPLICA_STATES = {
     ReplicaState.PENDING: ("CREATING", "registering"),
     ReplicaState.STARTING: ("CREATING", "registering"),
+    ReplicaState.DOWNLOADING: ("CREATING", "downloading"),
     ReplicaState.LOADING: ("LOADING", "loading"),
     ReplicaState.READY: ("READY", "ready"),
     ReplicaState.BACKING_OFF: ("ERROR", "error"),
@@ -51,12 +59,7 @@ REPLICA_STATES = {
 
 def launch_spec(body: LaunchRequest) -> LaunchSpec:
     """Return what a launch asks for."""
-    types = {one.casefold(): one for one in (LANGUAGE, *ENCODERS)}
-    model_type = types.get(body.model_type.casefold())
-    if model_type is None:
-        known = ", ".join(types.values())
-        problem = f"must be one of {known} in this version, got {body.model_type[:60]!r}"
-        raise InvalidRequest(field="model_type", problem=problem)
+    model_type = _model_type(body.model_type)
     options = _options(body)
     encoder_options, server_options = EncoderOptions(), None
     server = server_engine_named(body.model_engine)
@@ -87,6 +90,7 @@ def launch_spec(body: LaunchRequest) -> LaunchSpec:
         encoder_options=encoder_options,
         server_options=server_options,
         request_limits=body.request_limits,
+        download_hub=_hub(body.download_hub),
         min_replicas=body.min_replicas,
         max_replicas=body.max_replicas,
         idle_timeout=body.idle_timeout,
@@ -101,7 +105,12 @@ def _model_name(body: LaunchRequest) -> str:
             problem = "is required, or model_path of files that say what they are"
             raise InvalidRequest(field="model_name", problem=problem)
         return ""
-    return body.model_name if _HUB_ID.fullmatch(body.model_name) else family_name(body.model_name)
+    return _name_or_id(body.model_name)
+
+
+def _name_or_id(given: str) -> str:
+    """Return the name of a family, or the id of a repository."""
+    return given if _HUB_ID.fullmatch(given) else family_name(given)
 
 
 def autostart_entry(body: AutostartRequest) -> AutostartEntry:
@@ -185,6 +194,14 @@ def placement(config: ReplicaConfig) -> ReplicaPlacement:
     )
 
 
+def _hub(given: str | None) -> str | None:
+    hub = (given or "auto").casefold()
+    if hub not in ("auto", *HUBS):
+        problem = f"must be one of auto, {', '.join(HUBS)}, got {hub[:60]!r}"
+        raise InvalidRequest(field="download_hub", problem=problem)
+    return None if hub == "auto" else hub
+
+
 def _num_gpus(given: int | str | None) -> int | None:
     """Return a number, or None for "auto"; null means none."""
     if given == "auto":
@@ -198,7 +215,31 @@ def _gpu_indices(given: int | list[int] | None) -> tuple[int, ...] | None:
     return (given,) if isinstance(given, int) else tuple(given)
 
 
-def _size(body: LaunchRequest) -> str | None:
+def download_spec(body: DownloadBody) -> LaunchSpec:
+    """Return the launch that would need what is to be downloaded."""
+    return LaunchSpec(
+        model_name=_name_or_id(body.model_name),
+        model_type=_model_type(body.model_type),
+        model_engine=body.model_engine,
+        model_size_in_billions=_size(body),
+        model_format=body.model_format,
+        quantization=body.quantization,
+        download_hub=_hub(body.download_hub),
+        worker_ip=body.worker_ip,
+    )
+
+
+def _model_type(given: str) -> str:
+    types = {one.casefold(): one for one in (LANGUAGE, *ENCODERS)}
+    model_type = types.get(given.casefold())
+    if model_type is None:
+        known = ", ".join(types.values())
+        problem = f"must be one of {known} in this version, got {given[:60]!r}"
+        raise InvalidRequest(field="model_type", problem=problem)
+    return model_type
+
+
+def _size(body: LaunchRequest | DownloadBody) -> str | None:
     """Return the size as families spell it: 4 → "4"; 0.5, "0.5" and "0_5" → "0_5"."""
     names = ("model_size_in_billions", "size_in_billions")
     given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
@@ -341,8 +382,89 @@ def added_item(added: Sequence[ReplicaStatus]) -> dict[str, Any]:
 
 
 def progress(launch: LaunchProgress) -> dict[str, Any]:
-    """Return how far a launch is. Nothing is downloaded in this version."""
-    return {**asdict(launch), "download_files": [], "replicas": []}
+    """Return how far a launch is."""
+    return {**asdict(launch), "replicas": []}
+
+
+def cached_item(node: NodeId, model: CachedModel) -> dict[str, Any]:
+    """Return what a worker keeps of a variant."""
+    return {
+        "model_name": model.model_name,
+        "model_type": model.model_type,
+        "model_size_in_billions": _size_shown(model.model_size_in_billions),
+        "model_format": model.model_format,
+        "quantization": model.quantization,
+        "model_version": model.model_version,
+        "path": model.path,
+        "real_path": model.path,
+        "actor_ip_address": node,
+        "model_hub": model.source.hub,
+        "model_id": model.source.model_id,
+        "revision": model.source.revision,
+        "size_bytes": model.size_bytes,
+        "freed_bytes": model.freed_bytes,
+        "is_complete": model.is_complete,
+        "used_by": model.used_by,
+    }
+
+
+def _size_shown(size: str) -> int | str | None:
+    """Return a size as registrations show it: 7, "0_5"; None where it is not known."""
+    if size in ("", "0"):
+        return None
+    return int(size) if size.isdecimal() else size
+
+
+def deletable(models: Sequence[CachedModel], version: str, worker_ip: str | None) -> dict[str, Any]:
+    """Return what a removal of a version would remove."""
+    return {
+        "model_version": version,
+        "worker_ip": worker_ip,
+        "paths": [path for model in models for path in model.files],
+        "freed_bytes": sum(model.freed_bytes for model in models),
+        "used_by": sorted({user for model in models for user in model.used_by}),
+    }
+
+
+STAGES = (
+    DownloadStage.ERROR,
+    DownloadStage.DOWNLOADING,
+    DownloadStage.CANCELLED,
+    DownloadStage.COMPLETED,
+)
+"""Of a download on several workers the first that one of them is at is that of all."""
+
+
+def download_progress(statuses: Mapping[NodeId, DownloadStatus]) -> dict[str, Any]:
+    """Return how far a download is; one that nobody knows is at 0, pending."""
+    if not statuses:
+        return {
+            "progress": 0.0,
+            "stage": "pending",
+            "info": "",
+            "download_files": [],
+            "workers": [],
+        }
+    last = min(statuses.values(), key=lambda one: (STAGES.index(one.stage), _share(one)))
+    return {
+        "progress": min(map(_share, statuses.values())),
+        "stage": last.stage,
+        "info": last.error_message or last.progress.info,
+        "download_files": last.progress.files,
+        "workers": [
+            {
+                "worker_ip": node,
+                "progress": _share(status),
+                "stage": status.stage,
+                "info": status.error_message or status.progress.info,
+            }
+            for node, status in statuses.items()
+        ],
+    }
+
+
+def _share(status: DownloadStatus) -> float:
+    return 1.0 if status.stage is DownloadStage.COMPLETED else status.progress.fraction
 
 
 def status_page(info: ClusterInfo, *, now: float) -> dict[str, Any]:

@@ -50,7 +50,7 @@ Uid = Annotated[str, Path(description="The uid of a model.")]
 @router.post(
     "/v1/models",
     openapi_extra=body_of(LaunchRequest),
-    responses={200: {"model": LaunchAnswer}, **refusals(400, 404, 413, 499, 503)},
+    responses={200: {"model": LaunchAnswer}, **refusals(400, 404, 413, 499, 503, 507)},
 )
 async def launch_model(
     request: Request,

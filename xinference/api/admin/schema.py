@@ -110,6 +110,8 @@ class LaunchRequest(Body):
     """One GPU for each replica."""
     replica_config: list[ReplicaConfig] | None = None
     """Where each replica goes, instead of worker_ip, n_gpu and gpu_idx."""
+    download_hub: str | None = None
+    """huggingface or modelscope; auto: whichever has the files and answers."""
     min_replicas: Count | None = None
     """With max_replicas: never fewer; replica by default."""
     max_replicas: Count | None = None
@@ -122,10 +124,30 @@ class LaunchRequest(Body):
     n_worker: Annotated[object, Only(1)] = None
     peft_model_config: Annotated[object, Only({})] = None
     quantization_config: Annotated[object, Only({})] = None
-    download_hub: Annotated[object, Only("auto")] = None
     reasoning_content: Annotated[object, Only(False)] = None
     multimodal_projector: Annotated[object, Only()] = None
     enable_mtp: Annotated[object, Only(False)] = None
+
+
+class DownloadBody(Body):
+    """`POST /v1/cache/models`: the variant, as a launch names it."""
+
+    model_name: str = Field(min_length=1)
+    """A family, as the registrations list it."""
+    model_type: str = "LLM"
+    """LLM, embedding or rerank."""
+    model_engine: str | None = None
+    """The engine that it is for; null: the default one."""
+    model_size_in_billions: int | float | str | None = None
+    """4, 0.5, "0.5" or "0_5"."""
+    size_in_billions: int | float | str | None = None
+    """Another name of it."""
+    model_format: str | None = None
+    quantization: str | None = None
+    download_hub: str | None = None
+    """huggingface or modelscope; auto: whichever has the files and answers."""
+    worker_ip: str | None = None
+    """The worker that is to have it; null: every one."""
 
 
 class AutostartRequest(Body):
@@ -276,14 +298,94 @@ class ModelList(Answer):
     data: list[ModelItem]
 
 
+class FileItem(Answer):
+    """A file of a download."""
+
+    file_name: str
+    size_bytes: int
+    downloaded_bytes: int
+
+
 class ProgressAnswer(Answer):
     """How far a launch is."""
 
     progress: float
     stage: str
     info: str
-    download_files: list[Any]
+    download_files: list[FileItem]
     replicas: list[Any]
+
+
+class CachedItem(Answer):
+    """What one worker keeps of a variant."""
+
+    model_name: str
+    model_type: str
+    model_size_in_billions: int | str | None
+    model_format: str
+    quantization: str
+    model_version: str
+    path: str
+    real_path: str
+    actor_ip_address: str
+    model_hub: str
+    model_id: str
+    revision: str | None
+    size_bytes: int
+    """On disk."""
+    freed_bytes: int
+    """Of them, what a removal frees: the rest is shared."""
+    is_complete: bool
+    used_by: list[str]
+    """The models that run from it."""
+
+
+class CachedList(Answer):
+    """`GET /v1/cache/models`."""
+
+    items: list[CachedItem] = Field(alias="list")
+
+
+class DeletableAnswer(Answer):
+    """What a removal would remove."""
+
+    model_version: str
+    worker_ip: str | None
+    paths: list[str]
+    freed_bytes: int
+    used_by: list[str]
+
+
+class RemovedAnswer(Answer):
+    """What a removal did."""
+
+    result: bool
+    freed_bytes: int
+
+
+class DownloadAnswer(Answer):
+    """What to ask about the download with."""
+
+    cache_uid: str
+
+
+class WorkerDownload(Answer):
+    """A download on one worker."""
+
+    worker_ip: str
+    progress: float
+    stage: str
+    info: str
+
+
+class DownloadProgressAnswer(Answer):
+    """How far a download is: on the worker that is the furthest behind, and on each."""
+
+    progress: float
+    stage: str
+    info: str
+    download_files: list[FileItem]
+    workers: list[WorkerDownload]
 
 
 class ReplicaItem(Answer):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A replica's life: what its worker says moves it, and what it lacks is found for it.
 
-    pending ──place──▶ starting ─▶ loading ─▶ ready
-       ▲                  │           │         │
-       └──── delay over ──┴ backing off ◀───────┴─ its process ended
+    pending ──place──▶ starting ─▶ (downloading) ─▶ loading ─▶ ready
+       ▲                  │               │            │         │
+       └──── delay over ──┴ backing off ◀─┴────────────┴─────────┴─ it ended
                               │
                               └─ too often, or a first launch ─▶ failed ─ launch or terminate ─▶
 
@@ -46,6 +46,7 @@ BACK_OFF_SECONDS = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 
 _STATES = {
     InstanceState.STARTING: ReplicaState.STARTING,
+    InstanceState.DOWNLOADING: ReplicaState.DOWNLOADING,
     InstanceState.LOADING: ReplicaState.LOADING,
     InstanceState.READY: ReplicaState.READY,
     InstanceState.STOPPING: ReplicaState.STOPPING,

@@ -13,9 +13,8 @@ from xinference.protocol.deployment import (
     ReplicaStatus,
 )
 
+from .launch_progress import replica_progress
 from .records import Model, Replica, Wish
-
-_PROGRESS_OF_STARTING = 0.05
 
 
 def status_of(model: Model) -> ModelStatus:
@@ -99,12 +98,4 @@ def _replica_status(replica: Replica) -> ReplicaStatus:
 
 
 def _progress(replica: Replica) -> LaunchProgress:
-    if replica.state is ReplicaState.READY:
-        return LaunchProgress(progress=1.0, stage="completed")
-    if replica.state is ReplicaState.LOADING and replica.report is not None:
-        share = _PROGRESS_OF_STARTING + (1.0 - _PROGRESS_OF_STARTING) * replica.report.progress
-        return LaunchProgress(progress=min(share, 0.99), stage="loading", info=replica.report.info)
-    if replica.state is ReplicaState.STARTING:
-        info = "" if replica.report is None else replica.report.info
-        return LaunchProgress(progress=_PROGRESS_OF_STARTING, stage="launching", info=info)
-    return LaunchProgress(progress=0.0, stage="pending", info=replica.problem)
+    return replica_progress(replica.state, replica.report, replica.problem)

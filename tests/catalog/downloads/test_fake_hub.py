@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stand-in hub speaks what Hugging Face's own library understands."""
+
+from pathlib import Path
+
+import huggingface_hub
+
+from tests.catalog.downloads.conftest import MODEL_ID, WEIGHTS, files
+from tests.fakes.hub import FakeHub
+
+
+def test_the_hub_s_own_library_downloads_from_it(hub: FakeHub, tmp_path: Path) -> None:
+    path = huggingface_hub.snapshot_download(
+        MODEL_ID, endpoint=hub.endpoint, cache_dir=tmp_path, max_workers=1, token=False
+    )
+
+    found = {name: (Path(path) / name).read_bytes() for name in files()}
+    assert found == files()
+
+
+def test_the_hub_s_own_library_reads_the_list_that_we_read(hub: FakeHub) -> None:
+    about = huggingface_hub.HfApi(endpoint=hub.endpoint, token=False).model_info(
+        MODEL_ID, files_metadata=True
+    )
+
+    sizes = {one.rfilename: one.size for one in about.siblings}
+    assert sizes == {name: len(content) for name, content in files().items()}
+    (large,) = [one.lfs for one in about.siblings if one.rfilename == WEIGHTS]
+    assert large.size == len(files()[WEIGHTS])

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cluster's hosts keep of models: listed, removed, downloaded ahead of a launch.
+
+`CacheActor` is one host's, beside its worker; `CachesActor` is the supervisor's, and asks those.
+Neither is on the way of a launch: that has its files downloaded by its own model actor.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from xinference.errors import (
+    CacheInUse,
+    InsufficientResources,
+    InvalidRequest,
+    ObjectNotFound,
+    XinferenceError,
+)
+from xinference.identifiers import ModelUid, NodeId
+from xinference.protocol.deployment import LaunchSpec
+from xinference.protocol.downloads import (
+    CachedModel,
+    DownloadProgress,
+    DownloadRequest,
+    DownloadStage,
+    DownloadStatus,
+)
+
+from .control_bus import ControlBus, Endpoint, remote
+from .downloads import Downloads
+from .placement import is_at
+from .supervisor import ModelCatalog
+from .worker import CACHE
+
+logger = logging.getLogger(__name__)
+
+CALL_TIMEOUT_SECONDS = 10.0
+REMOVE_TIMEOUT_SECONDS = 60.0
+"""To remove hundreds of gigabytes may take a file system a while."""
+MAX_ENDED = 256
+"""Downloads that have ended and can still be asked about."""
+
+
+class CacheActor:
+    """The cache of one host. Its methods interleave at awaits."""
+
+    def __init__(self, downloads: Downloads) -> None:
+        """Share the worker's downloads."""
+        self._downloads = downloads
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._statuses: OrderedDict[str, DownloadStatus] = OrderedDict()
+
+    @remote
+    async def models(self) -> list[CachedModel]:
+        """Return all that is kept here, and who uses it."""
+        kept = await asyncio.to_thread(self._downloads.cache.models)
+        return [
+            replace(model, used_by=self._downloads.users_of(model.model_version)) for model in kept
+        ]
+
+    @remote
+    async def remove(self, model_version: str, is_forced: bool) -> int:
+        """Remove what a version alone needs; return how many bytes of the disk that frees.
+
+        Raises:
+            ObjectNotFound: nothing of it is here.
+            CacheInUse: it is being downloaded, or a model runs from it and this is not forced.
+            InvalidRequest: it lies outside the home. InsufficientResources: a file stays.
+        """
+        users = self._downloads.users_of(model_version)
+        if users and not is_forced:
+            raise CacheInUse(model_version=model_version, users=list(users))
+        removed = await asyncio.to_thread(self._downloads.cache.remove, model_version)
+        self._statuses.pop(model_version, None)
+        logger.info("%s is removed: %d bytes", model_version, removed.freed_bytes)
+        return removed.freed_bytes
+
+    @remote
+    async def download(self, request: DownloadRequest) -> None:
+        """Begin to download, unless that has begun."""
+        version = request.model_version
+        if version not in self._running:
+            self._note(version, DownloadStatus(stage=DownloadStage.DOWNLOADING))
+            task = asyncio.create_task(self._download(request), name=f"download {version}")
+            self._running[version] = task
+            task.add_done_callback(lambda _: self._running.pop(version))
+
+    @remote
+    async def download_status(self, model_version: str) -> DownloadStatus:
+        """Return how far a download is."""
+        return self._statuses.get(model_version) or DownloadStatus(stage=DownloadStage.PENDING)
+
+    @remote
+    async def cancel_download(self, model_version: str) -> bool:
+        """End a download; return whether there was one. What has arrived is kept."""
+        task = self._running.get(model_version)
+        if task is None:
+            return False
+        task.cancel()
+        await asyncio.wait({task})
+        return True
+
+    async def close(self) -> None:
+        """End what runs."""
+        for task in list(self._running.values()):
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _download(self, request: DownloadRequest) -> None:
+        version = request.model_version
+
+        def on_progress(progress: DownloadProgress) -> None:
+            status = DownloadStatus(stage=DownloadStage.DOWNLOADING, progress=progress)
+            self._note(version, status)
+
+        try:
+            await self._downloads.fetch(request, on_progress)
+        except XinferenceError as error:
+            self._end(version, DownloadStage.ERROR, str(error))
+        except asyncio.CancelledError:
+            self._end(version, DownloadStage.CANCELLED)
+            raise
+        except Exception as error:
+            logger.exception("%s: the download failed", version)
+            self._end(version, DownloadStage.ERROR, repr(error))
+        else:
+            self._end(version, DownloadStage.COMPLETED)
+
+    def _end(self, version: str, stage: DownloadStage, error_message: str = "") -> None:
+        progress = self._statuses[version].progress
+        status = DownloadStatus(stage=stage, progress=progress, error_message=error_message)
+        self._note(version, status)
+
+    def _note(self, version: str, status: DownloadStatus) -> None:
+        self._statuses[version] = status
+        self._statuses.move_to_end(version)
+        ended = [one for one in self._statuses if one not in self._running and one != version]
+        for one in ended[: max(0, len(self._statuses) - MAX_ENDED)]:
+            del self._statuses[one]
+
+
+class CachesActor:
+    """The caches of all hosts. Keeps nothing: every answer is asked for."""
+
+    def __init__(
+        self, *, bus: ControlBus, catalog: ModelCatalog, nodes: Callable[[], list[NodeId]]
+    ) -> None:
+        """Ask the workers.
+
+        Args:
+            nodes: returns those that have joined.
+        """
+        self._bus = bus
+        self._catalog = catalog
+        self._nodes = nodes
+
+    @remote
+    async def models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
+        """Return what each host keeps.
+
+        Raises:
+            InvalidRequest: no worker is there. PeerUnreachable: one does not answer.
+        """
+        nodes = self._at(worker_ip)
+        kept = await asyncio.gather(
+            *(self._ask(node, "models", returns=list[CachedModel]) for node in nodes)
+        )
+        return dict(zip(nodes, kept, strict=True))
+
+    @remote
+    async def remove(self, model_version: str, worker_ip: str | None, is_forced: bool) -> int:
+        """Remove a version from each host that keeps it; return how many bytes that frees.
+
+        Raises:
+            ObjectNotFound: none keeps it. CacheInUse: nothing was removed.
+            InvalidRequest, InsufficientResources, PeerUnreachable
+        """
+        keeping = {
+            node: model
+            for node, kept in (await self.models(worker_ip)).items()
+            for model in kept
+            if model.model_version == model_version
+        }
+        if not keeping:
+            raise ObjectNotFound(kind="cached model", id=model_version)
+        users = sorted({user for model in keeping.values() for user in model.used_by})
+        if users and not is_forced:
+            raise CacheInUse(model_version=model_version, users=users)
+        freed_bytes = 0
+        for node in keeping:
+            freed_bytes += await self._ask(
+                node,
+                "remove",
+                model_version,
+                is_forced,
+                returns=int,
+                timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+            )
+        return freed_bytes
+
+    @remote
+    async def download(self, spec: LaunchSpec) -> str:
+        """Begin to download what a launch would need, to where it may run; return its version.
+
+        Raises:
+            InvalidRequest: no worker is there, or nothing has to be downloaded.
+            FamilyNotFound, UnsupportedVariant, DownloadUnavailable, PeerUnreachable
+        """
+        source = self._catalog.resolve(
+            replace(spec, model_uid=ModelUid(spec.model_name), worker_ip=None)
+        ).source
+        if source.download is None:
+            raise InvalidRequest(
+                field="model_name", problem=f"needs no download: its files are in {source.path}"
+            )
+        nodes = self._at(spec.worker_ip)
+        await asyncio.gather(*(self._ask(node, "download", source.download) for node in nodes))
+        return source.download.model_version
+
+    @remote
+    async def download_status(self, model_version: str) -> dict[NodeId, DownloadStatus]:
+        """Return how far a download is on each host that was told of it.
+
+        Raises:
+            PeerUnreachable
+        """
+        nodes = self._at(None)
+        statuses = await asyncio.gather(
+            *(
+                self._ask(node, "download_status", model_version, returns=DownloadStatus)
+                for node in nodes
+            )
+        )
+        return {
+            node: status
+            for node, status in zip(nodes, statuses, strict=True)
+            if status.stage is not DownloadStage.PENDING
+        }
+
+    @remote
+    async def cancel_download(self, model_version: str) -> None:
+        """End a download wherever it runs. What has arrived is kept.
+
+        Raises:
+            ObjectNotFound: it runs nowhere. PeerUnreachable
+        """
+        ended = await asyncio.gather(
+            *(
+                self._ask(node, "cancel_download", model_version, returns=bool)
+                for node in self._at(None)
+            )
+        )
+        if not any(ended):
+            raise ObjectNotFound(kind="running download", id=model_version)
+
+    def _at(self, worker_ip: str | None) -> list[NodeId]:
+        joined = self._nodes()
+        if not joined:
+            raise InsufficientResources(problem="No worker has joined this cluster.")
+        nodes = [node for node in joined if is_at(node, worker_ip)]
+        if not nodes:
+            problem = f"no worker is at {worker_ip}; workers: {', '.join(joined)}"
+            raise InvalidRequest(field="worker_ip", problem=problem)
+        return nodes
+
+    async def _ask(
+        self,
+        node: NodeId,
+        method: str,
+        *arguments: object,
+        returns: Any = None,
+        timeout_seconds: float = CALL_TIMEOUT_SECONDS,
+    ) -> Any:
+        return await self._bus.call(
+            Endpoint(node, CACHE),
+            method,
+            *arguments,
+            returns=returns,
+            timeout_seconds=timeout_seconds,
+        )
