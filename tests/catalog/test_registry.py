@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from xinference.catalog import Catalog, Resolved, directory_of
 from xinference.catalog.builtin_families import builtin_families
 from xinference.catalog.family import size_text
+from xinference.catalog.registry import MAX_SEEN_FILES
 from xinference.catalog.runnable import refusal
 from xinference.errors import (
     FamilyNotFound,
@@ -459,6 +460,20 @@ def test_a_hub_can_be_chosen_but_not_for_files_that_are_here(
     assert [source.hub for source in download.sources] == ["modelscope"]
     with pytest.raises(InvalidRequest, match="download_hub"):
         catalog.resolve(replace(wanted, model_path=files(tmp_path / "qwen")))
+
+
+def test_a_directory_with_more_files_than_can_be_looked_at_is_for_the_worker_to_judge(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    wanted = launch("qwen3", model_engine="llama.cpp", model_path=str(tmp_path))
+    (tmp_path / "0.txt").touch()
+    with pytest.raises(InvalidRequest, match=r"no \.gguf file"):
+        catalog.resolve(wanted)
+
+    for number in range(MAX_SEEN_FILES):
+        (tmp_path / f"{number}.txt").touch()
+
+    assert catalog.resolve(wanted).source.path == str(tmp_path)
 
 
 def test_model_path_is_used_instead_of_the_hub(catalog: Catalog, tmp_path: Path) -> None:

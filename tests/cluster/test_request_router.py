@@ -314,6 +314,21 @@ async def test_requests_wake_a_model_that_sleeps_and_wait_until_it_is_ready(
     assert replicas.num_woken == 1
 
 
+async def test_a_request_whose_model_falls_asleep_just_then_wakes_it(replicas: Replicas) -> None:
+    replicas.is_on_demand = True
+    first = await replicas.add(step_seconds=60.0)
+    reading = asyncio.create_task(read(await replicas.ask()))
+
+    replicas.sleeps = True
+    replicas.fakes[first].crash()
+    replicas.remove(first)
+    await until(lambda: replicas.num_woken)
+    await replicas.add()
+
+    assert (await reading)[0] == counted(5)
+    assert replicas.num_woken == 1
+
+
 async def test_a_request_does_not_wait_for_ever_for_a_model_that_wakes(
     replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replicas that come and go with the load, and models that sleep when nobody asks them."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.cluster.simulation import SimulatedCluster
@@ -99,6 +101,22 @@ def test_no_steady_load_makes_the_number_swing(cluster: SimulatedCluster, outsta
     assert set(spend(cluster, 300, outstanding)) == {settled}
 
 
+def test_what_an_engine_computes_at_once_is_for_the_engine_to_say(
+    cluster: SimulatedCluster,
+) -> None:
+    cluster.launch(max_replicas=4)
+    cluster.run_to_rest()
+    (worker,) = cluster.workers.values()
+    (one,) = worker.living()
+    worker.instances[one.instance] = replace(one, max_num_seqs=2)
+    worker.sequence += 1
+    cluster.settle()
+
+    spend(cluster, UP_SECONDS + 2, 2)
+
+    assert num_replicas(cluster) > 1
+
+
 def test_a_replica_that_has_no_place_is_tried_again_later_and_told(
     cluster: SimulatedCluster,
 ) -> None:
@@ -147,6 +165,7 @@ def test_a_model_that_nobody_asks_sleeps_and_nothing_of_it_runs(cluster: Simulat
     with pytest.raises(ModelNotReady, match="asleep"):
         ready_routes(cluster.state.routes, QWEN)
     assert cluster.state.routes.models[QWEN].is_on_demand
+    assert cluster.state.launch_progress(QWEN).stage == "completed", "its launch has succeeded"
 
 
 def test_requests_keep_a_model_awake(cluster: SimulatedCluster) -> None:

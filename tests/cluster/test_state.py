@@ -713,6 +713,26 @@ def test_an_added_replica_that_does_not_load_is_dropped_and_the_others_go_on(
     assert "does not load" in cluster.state.story(QWEN)[-1].event_content
 
 
+def test_an_added_replica_that_does_not_load_is_the_end_of_a_model_that_has_no_other(
+    cluster: SimulatedCluster,
+) -> None:
+    ready(cluster)
+    ticket = cluster.add_replicas()
+    cluster.settle()
+    worker = worker_of(cluster)
+    (added,) = [one for one in worker.living() if one.replica.index == 1]
+    cluster.remove_replica(0)
+
+    worker.move(added.instance, InstanceState.EXITED, "out of memory")
+    cluster.run_to_rest()
+
+    with pytest.raises(LoadFailed, match="out of memory"):
+        cluster.state.replicas_outcome(ticket)
+    assert state_of(cluster) is ModelState.ERROR
+    assert "out of memory" in cluster.state.launch_progress(QWEN).info
+    assert QWEN not in cluster.store
+
+
 def test_scaling_down_ends_one_replica_and_its_number_can_be_used_again(
     cluster: SimulatedCluster,
 ) -> None:

@@ -6,6 +6,7 @@ are read again at the next start. `resolve` turns a caller's `LaunchSpec` into f
 and a description, or says why not. It downloads nothing and starts nothing.
 """
 
+import itertools
 import logging
 import re
 from collections.abc import Mapping
@@ -57,6 +58,9 @@ logger = logging.getLogger(__name__)
 
 LANGUAGE = "LLM"
 LATER_TYPES = ("image", "audio", "video", "flexible")
+
+MAX_SEEN_FILES = 1000
+"""Of a directory that a launch names, what is looked at; the caller's event loop waits for it."""
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Where `config.json` says how many tokens a model takes; it depends on the architecture."""
@@ -391,10 +395,16 @@ def _check_visible_gguf(path: str, field: str) -> None:
     try:
         if given.is_file() and given.suffix != ".gguf":
             raise InvalidRequest(field=field, problem=f"{path} is not a .gguf file")
-        if given.is_dir() and any(given.iterdir()) and not any(given.rglob("*.gguf")):
+        if given.is_dir() and any(given.iterdir()) and not _may_have_gguf(given):
             raise InvalidRequest(field=field, problem=f"{path} has no .gguf file")
     except OSError as error:
         logger.info("The files in %s cannot be looked at from here: %s", path, error)
+
+
+def _may_have_gguf(directory: Path) -> bool:
+    """Return whether there is a GGUF below a directory, or too much to look at all of it."""
+    seen = list(itertools.islice(directory.rglob("*"), MAX_SEEN_FILES))
+    return len(seen) == MAX_SEEN_FILES or any(one.suffix == ".gguf" for one in seen)
 
 
 def _description(

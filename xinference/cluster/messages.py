@@ -103,6 +103,9 @@ class InstanceReport:
     """What loading does now; of an EXITED one, what it has left behind."""
     context_length: int | None = None
     """What the loaded model can take, in tokens; None until it is READY."""
+    max_num_seqs: int | None = None
+    """How many answers, or texts of a model that embeds or reranks, it computes at once; None
+    until it is READY."""
     error: dict[str, Any] | None = None
     """Wire form of why it EXITED; None if it was told to."""
     gpu_idx: tuple[int, ...] | None = None

@@ -458,7 +458,9 @@ class ModelActor:
         try:
             self._host.journal.write(running)
         except OSError:
-            logger.exception("%s could not be noted; another worker will not find it", self._spec)
+            logger.exception(
+                "%s could not be noted; another worker will not find it", running.spec.replica
+            )
 
     async def _serve(self, process: ChildProcess | AdoptedProcess) -> None:
         """Connect, load, and stay until the connection ends; never returns.
@@ -492,6 +494,7 @@ class ModelActor:
             info="",
             download=None,
             context_length=loaded.context_length,
+            max_num_seqs=loaded.max_num_seqs,
             virtual_env_packages=loaded.virtual_env_packages,
         )
         self._note_devices()

@@ -429,6 +429,14 @@ class RequestRouter:
         now = time.monotonic()
         if isinstance(flight.problem, ModelOverloaded):
             raise flight.problem  # every replica has refused it
+        if self._is(flight.model, ModelState.ASLEEP):
+            # It fell asleep just when this came, so nobody else wakes it.
+            await self._wake_up(flight.model)
+            flight.park_until = 0.0
+            flight.tried.clear()
+            if time.monotonic() >= flight.deadline:
+                raise flight.problem
+            return
         if not flight.park_until:
             flight.park_until = now + PARK_SECONDS
         if now >= min(flight.park_until, flight.deadline):

@@ -246,8 +246,6 @@ class SupervisorActor:
             packages=spec.virtual_env_packages,
             find_links=spec.virtual_env_find_links,
         )
-        for model in admitted.to_sleep:
-            self._change_anyway(model)
         now = self._clock()
         desired = DesiredModel(
             model_uid=uid,
@@ -261,6 +259,9 @@ class SupervisorActor:
             virtual_env=virtual_env,
         )
         self._write(SaveModel(desired))
+        # Why not before: a launch that is refused puts nothing to sleep.
+        for model in admitted.to_sleep:
+            self._change_anyway(model)
         self._state.launch(desired, now=now)
         self.reconcile()
         return LaunchTicket(model_uid=uid, launch_id=desired.launch_id)
@@ -684,8 +685,8 @@ class SupervisorActor:
 
     def _terminate(self, uid: ModelUid) -> LaunchTicket:
         self._state.model(uid)  # raises ModelNotFound before anything is written
-        self._autostart.dismiss(uid)
         self._write(ForgetModel(uid))
+        self._autostart.dismiss(uid)
         launch_id = self._state.terminate(uid, now=self._clock())
         self.reconcile()
         return LaunchTicket(model_uid=uid, launch_id=launch_id)

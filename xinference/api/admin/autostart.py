@@ -11,6 +11,7 @@ from xinference.api.body import read_body
 from xinference.api.gateway import gateway_of
 from xinference.api.openapi import body_of, refusals
 from xinference.identifiers import ModelUid
+from xinference.protocol.autostart import AutostartStatus
 
 from .convert import autostart_entry, autostart_item, autostart_summary
 from .schema import AutostartItem, AutostartList, AutostartRequest, AutostartSummary
@@ -44,18 +45,16 @@ async def summarize_autostart(request: Request) -> Response:
 @router.post(
     "/v1/autostart/models",
     openapi_extra=body_of(AutostartRequest),
-    responses={200: {"model": AutostartItem}, **refusals(400, 413, 503)},
+    responses={200: {"model": AutostartItem}, **refusals(400, 413, 503, 507)},
 )
 async def set_autostart(request: Request) -> Response:
     """Add a model to the list, or replace its entry; it is launched soon if it does not run."""
     entry = autostart_entry(await read_body(request, AutostartRequest))
-    cluster = gateway_of(request).cluster
-    await cluster.set_autostart(entry)
-    (status,) = [one for one in await cluster.autostart() if one.entry == entry]
-    return json_answer(autostart_item(status))
+    await gateway_of(request).cluster.set_autostart(entry)
+    return json_answer(autostart_item(AutostartStatus(entry=entry)))
 
 
-@router.delete("/v1/autostart/models/{model_uid}", responses=refusals(404, 503))
+@router.delete("/v1/autostart/models/{model_uid}", responses=refusals(404, 503, 507))
 async def remove_autostart(
     request: Request, model_uid: Annotated[str, Path(description="The uid of a model.")]
 ) -> Response:

@@ -109,7 +109,7 @@ async def describe_model(request: Request, model_uid: Uid) -> Response:
     return json_answer(model_item(await gateway_of(request).cluster.model(ModelUid(model_uid))))
 
 
-@router.delete("/v1/models/{model_uid}", responses=refusals(404, 503))
+@router.delete("/v1/models/{model_uid}", responses=refusals(404, 503, 507))
 async def terminate_model(request: Request, model_uid: Uid) -> Response:
     """Stop a model; answers null when no process of it is left."""
     await gateway_of(request).cluster.terminate(ModelUid(model_uid))
@@ -125,7 +125,7 @@ async def launch_progress(request: Request, model_uid: Uid) -> Response:
     return json_answer(progress(await cluster.launch_progress(ModelUid(model_uid))))
 
 
-@router.post("/v1/models/{model_uid}/cancel", responses=refusals(400, 404, 503))
+@router.post("/v1/models/{model_uid}/cancel", responses=refusals(400, 404, 503, 507))
 async def cancel_launch(request: Request, model_uid: Uid) -> Response:
     """End a launch that is under way; answers null when nothing of it is left."""
     await gateway_of(request).cluster.cancel_launch(ModelUid(model_uid))
@@ -133,7 +133,8 @@ async def cancel_launch(request: Request, model_uid: Uid) -> Response:
 
 
 @router.get(
-    "/v1/models/{model_uid}/events", responses={200: {"model": list[EventItem]}, **refusals(404)}
+    "/v1/models/{model_uid}/events",
+    responses={200: {"model": list[EventItem]}, **refusals(404, 503)},
 )
 async def model_events(request: Request, model_uid: Uid) -> Response:
     """Tell a model's story: its last 100 events, oldest first."""
@@ -153,7 +154,7 @@ async def list_replicas(request: Request, model_uid: Uid) -> Response:
 @router.post(
     "/v1/models/{model_uid}/replicas",
     openapi_extra=body_of(ScaleRequest, required=False),
-    responses={200: {"model": ScaleAnswer}, **refusals(400, 404, 413, 503)},
+    responses={200: {"model": ScaleAnswer}, **refusals(400, 404, 413, 503, 507)},
 )
 async def add_replicas(request: Request, model_uid: Uid) -> Response:
     """Add replicas to a running model; answers when they are ready. The others serve meanwhile."""
@@ -164,7 +165,7 @@ async def add_replicas(request: Request, model_uid: Uid) -> Response:
 
 @router.delete(
     "/v1/models/{model_uid}/replicas/{replica_id}",
-    responses={200: {"model": RemainingAnswer}, **refusals(400, 404, 503)},
+    responses={200: {"model": RemainingAnswer}, **refusals(400, 404, 503, 507)},
 )
 async def terminate_replica(
     request: Request,

@@ -272,14 +272,14 @@ class Lifecycle:
     def _failed_to_load(
         self, replica: Replica, error: XinferenceError, now: Moment
     ) -> list[Effect]:
-        """One that never was ready: its launch ends, or it alone is dropped again."""
+        """One that never was ready: its launch ends, or it alone is dropped, if it is not alone."""
         model = replica.model
-        if not model.desired.has_been_ready:
+        kept = tuple(one for one in model.desired.replicas if one.index != replica.uid.index)
+        if not model.desired.has_been_ready or not kept:
             replica.state = ReplicaState.FAILED
             self._give_up_model(model, error)
             model.tell("ERROR", str(error), now)
             return [ForgetModel(model.uid)]
-        kept = tuple(one for one in model.desired.replicas if one.index != replica.uid.index)
         model.desired = replace(model.desired, replicas=kept)
         replica.is_wanted = False
         self._outcomes.note_dropped(model, replica, error)

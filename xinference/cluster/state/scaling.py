@@ -11,6 +11,7 @@ import math
 
 from .records import Model, Moment, Wish
 
+LANGUAGE = "LLM"
 HIGH = 0.8
 """Replicas are nearly full at this share of the requests that they compute at once,"""
 UP_SECONDS = 3.0
@@ -68,9 +69,13 @@ def lowest_of(model: Model) -> int:
 
 
 def capacity(model: Model) -> int:
-    """Return how many requests a replica computes at once."""
+    """Return how many requests a replica computes at once, as those that are ready say."""
     spec = model.desired.spec
-    at_once = spec.engine_options.max_num_seqs
+    # Why not the launch's own number: an engine may have less memory, or a default of its own.
+    # That of an encoder is of texts, and a request may have any number of them.
+    reports = [one.report for one in model.wanted] if spec.model_type == LANGUAGE else []
+    told = [one.max_num_seqs for one in reports if one is not None and one.max_num_seqs]
+    at_once = min(told, default=spec.engine_options.max_num_seqs)
     return at_once if spec.request_limits is None else min(at_once, spec.request_limits)
 
 

@@ -40,6 +40,9 @@ def progress_of(model: Model) -> LaunchProgress:
         return LaunchProgress(progress=0.0, stage="cancelled")
     if model.wish is Wish.NOTHING:
         return LaunchProgress(progress=0.0, stage="error", info=str(model.error))
+    if model.wish is Wish.SLEEP:
+        # Why: only what was ready sleeps, and who waits for that may have looked away meanwhile.
+        return LaunchProgress(progress=1.0, stage="completed")
     return min(map(_progress, model.wanted), key=lambda progress: progress.progress)
 
 

@@ -67,7 +67,7 @@ def load_served_model(
     started = dialect.start(spec, path, port=port, key=key)
     environment = {**os.environ, **started.environment}
     with contextlib.ExitStack() as undo:
-        process = ServerProcess(dialect.name, started.command, environment)
+        process = ServerProcess(dialect.name, started.command, environment, key=key)
         undo.callback(process.stop, STOP_SECONDS)
         # Why: it would write a line for every request.
         logging.getLogger("httpx").setLevel(logging.WARNING)

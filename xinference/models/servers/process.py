@@ -29,13 +29,16 @@ LEASH = Path(__file__).with_name("leash.py")
 class ServerProcess:
     """A running or ended server. Any thread may call any method."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], *, key: str
+    ) -> None:
         """Start it.
 
         Args:
             name: of the engine, for messages.
             command: what the leash is given.
             environment: the whole of it.
+            key: that it asks its callers for; no log has it.
 
         Raises:
             OSError: the interpreter does not start.
@@ -43,7 +46,8 @@ class ServerProcess:
         self._name = name
         self._lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         self._ended = threading.Event()
-        logger.info("%s starts: %s", name, " ".join(command))
+        self._key = key.encode()
+        logger.info("%s starts: %s", name, " ".join(command).replace(key, "***"))
         self._popen = subprocess.Popen(
             [sys.executable, "-I", "-S", str(LEASH), *command],
             env=dict(environment),
@@ -96,7 +100,9 @@ class ServerProcess:
     def _read(self) -> None:
         assert self._popen.stdout is not None
         with self._popen.stdout as written:
-            for raw in written:
+            for line_read in written:
+                # Why: some servers write down all of their arguments.
+                raw = line_read.replace(self._key, b"***")
                 with contextlib.suppress(OSError):
                     os.write(2, raw)
                 line = raw.decode(errors="replace").strip()

@@ -79,8 +79,8 @@ class ServerTokens:
 
     def _ask(self, path: str, body: Any) -> Any:
         try:
-            return self._client.post(path, json=body).raise_for_status().json()
-        except httpx.HTTPError as error:
+            return self._client.post(path, json=body, timeout=ASK_SECONDS).raise_for_status().json()
+        except (httpx.HTTPError, ValueError) as error:
             raise ReplicaLost(
                 model=self._model_name, problem=f"its engine's server does not answer: {error}"
             ) from error
