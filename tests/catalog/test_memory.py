@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory estimate against what the engine allocates, and what published files weigh."""
 
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,8 @@ def test_what_fits_is_said_largest_first(tmp_path: Path) -> None:
         "7B pytorch", "3B pytorch", "1.5B pytorch", "0.5B pytorch",
     ]  # fmt: skip
     assert catalog.fitting(wanted, 1000) == []
+
+    brings_code = LaunchSpec(model_name="chatglm3")
+    trusted = replace(brings_code, engine_options=EngineOptions(trust_remote_code=True))
+    assert catalog.fitting(brings_code, int(90e9)) == []
+    assert catalog.fitting(trusted, int(90e9)) == ["6B pytorch"]

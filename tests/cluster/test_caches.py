@@ -40,9 +40,11 @@ Statuses = dict[NodeId, DownloadStatus]
 
 
 class HubCatalog(FakeCatalog):
-    """Its family is on the hub."""
+    """Its family is on the hub, and brings code of its own, which a download does not run."""
 
     def resolve(self, spec: LaunchSpec) -> FakeResolved:
+        if not spec.engine_options.trust_remote_code:
+            raise InvalidRequest(field="trust_remote_code", problem="must be true to run it")
         resolved = super().resolve(spec)
         return replace(resolved, source=replace(resolved.source, path="", download=request()))
 

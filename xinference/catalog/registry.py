@@ -228,7 +228,12 @@ class Catalog:
         if isinstance(family, EncoderFamily):
             return []
         engine = engine_named(spec.model_engine)
-        runnable = [one for one in family.variants if refusal(family, one, engine) is None]
+        trust = spec.engine_options.trust_remote_code
+        runnable = [
+            one
+            for one in family.variants
+            if refusal(family, one, engine, trust_remote_code=trust) is None
+        ]
         return what_fits(runnable, spec.engine_options, room_bytes)
 
     def _wanted(self, spec: LaunchSpec) -> ModelFamily | EncoderFamily:

@@ -209,8 +209,15 @@ class CachesActor:
             InvalidRequest: no worker is there, or nothing has to be downloaded.
             FamilyNotFound, UnsupportedVariant, DownloadUnavailable, PeerUnreachable
         """
+        # Why trusted: to have files runs no code of theirs; a launch asks whether that may run.
+        options = replace(spec.engine_options, trust_remote_code=True)
         source = self._catalog.resolve(
-            replace(spec, model_uid=ModelUid(spec.model_name), worker_ip=None)
+            replace(
+                spec,
+                model_uid=ModelUid(spec.model_name),
+                worker_ip=None,
+                engine_options=options,
+            )
         ).source
         if source.download is None:
             raise InvalidRequest(

@@ -115,8 +115,14 @@ def _name_or_id(given: str) -> str:
 
 def autostart_entry(body: AutostartRequest) -> AutostartEntry:
     """Return an entry of the autostart list."""
+    try:
+        launch = launch_spec(body.launch)
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            field=f"launch.{error.field}".rstrip("."), problem=error.problem
+        ) from error
     return AutostartEntry(
-        launch=launch_spec(body.launch),
+        launch=launch,
         enabled=body.enabled,
         priority=body.priority,
         max_retries=body.max_retries,

@@ -140,7 +140,9 @@ function modelCard(first, signal) {
   function update(model, metrics, hour) {
     status.textContent = model.status;
     status.dataset.status = model.status;
-    use.hidden = add.hidden = model.status !== "READY";
+    // One that sleeps is woken by its first request.
+    use.hidden = !["READY", "ASLEEP"].includes(model.status);
+    add.hidden = model.status !== "READY";
     updateReplicas(model.replica_statuses);
     fill(charts, metrics && chartsOf(uid, hour));
     load.textContent = metrics ? loadOf(metrics, speed(metrics)) : "";
