@@ -12,11 +12,11 @@ from .matching import Wish, missing_words
 from .schema import did_you_mean
 
 SENTENCE_TRANSFORMERS = "sentence_transformers"
-_LATER = f"is not served by this version yet; use {SENTENCE_TRANSFORMERS}"
+_LANGUAGE_ONLY = f"is not served for such models; use {SENTENCE_TRANSFORMERS}"
 OTHER_ENGINES = {
     "flag": f"is not served; use {SENTENCE_TRANSFORMERS}, which gives the same vectors",
-    "vllm": _LATER,
-    "llama.cpp": _LATER,
+    "vllm": _LANGUAGE_ONLY,
+    "llama.cpp": _LANGUAGE_ONLY,
 }
 """Engines that users know by name, and why this version does not offer them."""
 
@@ -44,7 +44,7 @@ def refusal(family: EncoderFamily, variant: Variant) -> str | None:
     if family.rerank_type == LAYERWISE:
         return f"{family.model_name} scores layer by layer, which this version does not do"
     if variant.model_format != "pytorch":
-        return f"{variant} is for llama.cpp, which is not served by this version yet"
+        return f"{variant} is not for {SENTENCE_TRANSFORMERS}, which reads pytorch"
     if variant.quantization != "none":
         return f"{variant} is not what {SENTENCE_TRANSFORMERS} loads here; only none is"
     return None

@@ -254,7 +254,7 @@ class Catalog:
             served = ", ".join((LANGUAGE, *self._encoders))
             raise InvalidRequest(
                 field="model_type",
-                problem=f"{known} is not served by this version yet; {served} are",
+                problem=f"{known} is not served by this version; {served} are",
             )
         return shelf
 

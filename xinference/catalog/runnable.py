@@ -14,11 +14,11 @@ from .family import ModelFamily, Variant
 
 TRANSFORMERS = "Transformers"
 _FORMATS = {
-    "gptq": "needs gptqmodel, which this version does not use",
-    "awq": "needs gptqmodel, which this version does not use",
-    "bnb": "needs bitsandbytes, which this version does not use",
-    "fp8": "needs fp8 kernels, which this version does not have",
-    "fp4": "needs fp4 kernels, which this version does not have",
+    "gptq": "needs gptqmodel, which this version does not use; vLLM and SGLang read gptq",
+    "awq": "needs gptqmodel, which this version does not use; vLLM, SGLang and TRT-LLM read awq",
+    "bnb": "needs bitsandbytes, which this version does not use; vLLM and SGLang read bnb",
+    "fp8": "needs fp8 kernels, which this version does not have; vLLM, SGLang and TRT-LLM read fp8",
+    "fp4": "needs fp4 kernels, which this version does not have; vLLM and TRT-LLM read fp4",
     "ggufv2": "is for the engine llama.cpp",
     "mlx": "is for MLX on Apple silicon, which this version does not serve",
 }

@@ -40,7 +40,11 @@ LIST_COLUMNS = {
 @endpoint_options
 @click.option("--model-name", "-n", help="A family of the catalogue, or the id of its repository.")
 @click.option("--model-type", "-t", default="LLM", show_default=True)
-@click.option("--model-engine", "-en", help="Such as transformers. [default: transformers]")
+@click.option(
+    "--model-engine",
+    "-en",
+    help="Such as llama.cpp. [default: transformers; sentence_transformers to embed and rerank]",
+)
 @click.option("--model-uid", "-u", help="What to call it. [default: the family's name]")
 @click.option(
     "--size-in-billions",

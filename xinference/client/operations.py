@@ -99,7 +99,7 @@ def launch_model(
 
     Args:
         model_name: A family, or the id of its repository; None: what the files of `model_path` say.
-        model_engine: None: transformers.
+        model_engine: None: transformers, for embeddings and rerank sentence_transformers.
         model_uid: None: the server names it after the family.
         model_size_in_billions: Such as 7, "0_5" or 1.8.
         n_gpu: "auto" takes one if there is one; None keeps the model on the CPU.
@@ -148,7 +148,7 @@ def launch_model(
     given = {name: value for name, value in body.items() if value is not None} | {"n_gpu": n_gpu}
     return Operation(
         Request(
-            purpose=f"launch {model_name}",
+            purpose=f"launch {model_name or model_path}",
             method="POST",
             path="/v1/models",
             query={"wait_ready": wait_ready},
