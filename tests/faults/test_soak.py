@@ -36,7 +36,7 @@ GUIDE = ModelUid("guide")
 MAX_MIB_PER_HOUR = 8.0
 """In half an hour, less is not to be told from how an allocator breathes."""
 MAX_ENGINE_MIB_PER_HOUR = 100.0
-"""Of a real engine: half an hour of few requests touches only a part of its pool of blocks."""
+"""Of a real engine, which half an hour of few requests does not warm up."""
 MAX_DESCRIPTORS = 8
 """Connections that come and go while one looks."""
 GATEWAY_SECONDS = 2.0
@@ -171,7 +171,8 @@ watched. *good* is an answer that is the same, token by token, as that of the fi
 is by the caller, as planned; *lost* is with the connection to a gateway that was killed, and nobody
 else's. Nothing hung, nothing was wrong, no other error was told.
 
-*MiB an hour* is the slope of a process's own memory over the second half of its life. That of an
-engine does not tell a leak from a pool of blocks that is touched little by little, and has a bound
-of its own; all others are to be level.
+*MiB an hour* is the slope of a process's own memory over the second half of its life. An
+engine is still growing then, and has a bound of its own: it takes memory over its first several
+hundred requests (3,600 asked of one engine without kills left it level from the 600th on). All
+others are to be level.
 """
