@@ -25,6 +25,7 @@ from xinference.protocol.nodes import Device
 
 HOST = NodeId("10.0.0.1:1")
 OTHER = NodeId("10.0.0.2:1")
+ON_CPU, ON_SECOND = EngineOptions(device="cpu"), EngineOptions(device="cuda:1")
 
 
 def node(
@@ -195,10 +196,10 @@ def test_each_replica_gets_its_part_of_what_a_launch_says() -> None:
     assert wishes_of(spec(replica=3, n_gpu=2)) == (ReplicaPlacement(n_gpu=1),) * 3
     assert [wish.gpu_idx for wish in wishes_of(spec(replica=2, gpu_idx=(3, 5)))] == [(3,), (5,)]
     assert wishes_of(spec(replica=1, replica_config=(one,))) == (one,)
-    on_cpu = spec(engine_options=EngineOptions(device="cpu"))
-    assert wishes_of(on_cpu) == (ReplicaPlacement(n_gpu=0),)
-    on_second = spec(engine_options=EngineOptions(device="cuda:1"))
-    assert wishes_of(on_second) == (ReplicaPlacement(gpu_idx=(1,)),)
+    assert wishes_of(spec(engine_options=ON_CPU)) == (ReplicaPlacement(n_gpu=0),)
+    on_second = (ReplicaPlacement(gpu_idx=(1,)),)
+    assert wishes_of(spec(engine_options=ON_SECOND)) == on_second
+    assert wishes_of(spec(engine_options=ON_SECOND, gpu_idx=(1,))) == on_second
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,13 @@ def test_each_replica_gets_its_part_of_what_a_launch_says() -> None:
         ({"replica_config": (ReplicaPlacement(),), "replica": 2}, "replica_config"),
         ({"replica_config": (ReplicaPlacement(),), "worker_ip": "h"}, "worker_ip"),
         ({"replica_config": (ReplicaPlacement(n_gpu=2),)}, "n_gpu"),
+        ({"engine_options": ON_SECOND, "gpu_idx": (0,)}, "device"),
+        ({"engine_options": ON_CPU, "gpu_idx": (0,)}, "device"),
+        ({"engine_options": ON_CPU, "n_gpu": 1}, "n_gpu"),
+        (
+            {"engine_options": ON_SECOND, "replica_config": (ReplicaPlacement(n_gpu=0),)},
+            "device",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused_by_name(options: Any, field: str) -> None:

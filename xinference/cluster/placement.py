@@ -210,7 +210,7 @@ def wishes_of(spec: LaunchSpec) -> tuple[ReplicaPlacement, ...]:
     """Return where each replica of a launch may go.
 
     Raises:
-        InvalidRequest: it asks for more than one GPU for a replica.
+        InvalidRequest: it asks for more than one GPU for a replica, or contradicts its `device`.
     """
     if spec.replica_config:
         wishes = spec.replica_config
@@ -229,6 +229,9 @@ def wishes_of(spec: LaunchSpec) -> tuple[ReplicaPlacement, ...]:
         )
     for wish in wishes:
         check_one_gpu(wish)
+        _check_device(spec.engine_options.device, wish)
+    if spec.engine_options.device == "cpu" and spec.n_gpu:
+        raise InvalidRequest(field="n_gpu", problem=f"is {spec.n_gpu}, but device says cpu")
     return wishes
 
 
@@ -258,6 +261,19 @@ def check_one_gpu(wish: ReplicaPlacement) -> None:
         raise InvalidRequest(
             field="n_gpu", problem=f"gives a replica {wish.n_gpu} GPUs; it runs on one"
         )
+
+
+def _check_device(device: str, wish: ReplicaPlacement) -> None:
+    """Refuse a place that is not what the launch's `device` says."""
+    kind, _, index = device.partition(":")
+    if wish.gpu_idx is not None:
+        wanted = f"gpu_idx gives a replica GPU {wish.gpu_idx[0]}"
+        is_other = kind == "cpu" or bool(index and int(index) != wish.gpu_idx[0])
+    else:
+        wanted = f"n_gpu gives a replica {wish.n_gpu} GPUs"
+        is_other = (kind == "cpu" and bool(wish.n_gpu)) or (kind == "cuda" and wish.n_gpu == 0)
+    if is_other:
+        raise InvalidRequest(field="device", problem=f"is {device}, but {wanted}; give one of them")
 
 
 def memory_of(description: ModelDescription, *, dtype: str) -> int:

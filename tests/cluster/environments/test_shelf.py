@@ -61,8 +61,7 @@ class Host:
             model_engine="transformers",
             requirements=packages,
             find_links=(str(self.wheels),),
-            inherit_pip_config=False,
-            **words,
+            **{"inherit_pip_config": False, **words},
         )
         return await self.shelf.python_for(
             spec, user=user, name=f"m-rep{user}", run=self.run, tell=self.told.append
@@ -99,6 +98,20 @@ async def test_a_package_has_another_version_inside_and_torch_is_the_hosts(host:
     assert inside[2:4] == [importlib.metadata.version("torch"), torch.origin]
     assert inside[4:] == [str(python.parents[1]), xinference.__file__]
     assert any(HOSTS in line for line in host.told)
+
+
+async def test_packages_are_looked_for_where_the_hosts_pip_looks(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_wheel(tmp_path / "elsewhere", "only-there", "1.0")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "elsewhere"))
+
+    with pytest.raises(LoadFailed, match="only-there"):
+        await host.python_for("only-there")
+    python = await host.python_for("only-there", inherit_pip_config=True)
+
+    version = "import importlib.metadata as m; print(json.dumps(m.version('only-there')))"
+    assert says(python, version) == "1.0"
 
 
 async def test_torch_is_not_resolved_anew_whatever_wants_it(host: Host) -> None:

@@ -28,7 +28,7 @@ from xinference.identifiers import InstanceId
 from xinference.protocol.environments import EnvironmentSpec, VirtualEnvironment
 
 from . import host
-from .pip_config import options_of, read_pip_config
+from .pip_config import READ_PIP_CONFIG, options_of
 
 logger = logging.getLogger(__name__)
 
@@ -274,18 +274,19 @@ class EnvironmentShelf:
         requirements, constraints = partial / "requirements.txt", partial / "constraints.txt"
         requirements.write_text("".join(f"{one}\n" for one in spec.requirements))
         constraints.write_text("".join(f"{one.name}=={one.version}\n" for one in pins))
-        options, variables = await self._options(spec)
+        options, variables = await self._options(spec, run)
         files = ("-r", str(requirements), "-c", str(constraints))
         python = str(partial / "bin" / "python")
         await run([uv, "pip", "install", *OPTIONS, "--python", python, *options, *files], variables)
         await asyncio.to_thread(host.unshow, site_packages)
 
-    async def _options(self, spec: EnvironmentSpec) -> tuple[list[str], dict[str, str]]:
+    async def _options(self, spec: EnvironmentSpec, run: Run) -> tuple[list[str], dict[str, str]]:
         """Return where uv is to look for packages, and how."""
         options: list[str] = []
         variables: dict[str, str] = {}
         if spec.inherit_pip_config:
-            options, variables = options_of(await asyncio.to_thread(read_pip_config))
+            listing = await run([sys.executable, "-c", READ_PIP_CONFIG], {})
+            options, variables = options_of(json.loads(listing))
         if spec.index_url is not None:
             # Why here: the family's own index stands for the one that pip would take.
             if "--default-index" in options:
