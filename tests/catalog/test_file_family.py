@@ -184,10 +184,12 @@ def test_models_that_embed_and_rerank_are_read_too(catalog: Catalog, tmp_path: P
 
 
 def test_the_id_of_a_known_repository_is_its_variant(catalog: Catalog) -> None:
-    outcome = _refused(catalog, "qwen/qwen2.5-7b-instruct")
+    resolved = catalog.resolve(launch(name="qwen/qwen2.5-7b-instruct"))
 
-    assert outcome.family == "qwen2.5-instruct"
-    assert outcome.model_id == "Qwen/Qwen2.5-7B-Instruct"
+    assert resolved.description.model_name == "qwen2.5-instruct"
+    assert resolved.description.model_size_in_billions == "7"
+    assert resolved.source.download is not None
+    assert resolved.source.download.sources[0].model_id == "Qwen/Qwen2.5-7B-Instruct"
     with pytest.raises(UnsupportedVariant, match="7B gptq Int4 needs gptqmodel"):
         catalog.resolve(launch(name="Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4"))
 

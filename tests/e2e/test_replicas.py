@@ -61,7 +61,8 @@ def test_a_stream_whose_replica_is_killed_goes_on_at_another(tmp_path: Path) -> 
     body = {
         "model": GUIDE,
         "prompt": "Once upon a time",
-        "max_tokens": 400,
+        "max_tokens": 1000,
+        "ignore_eos": True,
         "temperature": 1.0,
         "seed": 11,
         "stream": True,

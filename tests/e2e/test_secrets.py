@@ -85,6 +85,8 @@ def everything_that_is_said(platform: Platform, http: httpx.Client) -> Iterator[
     for path in ABOUT:
         yield http.get(path).text, path
     http.delete(f"/v1/models/{GUIDE}/replicas/99")
-    launch_again = http.post("/v1/models", json={"model_name": GUIDE, "envs": {"A": LAUNCH}})
+    launch_again = http.post(
+        "/v1/models", json={"model_name": GUIDE, "model_uid": GUIDE, "envs": {"A": LAUNCH}}
+    )
     assert launch_again.status_code >= 400
     yield launch_again.text, "a refused launch"

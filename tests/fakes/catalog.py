@@ -40,10 +40,9 @@ class FakeCatalog:
                 problem=f"there is no format {spec.model_format}",
                 suggestions=["pytorch"],
             )
-        assert spec.model_uid is not None
         return FakeResolved(
             description=ModelDescription(
-                model_uid=ModelUid(spec.model_uid),
+                model_uid=ModelUid(spec.model_uid or spec.model_name),
                 model_type=spec.model_type,
                 model_name=spec.model_name,
                 model_engine="transformers",

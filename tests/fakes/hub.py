@@ -116,8 +116,12 @@ class FakeHub:
         self.listed.clear()
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that lead to it."""
-        return {"HF_ENDPOINT": self.endpoint, "MODELSCOPE_DOMAIN": self.endpoint}
+        """Return the variables that lead to it, also where tests keep to what is there."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "MODELSCOPE_DOMAIN": self.endpoint,
+        }
 
     def take(self, fault: dict[str, list[int]], path: str) -> int | None:
         """Return after how many bytes a fault happens to this answer; None: not at all."""

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from xinference.cluster.interface import Cluster
 from xinference.errors import XinferenceError
@@ -52,7 +52,8 @@ class ModelSample:
 class Sample:
     """The cluster at one moment."""
 
-    unix: float
+    time: float
+    """In seconds since 1970."""
     workers: Mapping[str, WorkerSample]
     models: Mapping[str, ModelSample]
 
@@ -105,13 +106,11 @@ class History:
         self._counted = {uid: one.get("num_generated_tokens", 0.0) for uid, one in stats.items()}
         self._counted_at = monotonic
         workers = {str(worker.node): _worker_sample(worker) for worker in info.workers}
-        self._samples.append(Sample(unix=unix, workers=workers, models=models))
+        self._samples.append(Sample(time=unix, workers=workers, models=models))
 
     def as_item(self, *, since: float) -> dict[str, object]:
-        """Return the samples that are later than a time of day, as JSON has them."""
-        data = [asdict(sample) for sample in self._samples if sample.unix > since]
-        for sample in data:
-            sample["time"] = sample.pop("unix")
+        """Return the samples that are later than a time, for the encoder of JSON."""
+        data = [sample for sample in self._samples if sample.time > since]
         return {"interval_seconds": INTERVAL_SECONDS, "data": data}
 
 

@@ -569,9 +569,13 @@ class ModelActor:
             return
         self._note_devices()
         await self._end(process)
-        self._socket_path().unlink(missing_ok=True)
-        if self._host.journal is not None:
-            self._host.journal.forget(self._spec.instance)
+        try:
+            self._socket_path().unlink(missing_ok=True)
+            if self._host.journal is not None:
+                self._host.journal.forget(self._spec.instance)
+        except OSError as error:
+            # Why not raised: the processes are gone, and that has to be told.
+            logger.warning("%s has left a file behind: %s", self._spec.instance, error)
 
     async def _end(self, process: ChildProcess | AdoptedProcess) -> None:
         """End a process of this instance and all that it has left; return when they are gone."""

@@ -670,6 +670,10 @@ class SupervisorActor:
         except XinferenceError as error:
             logger.warning("Autostart of %s failed: %s", entry.model_uid, error)
             problem = str(error)
+        except Exception as error:
+            # Why: one entry of a list must not end the care for all models.
+            logger.exception("Autostart of %s failed", entry.model_uid)
+            problem = repr(error)
         self._autostart.tried(entry, now=now.monotonic, problem=problem)
 
     def _change(self, desired: DesiredModel) -> None:
