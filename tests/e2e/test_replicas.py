@@ -62,9 +62,9 @@ def test_a_stream_whose_replica_is_killed_goes_on_at_another(tmp_path: Path) -> 
         "model": GUIDE,
         "prompt": "Once upon a time",
         "max_tokens": 1000,
-        "ignore_eos": True,
         "temperature": 1.0,
-        "seed": 11,
+        # An answer of several hundred tokens: the model still writes when its replica is killed.
+        "seed": 4,
         "stream": True,
     }
     with started(tmp_path) as platform:
