@@ -29,6 +29,7 @@ def model(name: str, **options: Any) -> OpenAILike:
         max_retries=0,
         context_window=2048,
         max_tokens=96,
+        temperature=0,  # it sends 0.1 by itself, and two draws of one answer may differ
         **options,
     )
 
