@@ -40,7 +40,7 @@ from tests.fakes.replica import (
 from tests.faults.harness import NOTHING_THERE, SLACK, Bounds, Trial
 from tests.faults.table import RecordFault
 from xinference.cluster.supervision import PLATFORM
-from xinference.errors import LoadFailed, ModelNotReady, RequestCrashesModel, XinferenceError
+from xinference.errors import LoadFailed, ModelNotReady, RequestCrashesModel
 from xinference.identifiers import ModelUid, new_request_id
 from xinference.protocol.deployment import ModelState, ReplicaPlacement, ReplicaState
 from xinference.protocol.generation import GenerationRequest, SamplingParams, TextPrompt
