@@ -263,7 +263,9 @@ async def test_an_unknown_model_is_not_found(subject: Subject) -> None:
 async def test_nothing_is_kept_at_first_and_nothing_to_be_removed(subject: Subject) -> None:
     cluster = subject.cluster
 
-    assert list((await cluster.cached_models(None)).values()) == [[]]
+    kept = await cluster.cached_models(None)
+    assert list(kept.models.values()) == [[]]
+    assert not kept.unanswered
     assert await cluster.download_status("nothing") == {}
     with pytest.raises(ObjectNotFound):
         await cluster.remove_cached("nothing", None, is_forced=False)

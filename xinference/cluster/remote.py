@@ -32,7 +32,7 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
-from xinference.protocol.downloads import CachedModel, DownloadStatus
+from xinference.protocol.downloads import DownloadStatus, KeptModels, Removed
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
@@ -45,7 +45,7 @@ from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesUpdate, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
 from .routing import ready_models, routes_of, updated
-from .worker import CACHES, SUPERVISOR
+from .worker import CACHES, REMOVE_TIMEOUT_SECONDS, SUPERVISOR
 from .xoscar_bus import XoscarBus
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT_SECONDS = 10.0
 CACHES_TIMEOUT_SECONDS = 15.0
 """The supervisor asks every worker meanwhile."""
-REMOVE_TIMEOUT_SECONDS = 120.0
-"""For workers to remove thousands of files, or very large ones."""
+REMOVE_ALL_TIMEOUT_SECONDS = CACHES_TIMEOUT_SECONDS + REMOVE_TIMEOUT_SECONDS
+"""For the supervisor to find out who has something, and for those to remove it at once."""
 POLL_SECONDS = 10.0
 POLL_TIMEOUT_SECONDS = 15.0
 RETRY_SECONDS = 0.2
@@ -292,26 +292,28 @@ class RemoteCluster:
         )
         return engines
 
-    async def cached_models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
+    async def cached_models(
+        self, worker_ip: str | None, *, timeout_seconds: float = CALL_TIMEOUT_SECONDS
+    ) -> KeptModels:
         """See `Cluster`."""
-        kept: dict[NodeId, list[CachedModel]] = await self._ask_caches(
-            "models", worker_ip, returns=dict[NodeId, list[CachedModel]]
+        kept: KeptModels = await self._ask_caches(
+            "models", worker_ip, timeout_seconds, returns=KeptModels
         )
         return kept
 
     async def remove_cached(
         self, model_version: str, worker_ip: str | None, *, is_forced: bool
-    ) -> int:
+    ) -> Removed:
         """See `Cluster`."""
-        freed_bytes: int = await self._ask_caches(
+        removed: Removed = await self._ask_caches(
             "remove",
             model_version,
             worker_ip,
             is_forced,
-            returns=int,
-            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+            returns=Removed,
+            timeout_seconds=REMOVE_ALL_TIMEOUT_SECONDS,
         )
-        return freed_bytes
+        return removed
 
     async def download(self, spec: LaunchSpec) -> str:
         """See `Cluster`."""
@@ -363,7 +365,7 @@ class RemoteCluster:
             python_version,
             worker_ip,
             returns=int,
-            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+            timeout_seconds=REMOVE_ALL_TIMEOUT_SECONDS,
         )
         return num_removed
 

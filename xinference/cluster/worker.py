@@ -44,6 +44,8 @@ CACHE, CACHES = "cache", "caches"
 """What is kept of models: beside a worker, and beside the supervisor."""
 HEARTBEAT_SECONDS = 1.0
 CALL_TIMEOUT_SECONDS = 2.0
+REMOVE_TIMEOUT_SECONDS = 60.0
+"""For a worker to remove thousands of files, or hundreds of gigabytes."""
 FIRST_RETRY_SECONDS = 0.2
 """Between looks for a supervisor; each is twice as late, up to ten times as much."""
 MAX_FORGOTTEN = 100_000
