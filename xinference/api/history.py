@@ -119,7 +119,7 @@ def by_model(stats: Mapping[ReplicaUid, Mapping[str, float]]) -> dict[ModelUid, 
     """Return the counters of each model, summed over its replicas."""
     summed: dict[ModelUid, Counter[str]] = {}
     for replica, counters in stats.items():
-        summed.setdefault(replica.model, Counter()).update(counters)  # type: ignore[arg-type]
+        summed.setdefault(replica.model, Counter()).update(counters)
     return summed
 
 
