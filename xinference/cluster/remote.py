@@ -64,6 +64,9 @@ TERMINATE_TIMEOUT_SECONDS = 60.0
 SUPERVISOR_AWAY_SECONDS = 30.0
 """Waits for a launch or its end go on over a restart of the supervisor that takes so long."""
 CATCH_UP_SECONDS = 1.0
+FIRST_TABLE_SECONDS = 15.0
+"""A request that comes before the first routing table waits so long for it."""
+RETRY_AFTER_SECONDS = 5
 OPEN_TIMEOUT_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 SILENT_SECONDS = 3.0
@@ -120,7 +123,7 @@ class RemoteCluster:
         socket_directory: Path,
         continues_streams: bool = True,
     ) -> Self:
-        """Open a control bus that only calls, and get the first routing table.
+        """Open a control bus that only calls, and meet the supervisor.
 
         Args:
             socket_directory: private to this process.
@@ -140,7 +143,10 @@ class RemoteCluster:
         return cluster
 
     async def start(self) -> None:
-        """Get the first routing table and follow it from then on.
+        """Meet the supervisor, and follow its routing table from then on.
+
+        One that has started just now may not know yet what runs. There is no table then, and
+        requests wait until there is.
 
         Raises:
             PeerUnreachable
@@ -148,7 +154,7 @@ class RemoteCluster:
         deadline = time.monotonic() + CONNECT_TIMEOUT_SECONDS
         while True:
             try:
-                await self._poll()
+                await self._poll(wait_seconds=0.0)
                 break
             except PeerUnreachable:
                 if time.monotonic() > deadline:
@@ -373,16 +379,19 @@ class RemoteCluster:
 
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
         """See `Cluster`."""
+        await self._wait_for_table(model)
         return await self._router.start(model, request)
 
     async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
         """See `Cluster`."""
+        await self._wait_for_table(model)
         return await self._router.compute(model, request)
 
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float
     ) -> AbortOutcome:
         """See `Cluster`."""
+        await self._wait_for_table(model)
         routes = routes_of(self._table, model)
 
         async def abort(route: Route) -> AbortOutcome:
@@ -425,6 +434,21 @@ class RemoteCluster:
 
     async def _wake(self, model: ModelUid) -> None:
         await self._ask("wake", model, returns=None)
+
+    async def _wait_for_table(self, model: ModelUid) -> None:
+        """Wait until a supervisor has said what runs; before that, nothing is known of any model.
+
+        Raises:
+            ModelNotReady: none has for long.
+        """
+        try:
+            async with asyncio.timeout(FIRST_TABLE_SECONDS):
+                while self._table.version == RoutesVersion():
+                    await self._table_changed.wait()
+        except TimeoutError:
+            raise ModelNotReady(
+                model=model, state="not known yet", retry_after_seconds=RETRY_AFTER_SECONDS
+            ) from None
 
     # Connections to replicas.
 
@@ -535,12 +559,12 @@ class RemoteCluster:
                 logger.exception("Routes cannot be followed")
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _poll(self) -> None:
+    async def _poll(self, *, wait_seconds: float = POLL_SECONDS) -> None:
         update = await self._bus.call(
             self._supervisor,
             "watch_routes",
             self._table.version,
-            POLL_SECONDS,
+            wait_seconds,
             returns=RoutesUpdate | None,
             timeout_seconds=POLL_TIMEOUT_SECONDS,
         )
