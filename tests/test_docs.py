@@ -19,7 +19,9 @@ from tests.pages.blocks import PAGES, ROOT, name_of
 from tests.pages.reference import COMMAND, FOLDER, REFERENCE, commands, routes
 from xinference.api.access import ACCESS
 from xinference.api.app import create_app
+from xinference.api.engine_metrics import COUNTERS, DOCUMENTATION
 from xinference.cli.main import COMMANDS
+from xinference.protocol.histograms import SECONDS, Histogram
 from xinference.settings import OBSOLETE, VARIABLES
 
 DOC = ROOT / "doc"
@@ -94,14 +96,17 @@ def test_the_pages_name_every_metric_and_no_other() -> None:
 
 async def declared_metrics() -> set[str]:
     """Return the names of what `/metrics` declares, as Prometheus shows them."""
+    # Why here: it imports torch.
     from xinference.engine.loop import EngineStats
 
-    class Cluster(FakeCluster):
-        async def engine_stats(self):  # type: ignore[no-untyped-def]
-            stats = {name: float(value) for name, value in asdict(EngineStats()).items()}
-            return dict.fromkeys(await super().engine_stats(), stats)
-
-    transport = httpx.ASGITransport(app=create_app(await Cluster.running()))
+    cluster = await FakeCluster.running()
+    cluster.more_counters = {
+        **{name: float(value) for name, value in asdict(EngineStats()).items()},
+        **dict.fromkeys((*COUNTERS, "num_waiting_texts"), 0.0),
+    }
+    for name in DOCUMENTATION.keys() - COUNTERS:
+        cluster.more_counters |= Histogram(SECONDS).counters(name)
+    transport = httpx.ASGITransport(app=create_app(cluster))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
         page = (await http.get("/metrics")).text
     return {
