@@ -20,7 +20,7 @@ from xinference.errors import (
     ReplicaLost,
     XinferenceError,
 )
-from xinference.identifiers import InstanceId, ModelUid, NodeId, RequestId
+from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid, RequestId
 from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
@@ -111,7 +111,7 @@ class RemoteCluster:
             continues_streams=continues_streams,
         )
         self._probing: asyncio.Task[None] | None = None
-        self._stats: dict[ModelUid, dict[str, float]] = {}
+        self._stats: dict[ReplicaUid, dict[str, float]] = {}
         self._stats_at = 0.0
 
     @classmethod
@@ -411,16 +411,16 @@ class RemoteCluster:
                 return outcome
         return AbortOutcome.NOT_FOUND
 
-    async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
+    async def engine_stats(self) -> dict[ReplicaUid, dict[str, float]]:
         """See `Cluster`."""
         if time.monotonic() - self._stats_at > STATS_ARE_GOOD_FOR_SECONDS:
             routes = self._routes()
             counters = await asyncio.gather(*map(self._counters_of, routes))
-            stats: dict[ModelUid, dict[str, float]] = {}
-            for route, found in zip(routes, counters, strict=True):
-                if found is not None:
-                    _add_up(stats.setdefault(route.replica.model, {}), found)
-            self._stats = stats
+            self._stats = {
+                route.replica: found
+                for route, found in zip(routes, counters, strict=True)
+                if found is not None
+            }
             self._stats_at = time.monotonic()
         return self._stats
 
@@ -626,15 +626,6 @@ class RemoteCluster:
         launch = (ticket.model_uid, ticket.launch_id)
         if not await self._wait("wait_ended", launch, TERMINATE_TIMEOUT_SECONDS):
             raise _does_not_end(ticket)
-
-
-def _add_up(totals: dict[str, float], counters: dict[str, float]) -> None:
-    """Add a replica's counters to those of its model; of durations the longest counts."""
-    for name, value in counters.items():
-        if name.endswith("_seconds"):
-            totals[name] = max(totals.get(name, 0.0), value)
-        else:
-            totals[name] = totals.get(name, 0.0) + value
 
 
 def _does_not_end(ticket: LaunchTicket) -> PeerUnreachable:
