@@ -11,9 +11,10 @@ tokens in and 64 out, and then, as serving is mostly decoding, 32 in and 128 out
 `static` is `generate` on one batch, all prompts of one length, so that nothing is padded.
 `continuous` is `generate_batch` as it configures itself, which takes 60 % of the machine's memory;
 `lean` is the same with 10 %, still many times what the load needs, and faster. `tuned` is
-`generate_batch` with a cache of just the size of this load and our own token budget. Each round
-runs all of them after one another; the table shows medians over the rounds and the ratio of
-medians. `--json` prints the same as one line.
+`generate_batch` with a cache of just the size of this load and our own token budget. Transformers
+is given the environment of a replica, its huge pages and barriers; with `--peers-as-they-come` it
+runs as in a program of its users. Each round runs all of them after one another; the table shows
+medians over the rounds and the ratio of medians. `--json` prints the same as one line.
 """
 
 import argparse
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--policy", choices=[*SchedulerPolicy], default="prefill_first")
     parser.add_argument("--only", choices=WAYS, action="append", help="default: all")
+    parser.add_argument("--peers-as-they-come", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -86,12 +88,12 @@ def main() -> None:
     rates: dict[str, list[list[float]]] = {way: [] for way in args.only or WAYS}
     for _ in range(args.rounds):
         for way, measured in rates.items():
-            measured.append(measure_apart(way))
+            measured.append(measure_apart(way, as_it_comes=args.peers_as_they_come))
     for index, shape in enumerate(args.shape):
         report(args, shape, {way: [one[index] for one in rates[way]] for way in rates})
 
 
-def measure_apart(way: str) -> list[float]:
+def measure_apart(way: str, *, as_it_comes: bool) -> list[float]:
     """Measure one way in a process of its own; return its tokens per second for each shape.
 
     Why: each thread that computes keeps an OpenMP team of its own, and with more threads in all
@@ -106,7 +108,8 @@ def measure_apart(way: str) -> list[float]:
         way,
     ]
     # Why: what a replica's environment does for barriers and memory may help the others too.
-    environment = {**DEFAULTS, **os.environ}
+    defaults = {} if as_it_comes and way != "xinference" else DEFAULTS
+    environment = {**defaults, **os.environ}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     return [float(rate) for rate in json.loads(done.stdout.splitlines()[-1])]
 
