@@ -13,10 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xinference.errors import InternalError
 from xinference.identifiers import RequestId, new_request_id
+from xinference.protocol.logs import REQUEST_ID
 
 from .error_shapes import shape_of
 from .errors import TRACE_ID, error_response
 from .metrics import Metrics
+from .request_log import RequestLog
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +35,17 @@ def name_request(request: Request, given: str | None) -> RequestId:
     request_id = RequestId(given) if given is not None else new_request_id()
     if _given_id(request.scope) is None:
         request.scope[TRACE_ID] = request_id
+        REQUEST_ID.set(request_id)
     return request_id
 
 
 class Edge:
     """Middleware; see the module."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, request_log: RequestLog) -> None:
         self._app = app
         self._metrics = metrics
+        self._request_log = request_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; an unexpected error becomes a 500 that names the log line."""
@@ -49,6 +53,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         scope[TRACE_ID] = _given_id(scope) or new_request_id()
+        REQUEST_ID.set(scope[TRACE_ID])
+        receive = self._request_log.begin(scope, receive)
         status = 0
 
         async def send_marked(message: Message) -> None:
@@ -74,6 +80,7 @@ class Edge:
             await error_response(error)(scope, receive, send_marked)
         finally:
             self._count(scope, status)
+            self._request_log.end(scope, status)
 
     def _count(self, scope: Scope, status: int) -> None:
         route = getattr(scope.get("route"), "path", "none")
