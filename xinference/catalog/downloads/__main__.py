@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of one download.
 
-In: one line of JSON on stdin, `{"request", "home", "settings", "log_format"}`. Out: lines of JSON on
-stdout, `{"info", "files"}` with the files that have got further, now and then, and at last `{"path"}`
-or `{"error"}`. To cancel it, kill it.
+In: one line of JSON on stdin, `{"request", "home", "settings", "log_format"}`. Out: lines of JSON
+on stdout, `{"info", "files"}` with the files that have got further, now and then, and at last
+`{"path"}` or `{"error"}`. To cancel it, kill it.
 """
 
 import json
