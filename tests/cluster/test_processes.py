@@ -29,7 +29,7 @@ from xinference.cluster.configuration import WorkerConfig
 from xinference.cluster.remote import RemoteCluster
 from xinference.cluster.supervision import PLATFORM
 from xinference.errors import LaunchCancelled, LoadFailed, ModelNotFound, XinferenceError
-from xinference.identifiers import RequestId, new_request_id
+from xinference.identifiers import ReplicaUid, RequestId, new_request_id
 from xinference.protocol.deployment import ModelState
 from xinference.protocol.generation import (
     Finished,
@@ -52,7 +52,7 @@ async def test_a_model_lives_from_launch_to_terminate(guarded: GuardedCluster) -
     (replica,) = guarded.replicas()
     assert KEY not in (PLATFORM.variable_of(replica, "XOSCAR_AUTH_KEY") or "")
     assert PLATFORM.variable_of(replica, "XINFERENCE_INSTANCE")
-    assert (await cluster.engine_stats())[MODEL]["num_steps"] > 0
+    assert (await cluster.engine_stats())[ReplicaUid(MODEL, 0)]["num_steps"] > 0
 
     await cluster.terminate(MODEL)
 
