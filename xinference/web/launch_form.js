@@ -76,7 +76,7 @@ export async function launchForm(root, family, signal) {
     try {
       const answer = await call("v1/models?wait_ready=false", { method: "POST", body: body() });
       fill(problems);
-      fill(launches, launchProgress(answer.model_uid, signal));
+      fill(launches, launchProgress(answer.model_uid, signal, { tellsReplicas: true }));
     } catch (error) {
       fill(problems, problem(error));
     } finally {
