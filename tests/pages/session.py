@@ -135,7 +135,7 @@ def compare(shown: str, printed: str, language: str) -> None:
     if language == "json":
         wanted, found = shape_of(json.loads(shown)), shape_of(json.loads(printed))
         if not is_within(wanted, found):
-            raise ExampleFailed(f"shown: {wanted}\nprinted: {found}")
+            raise ExampleFailed(f"shown: {wanted}\nprinted: {printed}")
         return
     pattern = re.escape(shown.strip()).replace("…", ".*")
     pattern = re.sub(r"\d+", r"\\d+", pattern)
