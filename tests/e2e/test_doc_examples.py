@@ -33,7 +33,7 @@ BY_CI = ("run", "test")
 RUNNING = [
     page
     for page, blocks in BLOCKS.items()
-    if any(block.language in EXAMPLES and not block.why_not_run for block in blocks)
+    if any(block.language in EXAMPLES and block.mark in ("", "output") for block in blocks)
 ]
 LANGUAGES = {"", "bash", "python", "json", "text", "yaml", "xml", "diff"}
 SERVERS = {
@@ -162,14 +162,12 @@ def run(page: Path, stage: Stage, directory: Path) -> None:
 
 
 def runs(block: Block) -> bool:
-    """Whether a block is run here: it can be, CI does not, and it is not the platform itself."""
-    if block.why_not_run or block.mark in BY_CI:
-        return False
-    return not any(stays(words) for words in commands_of(block))
+    """Whether a block is run here: it can be, and neither CI nor another test does it."""
+    return not (block.why_not_run or block.run_by or block.mark in BY_CI)
 
 
-def stays(words: list[str]) -> bool:
-    """Whether a command is a cluster of its own; `test_quickstart.py` and others start those."""
+def starts_a_cluster(words: list[str]) -> bool:
+    """Whether a command starts one, of which there is one here."""
     return words[0] in SERVERS or words[:2] == ["xinference", "quickstart"]
 
 
@@ -193,6 +191,9 @@ def test_every_block_of_a_page_can_be_read(page: Path) -> None:
     for block in BLOCKS[page]:
         assert block.language in LANGUAGES, block.where
         assert not (block.mark.startswith("not run") and not block.why_not_run), block.where
+        assert block.run_by is None or block.run_by.is_file(), block.where
+        if any(starts_a_cluster(words) for words in commands_of(block)):
+            assert not runs(block), f"{block.where}: mark it with what runs it, or why nothing does"
         if block.language == "python":
             compile(block.text, block.where, "exec")
         elif block.language == "json" and "…" not in block.text:

@@ -40,7 +40,8 @@ class Session:
     """Runs the blocks of one page; close it at its end."""
 
     def __init__(self, directory: Path, variables: Mapping[str, str]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        for place in (directory, Path(variables["XINFERENCE_HOME"])):
+            place.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         paths = [write_commands(directory / "bin"), *os.environ["PATH"].split(":")]
         self._environment = {
