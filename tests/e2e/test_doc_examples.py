@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ LAUNCHES = {
     "bge-reranker-base": "xinference launch -n bge-reranker-base -t rerank",
     "my-model": "xinference launch --model-path /models/my-model",
 }
-"""How the models that pages need are launched. They run on to the end, unless a page ends them."""
+"""How the models that pages need are launched; they run on for the pages that come later."""
 OWN_GATEWAY = "a gateway of its own"
 """What a page needs that changes the gateway for all who come after it."""
 
@@ -88,9 +88,10 @@ class Stage:
         lines = text.splitlines()
         return "\n".join(f"echo Model uid: {done[one]}" if one in done else one for one in lines)
 
-    def clear(self) -> None:
-        """Terminate what a page has launched for itself alone."""
-        for uid in self.running() - set(LAUNCHES):
+    def clear(self, later: Sequence[Path]) -> None:
+        """Terminate what is of no use to the pages that come later."""
+        used = {name for page in later for name in models_of(page)}
+        for uid in self.running() - used:
             url = f"{self.platform.endpoint}/v1/models/{uid}"
             httpx.delete(url, timeout=60).raise_for_status()
 
@@ -122,6 +123,13 @@ def needs_of(page: Path) -> set[str]:
     return set(found[1].split(", ")) if found else set()
 
 
+def models_of(page: Path) -> set[str]:
+    """Return the models of `LAUNCHES` that a page needs or launches."""
+    text = page.read_text(encoding="utf-8")
+    return needs_of(page) | {name for name, line in LAUNCHES.items() if f"\n{line}\n" in text}
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", RUNNING, ids=name_of)
 def test_the_examples_of_a_page_run(page: Path, stage: Stage, tmp_path: Path) -> None:
     if needs_of(page) == {OWN_GATEWAY}:
@@ -129,7 +137,7 @@ def test_the_examples_of_a_page_run(page: Path, stage: Stage, tmp_path: Path) ->
             run(page, Stage(platform=platform, models=stage.models), tmp_path)
     else:
         run(page, stage, tmp_path)
-        stage.clear()
+        stage.clear(RUNNING[RUNNING.index(page) + 1 :])
 
 
 def run(page: Path, stage: Stage, directory: Path) -> None:

@@ -28,7 +28,7 @@ for line in sys.stdin:
         print("\\0failed", flush=True)
 """
 """Runs the blocks that come as lines of JSON, and says of each when it has ended."""
-TIMEOUT_SECONDS = 100
+TIMEOUT_SECONDS = 200
 COMMANDS = ("xinference", "xinference-local", "xinference-supervisor", "xinference-worker")
 
 
