@@ -133,8 +133,8 @@ class Bootstrap:
                 model_uid=model_uid(named["model_uid"]),
                 lifeline=None if named.get("lifeline") is None else int(named["lifeline"]),
                 log_path=named.get("log_path"),
-                log_level=str(named.get("log_level", cls.log_level)),
-                log_format=str(named.get("log_format", cls.log_format)),
+                log_level=str(named.get("log_level", "INFO")),
+                log_format=str(named.get("log_format", "text")),
             )
         except (ValueError, KeyError, TypeError, XinferenceError) as error:
             raise InvalidSetting(
