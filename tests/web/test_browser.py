@@ -4,8 +4,10 @@
 Every test fails on what the browser's console complains of, and on what axe-core finds serious.
 """
 
+import ast
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -29,6 +31,7 @@ from tests.e2e.reciting_model import (
 )
 from tests.e2e.reciting_model import NAME as RECITER
 from tests.encoders_tiny import save_cross_encoder
+from xinference.cli.models import launch_command
 
 GUIDE = "xinference-guide"
 MINILM = "all-MiniLM-L6-v2"
@@ -293,6 +296,43 @@ def test_the_catalogue_is_narrowed_to_what_is_here_and_what_fits(
         assert len(cached) < len(fitting) < len(everything)
         assert "deepseek-v3-0324" in everything
         assert "deepseek-v3-0324" not in fitting
+
+
+def test_every_option_of_a_launch_is_in_what_is_copied(browser: Browser, models: Platform) -> None:
+    with opened(browser, models, DESKTOP) as page:
+        page.goto(f"{models.endpoint}/#/launch?name={GUIDE}")
+        page.get_by_text("More options").click()
+        for label, text in {
+            "Model UID": "mine",
+            "Worker": "127.0.0.1",
+            "GPUs by number": "0, 1",
+            "Most replicas": "2",
+            "Sleeps after seconds": "60",
+            "Packages of its own": "einops\nsome-package>=2",
+            "Environment variables": "SOME_NAME = some value",
+            "Other options of the engine": "block_size = 32",
+        }.items():
+            page.get_by_label(label, exact=True).fill(text)
+        page.get_by_label("May sleep to make room for others").check()
+        command = page.locator(".snippets pre").first.inner_text()
+        check_access(page)
+        check_width(page)
+
+        words = shlex.split(command.replace("\\\n", " "))
+        assert words[:2] == ["xinference", "launch"]
+        context = launch_command.make_context("launch", words[2:])
+        assert context.params["model_uid"] == "mine"
+        assert context.params["worker_ip"] == "127.0.0.1"
+        assert context.params["gpu_idx"] == "0,1"
+        assert context.params["max_replicas"] == 2
+        assert context.params["idle_timeout"] == 60
+        assert context.params["virtual_env_packages"] == ("einops", "some-package>=2")
+        assert context.params["envs"] == (("SOME_NAME", "some value"),)
+        assert context.params["autoload"] is True
+        assert "--block_size 32" in command
+        # The same body is what would be sent: Python that can be read.
+        page.locator(".snippets summary", has_text="Python").click()
+        ast.parse(page.locator(".snippets pre").last.inner_text())
 
 
 def test_a_log_is_followed_searched_paused_and_copied(browser: Browser, models: Platform) -> None:
