@@ -49,9 +49,10 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting
+from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 
 from .engine_metrics import engine_families
+from .host_metrics import host_families
 from .inbox import AnswerEvent
 
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -461,39 +462,7 @@ def _node_families(info: ClusterInfo) -> Iterator[Metric]:
     for worker in info.workers:
         state.add_metric((worker.node, worker.state), 1)
     yield state
-    readings = {
-        "xinference:worker_cpu_utilization": "cpu_utilization",
-        "xinference:worker_memory_used_bytes": "memory_used_bytes",
-        "xinference:worker_memory_total_bytes": "memory_total_bytes",
-    }
-    for name, reading in readings.items():
-        family = GaugeMetricFamily(name, "As the worker last reported.", labels=("worker_address",))
-        for worker in info.workers:
-            family.add_metric((worker.node,), getattr(worker.resources, reading))
-        yield family
-    yield from _device_families(info)
-
-
-def _device_families(info: ClusterInfo) -> Iterator[Metric]:
-    readings: dict[str, tuple[str, Callable[[Device], float]]] = {
-        "utilization_percent": ("As last reported.", lambda gpu: 100.0 * gpu.utilization),
-        "memory_used_bytes": ("As last reported.", lambda gpu: gpu.used_bytes),
-        "memory_total_bytes": ("As last reported.", lambda gpu: gpu.total_bytes),
-        "quarantined": (
-            "1: an ended replica still holds it, and nothing is placed there.",
-            lambda gpu: float(bool(gpu.quarantine)),
-        ),
-    }
-    for name, (documentation, reading) in readings.items():
-        family = GaugeMetricFamily(
-            f"xinference:worker_gpu_{name}",
-            documentation,
-            labels=("worker_address", "gpu_index", "gpu_name"),
-        )
-        for worker in info.workers:
-            for gpu in worker.resources.devices:
-                family.add_metric((worker.node, str(gpu.index), gpu.name), reading(gpu))
-        yield family
+    yield from host_families([(worker.node, worker.resources) for worker in info.workers])
 
 
 def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:

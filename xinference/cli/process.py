@@ -6,12 +6,14 @@ work; log lines on stderr and in the log file. Supervisor and worker are put tog
 `xinference.cluster.processes`, the gateway here: it is the one place where cluster and HTTP meet.
 """
 
+import functools
 import gc
 import logging
 import os
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xinference.cluster.configuration import (
     GatewayConfig,
@@ -24,6 +26,9 @@ from xinference.cluster.configuration import (
 from xinference.errors import XinferenceError
 
 from .logs import set_up_logging
+
+if TYPE_CHECKING:
+    from xinference.cluster import processes
 
 logger = logging.getLogger("xinference.cli.process")  # not "__main__"
 
@@ -50,12 +55,22 @@ def run(config: RoleConfig) -> None:
         case SupervisorConfig():
             processes.supervisor_main(config)
         case WorkerConfig():
-            processes.worker_main(config)
+            processes.worker_main(config, export=_exporter_of(config))
         case GatewayConfig():
             processes.forbid_heavy_modules()
             gateway_main(config)
         case _:
             raise AssertionError(f"no role {config.role}")
+
+
+def _exporter_of(config: WorkerConfig) -> "processes.Export | None":
+    """Return what gives a worker its own page for Prometheus; None: it has none."""
+    port = config.exporter_port
+    if port is None:
+        return None
+    from xinference.api.worker_exporter import WorkerExporter
+
+    return functools.partial(WorkerExporter, config.exporter_host, port)
 
 
 def gateway_main(config: GatewayConfig) -> None:
