@@ -117,8 +117,12 @@ def test_the_page_counts_what_the_clients_counted(guide: Platform) -> None:
     def is_settled() -> Counter[str] | None:
         now = grown()
         # What an engine says is asked for once a second.
-        counts = ("model_request_disconnects_total", "engine_aborts_total")
-        return now if all(now[name] >= left for name in counts) else None
+        counts = {
+            "model_request_disconnects_total": left,
+            "engine_aborts_total": left,
+            "engine_decode_seconds_count": NUM_REQUESTS,
+        }
+        return now if all(now[name] >= least for name, least in counts.items()) else None
 
     told = wait_until("those that left are counted", is_settled, timeout_seconds=30)
     assert told["model_request_total"] == NUM_REQUESTS
