@@ -79,7 +79,8 @@ class WorkerExporter:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         try:
-            self._server = _server_of(family)(address, _handler_of(registry))
+            where = (str(address[0]), int(address[1]))
+            self._server = _server_of(family)(where, _handler_of(registry))
         except OSError as error:
             problem = f"the metrics exporter cannot listen on {host}:{port}: {error.strerror}"
             raise OSError(error.errno, problem) from error
