@@ -50,9 +50,11 @@ from xinference.protocol.generation import (
     Usage,
 )
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
+from xinference.tracing import current_span
 
 from .engine_metrics import engine_families
 from .host_metrics import host_families
+from .http_trace import note_outcome
 from .inbox import AnswerEvent
 
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -315,6 +317,9 @@ class Observation:
             cause = CLIENT_LEFT
         if cause is not None:
             metrics.child(metrics.aborts, model, cause).inc()
+        span = current_span()
+        if span is not None:
+            note_outcome(span, model, error=self._error, cause=cause, usage=self._usage)
         status = code or ("disconnected" if self._usage is None else "ok")
         metrics.child(metrics.key_requests, self._key_name, model, status).inc()
 
