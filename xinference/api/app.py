@@ -207,7 +207,8 @@ async def _document(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     gateway = gateway_of(request)
-    page = await metrics_page(gateway.metrics, gateway.cluster)
+    keys = gateway.keyring.all_keys()
+    page = await metrics_page(gateway.metrics, gateway.cluster, keys)
     return Response(page, media_type=TEXT_OF_PROMETHEUS)
 
 
