@@ -63,6 +63,9 @@ class Edge:
             status = 0
             try:
                 status = await self._answer(scope, receive, send)
+            except BaseException as error:
+                span.fail(f"its answer broke off: {error!r}")
+                raise
             finally:
                 end_http_span(span, scope, status)
 

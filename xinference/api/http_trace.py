@@ -43,7 +43,9 @@ def end_http_span(span: Span, scope: Scope, status: int) -> None:
     """
     route = getattr(scope.get("route"), "path", None)
     attributes: dict[str, AttributeValue] = {
-        "http.response.status_code": status or CLIENT_LEFT_STATUS
+        "http.response.status_code": status or CLIENT_LEFT_STATUS,
+        # Another one than the request's, where its caller has sent one.
+        "http.response.header.x-request-id": [scope[TRACE_ID]],
     }
     if route is not None:
         attributes["http.route"] = route
