@@ -216,7 +216,8 @@ def test_prometheus_can_read_the_page(
         for line in checked.stderr.splitlines()
         if "should not contain ':'" not in line
         and not re.match(
-            r"xinference:(workers_total|models_loaded_total|model_serve_count) .* suffix", line
+            r"xinference:(workers|models_loaded|api_keys_\w+|model_serve)_(total|count) .* suffix",
+            line,
         )
         and not re.match(r"xinference:\w+_total_counter .* 'counter'", line)
     ]

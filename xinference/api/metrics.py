@@ -50,10 +50,13 @@ from xinference.protocol.generation import (
     Usage,
 )
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
+from xinference.tracing import current_span
 
 from .engine_metrics import engine_families
 from .host_metrics import host_families
+from .http_trace import note_outcome
 from .inbox import AnswerEvent
+from .keys.key import ApiKey
 
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -315,6 +318,9 @@ class Observation:
             cause = CLIENT_LEFT
         if cause is not None:
             metrics.child(metrics.aborts, model, cause).inc()
+        span = current_span()
+        if span is not None:
+            note_outcome(span, model, error=self._error, cause=cause, usage=self._usage)
         status = code or ("disconnected" if self._usage is None else "ok")
         metrics.child(metrics.key_requests, self._key_name, model, status).inc()
 
@@ -345,9 +351,10 @@ class Observation:
                 metrics.child(metrics.key_tokens, self._key_name, model, kind).inc(num_tokens)
 
 
-async def metrics_page(metrics: Metrics, cluster: Cluster) -> bytes:
+async def metrics_page(metrics: Metrics, cluster: Cluster, keys: Sequence[ApiKey] = ()) -> bytes:
     """Return everything as Prometheus text."""
     families = [
+        *_key_families(keys),
         *_cluster_families(*await _asked(cluster)),
         *_routing_families(cluster.routing()),
     ]
@@ -416,6 +423,13 @@ def _cluster_families(
             [((uid.model, str(uid.index)), stats) for uid, stats in engine_stats.items()],
             labels=("model_uid", "replica_index"),
         )
+
+
+def _key_families(keys: Sequence[ApiKey]) -> Iterator[Metric]:
+    states = collections.Counter(key.state(now=time.time()) for key in keys)
+    for state in ("active", "expired"):
+        name, documentation = f"xinference:api_keys_{state}_total", f"API keys that are {state}."
+        yield GaugeMetricFamily(name, documentation, value=states[state])
 
 
 def _routing_families(routing: GatewayRouting) -> Iterator[Metric]:

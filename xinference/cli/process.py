@@ -24,6 +24,7 @@ from xinference.cluster.configuration import (
     private_directory,
 )
 from xinference.errors import XinferenceError
+from xinference.tracing import open_tracer
 
 from .logs import set_up_logging
 
@@ -115,6 +116,7 @@ async def _serve(config: GatewayConfig) -> None:
             disable_metrics=config.disable_metrics,
             metrics_directory=metrics_directory,
             answer_timeout_seconds=config.answer_timeout_seconds,
+            tracer=open_tracer("gateway"),
             on_shutdown=cluster.aclose,
         )
         logger.info("Gateway at %s:%d", *listener.getsockname()[:2])
