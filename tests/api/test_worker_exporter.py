@@ -111,6 +111,7 @@ def test_each_replica_is_on_the_page_by_the_names_that_dashboards_know() -> None
         num_waiting=1,
         **took.counters("request_seconds"),
         **took.counters("request_first_token_seconds"),
+        **took.counters("request_token_seconds"),
         **took.counters("queue_seconds"),
     )
     with exporting(worker(first, replica(1, num_steps=5), replica(2, "loading"))) as exporter:
@@ -130,6 +131,7 @@ def test_each_replica_is_on_the_page_by_the_names_that_dashboards_know() -> None
     assert page["model_request_duration_seconds_sum", labels()] == pytest.approx(3.2)
     assert page["model_request_duration_seconds_bucket", labels(le="0.25")] == 1
     assert page["time_to_first_token_seconds_count", unknown] == 2
+    assert page["time_per_output_token_seconds_count", labels()] == 2
     assert page["engine_queue_seconds_count", labels()] == 2
     assert page["engine_steps_total", labels()] == 7
     assert page["engine_steps_total", labels(1)] == 5

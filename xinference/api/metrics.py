@@ -49,6 +49,7 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
+from xinference.protocol.histograms import TOKEN_SECONDS
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 from xinference.tracing import current_span
 
@@ -60,7 +61,6 @@ from .keys.key import ApiKey
 
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 SCRAPE_SECONDS = 5.0
 
 ABORT_CAUSES: Mapping[type[XinferenceError], str] = {
@@ -141,7 +141,7 @@ class Metrics:
             "xinference:time_per_output_token_seconds",
             "Of a streamed answer: from its first text to its last, by the tokens between.",
             model,
-            buckets=TOKEN_BUCKETS,
+            buckets=TOKEN_SECONDS,
             registry=self.registry,
         )
         self.input_tokens = Counter(

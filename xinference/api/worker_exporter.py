@@ -54,6 +54,17 @@ COUNTERS: Mapping[str, tuple[str, str]] = {
     ),
 }
 """What a replica counts of requests, and its name and documentation on the page."""
+HISTOGRAMS: Mapping[str, tuple[str, str]] = {
+    "request_seconds": (
+        "xinference:model_request_duration_seconds",
+        "From the replica's taking a request to the end of its answer.",
+    ),
+    "request_token_seconds": (
+        "xinference:time_per_output_token_seconds",
+        "From a request's first token to its end, by the tokens between.",
+    ),
+}
+"""The same of its histograms."""
 OLD_NAMES: Mapping[str, str] = {
     "request_input_tokens": "xinference:input_tokens_total_counter",
     "request_output_tokens": "xinference:output_tokens_total_counter",
@@ -224,16 +235,9 @@ def _request_families(
             unknown.add_metric(labels, counters.get(ours, 0.0))
         yield unknown
     histograms = [(labels, split(counters)[1]) for labels, counters in readings]
-    yield histogram_family(
-        "xinference:model_request_duration_seconds",
-        "From the replica's taking a request to the end of its answer.",
-        (
-            (labels, found["request_seconds"])
-            for labels, found in histograms
-            if "request_seconds" in found
-        ),
-        labels=LABELS,
-    )
+    for ours, (name, documentation) in HISTOGRAMS.items():
+        of_replicas = ((labels, found[ours]) for labels, found in histograms if ours in found)
+        yield histogram_family(name, documentation, of_replicas, labels=LABELS)
     yield histogram_family(
         "xinference:time_to_first_token_seconds",
         "From the replica's taking a request to its first token.",
