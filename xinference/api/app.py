@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 
 from xinference import __version__
 from xinference.cluster.interface import Cluster
+from xinference.tracing import Tracer
 
 from .access import guarded
 from .admin import autostart, environments, registrations
@@ -82,6 +83,8 @@ ROUTES = (
 )
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies and clients close what is silent for a minute, some for half of one."""
+TRACES_SECONDS = 2.0
+"""For the last spans to be sent."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -95,6 +98,7 @@ def create_app(
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     answer_timeout_seconds: float | None = None,
     log_requests: str = "none",
+    tracer: Tracer | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """Return the application that serves `cluster` over HTTP.
@@ -110,6 +114,7 @@ def create_app(
         answer_timeout_seconds: how long a request may wait for the beginning of its answer, where
             its caller does not say. None: for ever.
         log_requests: what is logged of each request: none, summary or prompts.
+        tracer: makes the spans of requests; closed when the server ends. None: there are none.
         on_shutdown: awaited once when the server ends.
     """
     kept = store or Store()
@@ -132,11 +137,14 @@ def create_app(
             await on_shutdown()
         await kept.aclose()
         keyring.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close, TRACES_SECONDS)
 
     metrics = Metrics(directory=metrics_directory)
     app = _Application(
         metrics=metrics,
         request_log=RequestLog(log_requests),
+        tracer=tracer,
         routes=[route for routes in ROUTES for route in routes.router.routes],
         title="Xinference",
         version=__version__,
@@ -170,10 +178,18 @@ def create_app(
 class _Application(FastAPI):
     """The framework's, with two layers around its router instead of seven."""
 
-    def __init__(self, *, metrics: Metrics, request_log: RequestLog, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        request_log: RequestLog,
+        tracer: Tracer | None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self._metrics = metrics
         self._request_log = request_log
+        self._tracer = tracer
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what every request goes through.
@@ -186,6 +202,7 @@ class _Application(FastAPI):
             ExceptionMiddleware(self.router, handlers=handlers),
             metrics=self._metrics,
             request_log=self._request_log,
+            tracer=self._tracer,
         )
 
 
@@ -208,7 +225,8 @@ async def _document(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     gateway = gateway_of(request)
-    page = await metrics_page(gateway.metrics, gateway.cluster)
+    keys = gateway.keyring.all_keys()
+    page = await metrics_page(gateway.metrics, gateway.cluster, keys)
     return Response(page, media_type=TEXT_OF_PROMETHEUS)
 
 
