@@ -5,6 +5,7 @@ import asyncio
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,9 @@ from tests.pages.reference import COMMAND, FOLDER, REFERENCE, commands, routes
 from xinference.api.access import ACCESS
 from xinference.api.app import create_app
 from xinference.api.engine_metrics import COUNTERS, DOCUMENTATION
+from xinference.api.errors import HTTP_CODES
 from xinference.cli.main import COMMANDS
+from xinference.errors import XinferenceError
 from xinference.protocol.histograms import SECONDS, Histogram
 from xinference.settings import OBSOLETE, VARIABLES
 
@@ -94,6 +97,23 @@ def test_the_commands_and_settings_in_the_text_of_a_page_are_there(page: Path) -
             read(words, where=name_of(page))
     named = set(re.findall(r"XINFERENCE_[A-Z_]*[A-Z]", text))
     assert named <= {*VARIABLES, *OBSOLETE, *OF_OTHERS}
+
+
+def test_for_every_error_there_is_a_page_that_says_what_to_do_about_it() -> None:
+    page = (DOC / "operations" / "troubleshooting.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*) \|", page.partition("## Processes")[0], re.MULTILINE)
+
+    listed = [code for row in rows if row != "`code`" for code in re.findall(r"`(\w+)`", row)]
+
+    codes = {error.code for error in all_errors(XinferenceError)} - {XinferenceError.code}
+    assert sorted(listed) == sorted({*codes, *HTTP_CODES.values()})
+
+
+def all_errors(error: type[XinferenceError]) -> Iterator[type[XinferenceError]]:
+    """Yield the classes below one."""
+    for below in error.__subclasses__():
+        yield below
+        yield from all_errors(below)
 
 
 def test_the_pages_name_every_metric_and_no_other() -> None:
