@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.debian import need_command
 from tests.e2e.platform import Platform, started
 from tests.fakes.hub import serving
 from tests.pages.blocks import PAGES, Block, blocks_of, name_of
@@ -95,6 +96,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     from tests.encoders_tiny import save_cross_encoder
     from tests.gguf_tiny import save_gguf
 
+    need_command("curl", package="curl")
     models = tmp_path_factory.mktemp("models")
     reciter = save_reciting_model(models / "my-model")
     shutil.copytree(reciter, models / "Qwen2.5-0.5B-Instruct")
