@@ -5,6 +5,7 @@ import asyncio
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,12 +17,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.cluster import FakeCluster
 from tests.pages.blocks import PAGES, ROOT, name_of
+from tests.pages.command_lines import commands_in, read
 from tests.pages.reference import COMMAND, FOLDER, REFERENCE, commands, routes
 from xinference.api.access import ACCESS
 from xinference.api.app import create_app
 from xinference.api.engine_metrics import COUNTERS, DOCUMENTATION
+from xinference.api.errors import HTTP_CODES
 from xinference.api.worker_exporter import worker_families
 from xinference.cli.main import COMMANDS
+from xinference.errors import XinferenceError
 from xinference.identifiers import ModelUid, NodeId, ReplicaUid
 from xinference.protocol.histograms import SECONDS, Histogram
 from xinference.protocol.nodes import NodeResources
@@ -31,6 +35,8 @@ from xinference.settings import OBSOLETE, VARIABLES
 DOC = ROOT / "doc"
 OF_NOW = [page for page in PAGES if page.name != "changelog.md" and "experiments" not in page.parts]
 """Pages that tell of this version, and not of what has been."""
+OF_OTHERS = {"XINFERENCE_TEXT_TO_IMAGE_BATCHING_SIZE"}
+"""Settings of the original project that pages say are not here."""
 FETCHING = {"link": "href", "script": "src", "img": "src", "iframe": "src"}
 """What a browser loads by itself."""
 
@@ -84,6 +90,34 @@ def test_the_pages_name_no_command_option_or_route_that_there_is_not() -> None:
         for method, path in re.findall(r"`(GET|POST|PUT|DELETE) (/[^`\s]*)`", text):
             row = f"{method} {re.sub(r'[{][^}]*[}]', '{}', path.partition('?')[0])}"
             assert row in paths or "…" in row, f"{name_of(page_of_now)}: {method} {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_commands_and_settings_in_the_text_of_a_page_are_there(page: Path) -> None:
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+    for line in re.findall(r"`(xinference[a-z-]* [^`]*)`", text):
+        for words in commands_in(re.sub(r"[…|\s]+", " ", line)):
+            read(words, where=name_of(page))
+    named = set(re.findall(r"XINFERENCE_[A-Z_]*[A-Z]", text))
+    assert named <= {*VARIABLES, *OBSOLETE, *OF_OTHERS}
+
+
+def test_for_every_error_there_is_a_page_that_says_what_to_do_about_it() -> None:
+    page = (DOC / "operations" / "troubleshooting.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*) \|", page.partition("## Processes")[0], re.MULTILINE)
+
+    listed = [code for row in rows if row != "`code`" for code in re.findall(r"`(\w+)`", row)]
+
+    codes = {error.code for error in all_errors(XinferenceError)} - {XinferenceError.code}
+    assert sorted(listed) == sorted({*codes, *HTTP_CODES.values()})
+
+
+def all_errors(error: type[XinferenceError]) -> Iterator[type[XinferenceError]]:
+    """Yield the classes below one."""
+    for below in error.__subclasses__():
+        yield below
+        yield from all_errors(below)
 
 
 def test_the_pages_name_every_metric_and_no_other() -> None:

@@ -8,23 +8,21 @@ page (`<!-- not run: ... -->`), and is read instead.
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import httpx
 import pytest
 
+from tests.debian import need_command
 from tests.e2e.platform import Platform, started
 from tests.fakes.hub import serving
 from tests.pages.blocks import PAGES, Block, blocks_of, name_of
+from tests.pages.command_lines import SERVERS, commands_in, read
 from tests.pages.session import Session, compare
-from xinference.cli.main import program
-from xinference.cli.serve import local_command, supervisor_command, worker_command
 
 BLOCKS = {page: tuple(blocks_of(page)) for page in PAGES}
 EXAMPLES = ("bash", "python")
@@ -36,11 +34,6 @@ RUNNING = [
     if any(block.language in EXAMPLES and block.mark in ("", "output") for block in blocks)
 ]
 LANGUAGES = {"", "bash", "python", "json", "text", "yaml", "xml", "diff"}
-SERVERS = {
-    "xinference-local": local_command,
-    "xinference-supervisor": supervisor_command,
-    "xinference-worker": worker_command,
-}
 ENDPOINT = "http://127.0.0.1:9997"
 """What stands in the pages; each test has another port."""
 
@@ -103,6 +96,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     from tests.encoders_tiny import save_cross_encoder
     from tests.gguf_tiny import save_gguf
 
+    need_command("curl", package="curl")
     models = tmp_path_factory.mktemp("models")
     reciter = save_reciting_model(models / "my-model")
     shutil.copytree(reciter, models / "Qwen2.5-0.5B-Instruct")
@@ -179,28 +173,13 @@ def starts_a_cluster(words: list[str]) -> bool:
     return words[0] in SERVERS or words[:2] == ["xinference", "quickstart"]
 
 
-def commands_of(block: Block) -> list[list[str]]:
-    """Return the words of each of our commands in a block of bash."""
-    found = []
-    if block.language == "bash":
-        text = block.text.replace("\\\n", " ")
-        for line in text.splitlines():
-            for part in re.split(r"\s(?:\||&&|;|&)(?:\s|$)", line):
-                words = shlex.split(part, comments=True) if part.count("'") % 2 == 0 else []
-                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                    words = words[1:]
-                if words and Path(words[0]).name in {"xinference", *SERVERS}:
-                    found.append([Path(words[0]).name, *words[1:]])
-    return found
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_of_a_page_can_be_read(page: Path) -> None:
     for block in BLOCKS[page]:
         assert block.language in LANGUAGES, block.where
         assert not (block.mark.startswith("not run") and not block.why_not_run), block.where
         assert block.run_by is None or block.run_by.is_file(), block.where
-        if any(starts_a_cluster(words) for words in commands_of(block)):
+        if block.language == "bash" and any(map(starts_a_cluster, commands_in(block.text))):
             assert not runs(block), f"{block.where}: mark it with what runs it, or why nothing does"
         if block.language == "python":
             compile(block.text, block.where, "exec")
@@ -213,24 +192,8 @@ def test_every_block_of_a_page_can_be_read(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_our_commands_in_a_page_have_options_that_there_are(page: Path) -> None:
     for block in BLOCKS[page]:
-        for words in commands_of(block):
-            read(words, block.where)
-
-
-def read(words: list[str], where: str) -> None:
-    """Read a command line as the command would."""
-    command: click.Command = SERVERS.get(words[0], program)
-    rest = words[1:]
-    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
-        below = command.get_command(click.Context(command), rest[0])
-        assert below is not None, f"{where}: {' '.join(words)}"
-        command, rest = below, rest[1:]
-    context = click.Context(command, **command.context_settings)
-    parser = command.make_parser(context)
-    try:
-        parser.parse_args(list(rest))
-    except click.UsageError as error:
-        raise AssertionError(f"{where}: {' '.join(words)}: {error}") from None
+        for words in commands_in(block.text) if block.language == "bash" else ():
+            read(words, where=block.where)
 
 
 def test_most_examples_run() -> None:
