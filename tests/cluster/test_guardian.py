@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from xinference.cluster import model_actor, processes
+from xinference.cluster.guardian import STOP_TIMEOUT_SECONDS
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 ROOT = Path(__file__).parents[2]
@@ -199,3 +202,9 @@ def test_the_roles_of_a_killed_guardian_end(guardian: Guardian) -> None:
     guardian.send(signal.SIGKILL)
 
     until(lambda: all(map(is_gone, pids)), "they die with it")
+
+
+def test_a_worker_has_the_time_that_its_replicas_may_take_to_end() -> None:
+    worker_seconds = model_actor.END_SECONDS + processes.CLOSE_TIMEOUT_SECONDS
+
+    assert worker_seconds < STOP_TIMEOUT_SECONDS
