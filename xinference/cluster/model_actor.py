@@ -255,6 +255,8 @@ class ModelActor:
         finally:
             await self._leave_nothing()
         left = await self._free_devices()
+        if left:
+            self._served = None  # what it had is in quarantine
         if self._is_stopping.is_set():
             error = None
         if error is not None:
