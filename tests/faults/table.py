@@ -173,7 +173,7 @@ class FaultTable:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a test recorded that passed."""
-        test = re.sub(r"[[-]\d+\]$", "", report.nodeid)
+        test = re.sub(r"[\[-]\d+\]$", "", report.nodeid)
         if report.failed:
             self._failed.add(test)
         elif report.when == "call":
