@@ -44,6 +44,8 @@ class Asked:
     path: str
     body: Mapping[str, object]
     rate_per_second: float
+    num_at_once: int = 1
+    """So many are asked together at first."""
 
 
 @dataclass(slots=True)
@@ -69,10 +71,15 @@ class Callers:
     _sending: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, asked: Sequence[Asked]) -> None:
-        """Ask each model once, alone; then begin."""
-        for one in asked:
-            async with httpx.AsyncClient(base_url=self.endpoint, timeout=60.0) as client:
-                self.golden[one.model] = await _whole(client, one)
+        """Ask each model once, alone, and then many times together; then begin."""
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=self.endpoint, timeout=60.0, limits=limits) as client:
+            for one in asked:
+                golden = self.golden[one.model] = await _whole(client, one)
+                answers = await asyncio.gather(
+                    *(_whole(client, one) for _ in range(one.num_at_once))
+                )
+                assert set(answers) == {golden}
         self._sending = [asyncio.create_task(self._send(one)) for one in asked]
 
     async def stop(self) -> None:
