@@ -26,6 +26,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the whole of each random history, soak and fault matrix, not its CI share",
     )
 
+    parser.addoption(
+        "--repeats", type=int, default=1, help="how often each test of a fault runs (with --long)"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    num_repeats = metafunc.config.getoption("--repeats")
+    if "record_fault" in metafunc.fixturenames and num_repeats > 1:
+        metafunc.fixturenames.append("repeat")
+        metafunc.parametrize("repeat", range(num_repeats))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--long") and not hasattr(config, "workerinput"):

@@ -353,6 +353,23 @@ async def test_a_request_whose_model_falls_asleep_just_then_wakes_it(replicas: R
     assert replicas.num_woken == 1
 
 
+async def test_only_so_many_wait_for_a_model_that_wakes(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_router, "MAX_WAKING", 2)
+    replicas.is_on_demand = replicas.sleeps = True
+    waiting = [asyncio.create_task(replicas.ask()) for _ in range(2)]
+    await until(lambda: replicas.num_woken)
+
+    with pytest.raises(ModelOverloaded):
+        await replicas.ask()
+
+    await replicas.add()
+    for one in waiting:
+        assert (await read(await one))[0] == counted(5)
+    assert (await read(await replicas.ask()))[0] == counted(5)
+
+
 async def test_a_request_does_not_wait_for_ever_for_a_model_that_wakes(
     replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from tests.cluster.simulation import SimulatedCluster
-from xinference.cluster.messages import InstanceLoad
+from xinference.cluster.messages import InstanceLoad, InstanceState
 from xinference.cluster.routing import ready_routes
 from xinference.cluster.state.scaling import DOWN_SECONDS, HOLD_OFF_SECONDS, UP_SECONDS
 from xinference.errors import InvalidRequest, ModelNotFound, ModelNotReady
 from xinference.identifiers import ModelUid
-from xinference.protocol.deployment import EngineOptions, ModelState
+from xinference.protocol.deployment import EngineOptions, ModelState, ReplicaState
 
 QWEN = ModelUid("qwen")
 FOUR_AT_ONCE = EngineOptions(max_num_seqs=4)
@@ -197,6 +197,28 @@ def test_a_model_that_sleeps_is_woken(cluster: SimulatedCluster) -> None:
     assert cluster.state.awake(QWEN, now=cluster.clock()) == []
     with pytest.raises(ModelNotFound):
         cluster.wake("unknown")
+
+
+def test_a_replica_that_was_given_up_is_tried_again_when_its_model_wakes(
+    cluster: SimulatedCluster,
+) -> None:
+    cluster.launch(replica=2, autoload=True)
+    cluster.run_to_rest()
+    while cluster.state.model(QWEN).replicas[0].state is not ReplicaState.FAILED:
+        instance = cluster.state.model(QWEN).replicas[0].instance
+        (worker,) = cluster.workers.values()
+        assert instance is not None
+        worker.move(instance, InstanceState.EXITED, "it broke")
+        cluster.run_to_rest()
+    assert cluster.state.model(QWEN).state is ModelState.READY
+
+    cluster.change(replace(cluster.store[QWEN], is_asleep=True))
+    cluster.run_to_rest()
+    cluster.wake()
+    cluster.run_to_rest()
+
+    states = [one.state for one in cluster.state.model(QWEN).replicas]
+    assert states == [ReplicaState.READY] * 2
 
 
 def test_a_model_sleeps_on_over_a_restart_and_can_be_terminated(cluster: SimulatedCluster) -> None:

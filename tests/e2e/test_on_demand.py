@@ -34,6 +34,11 @@ def test_a_model_that_nobody_asks_sleeps_until_somebody_does(tmp_path: Path) -> 
             lambda: instance(platform)["status"] == "ASLEEP" and not platform.replicas,
             timeout_seconds=60,
         )
+        wait_until(
+            "its replica is said to sleep, too",
+            lambda: [one["status"] for one in instance(platform)["replica_statuses"]] == ["ASLEEP"],
+            timeout_seconds=60,
+        )
         (listed,) = httpx.get(f"{platform.endpoint}/v1/models").json()["data"]
         assert (listed["id"], listed["status"]) == (GUIDE, "ASLEEP")
 

@@ -180,7 +180,7 @@ class Trial:
         except AssertionError as late:
             late.add_note(f"found {self._found}, wanted {self._as_wanted()}")
             raise
-        return 0.0 if self._not_whole_at is None else self._not_whole_at - self.fault_at
+        return 0.0 if self._not_whole_at is None else max(0.0, self._not_whole_at - self.fault_at)
 
     async def end(
         self,

@@ -73,12 +73,6 @@ PROVEN_ALONE: tuple[tuple[str, str, str], ...] = (
         "`tests/cluster/dataplane/test_connection.py`: impostors in the handshake",
     ),
     (
-        "F43",
-        "200 ms and stalls of 1 s between gateway and replicas",
-        "`tests/faults/test_connections.py`: nobody is ejected, nothing is sent again; 4 s, "
-        "long 120 s",
-    ),
-    (
         "F44",
         "a data connection is reset inside a frame, ends without END, carries garbage",
         "`tests/faults/test_connections.py`: every answer is whole and right",
@@ -87,11 +81,6 @@ PROVEN_ALONE: tuple[tuple[str, str, str], ...] = (
         "F45",
         "remote code raises SystemExit, CancelledError, a class that nobody can import",
         "`tests/contracts/test_control_bus.py`: an error of ours; both processes live",
-    ),
-    (
-        "F46",
-        "a storm of launches and terminates while processes are killed",
-        "`tests/faults/test_storm.py`: 24 orders in 2 s, long 200 in 10 s; then all is as ordered",
     ),
     (
         "S01",

@@ -12,7 +12,8 @@ import random
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import httpx
 
@@ -34,6 +35,7 @@ LIFE_SECONDS = 300.0
 """Who lived shorter tells nothing about growth."""
 ABORT_SHARE = 0.15
 STREAM_SHARE = 0.5
+NUM_CALLERS = 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class Asked:
     path: str
     body: Mapping[str, object]
     rate_per_second: float
+    num_at_once: int = 1
+    """So many are asked together at first."""
+
+    def by(self, caller: int) -> Self:
+        """Return the same, asked by one of several callers that share no cache.
+
+        Why: the replica that has seen a prompt is preferred, and the other would stay cold.
+        """
+        return replace(self, body={**self.body, "cache_salt": f"caller {caller % NUM_CALLERS}"})
 
 
 @dataclass(slots=True)
@@ -69,10 +80,15 @@ class Callers:
     _sending: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, asked: Sequence[Asked]) -> None:
-        """Ask each model once, alone; then begin."""
-        for one in asked:
-            async with httpx.AsyncClient(base_url=self.endpoint, timeout=60.0) as client:
-                self.golden[one.model] = await _whole(client, one)
+        """Ask each model once, alone, and then many times together; then begin."""
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=self.endpoint, timeout=60.0, limits=limits) as client:
+            for one in asked:
+                golden = self.golden[one.model] = await _whole(client, one)
+                answers = await asyncio.gather(
+                    *(_whole(client, one.by(number)) for number in range(one.num_at_once))
+                )
+                assert set(answers) == {golden}
         self._sending = [asyncio.create_task(self._send(one)) for one in asked]
 
     async def stop(self) -> None:
@@ -90,7 +106,8 @@ class Callers:
     async def _send(self, asked: Asked) -> None:
         chances = random.Random(f"{self.seed} {asked.model}")
         while True:
-            task = asyncio.create_task(self._ask(asked, chances.random(), chances.random()))
+            one = asked.by(chances.randrange(NUM_CALLERS))
+            task = asyncio.create_task(self._ask(one, chances.random(), chances.random()))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             await asyncio.sleep(chances.expovariate(asked.rate_per_second))

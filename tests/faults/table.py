@@ -5,15 +5,19 @@ A test that lets a fault happen takes the fixture `record_fault` and tells what 
 
     record_fault(outcome)
 
-Under `--long` each becomes a row of the page; rows of tests that did not run stay as they are.
-Rows of the matrix that are proven by other tests, or cannot be run here, are told below.
+Under `--long` each becomes a row of the page; rows of tests that did not run stay as they are. With
+`--repeats 20` each such test runs so often, and its row has the worst of each time, and the sums;
+one that failed once leaves its row as it was. Rows of the matrix that are proven by other tests, or
+cannot be run here, are told below.
 """
 
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
@@ -41,6 +45,23 @@ COLUMNS = (
     "commit",
 )
 
+_WORST = (
+    "detected_seconds",
+    "good_seconds",
+    "whole_seconds",
+    "slowest_seconds",
+    "mib_grown",
+    "descriptors_grown",
+)
+_SUMS = (
+    "num_requests",
+    "num_retried",
+    "num_continued",
+    "num_hung",
+    "num_wrong",
+    "processes_left",
+    "files_left",
+)
 _PROPERTY = "fault"
 
 
@@ -72,6 +93,19 @@ class Outcome:
     descriptors_grown: int | None = None
     """Of the same."""
     note: str = ""
+    num_runs: int = 1
+
+    @classmethod
+    def of_all(cls, outcomes: Sequence[Self]) -> Self:
+        """Return the worst that was seen of one row, and how much in all; told as the last was."""
+        failed: Counter[str] = sum((Counter(one.failed) for one in outcomes), Counter())
+        return replace(
+            outcomes[-1],
+            num_runs=len(outcomes),
+            failed=dict(failed),
+            **{name: _largest(outcomes, name) for name in _WORST},
+            **{name: sum(getattr(one, name) for one in outcomes) for name in _SUMS},
+        )
 
     def is_within_bounds(self, slack: float = 1.0) -> bool:
         """Return whether all that has a bound kept so many times it."""
@@ -91,7 +125,9 @@ class Outcome:
             grown = f"{self.mib_grown:+.1f} MiB, {self.descriptors_grown:+d}"
         cells = (
             self.row,
-            self.fault + (f"; {self.note}" if self.note else ""),
+            self.fault
+            + (f"; {self.note}" if self.note else "")
+            + (f"; the worst of {self.num_runs} runs" if self.num_runs > 1 else ""),
             _seconds(self.detected_seconds, self.detected_within),
             _seconds(self.good_seconds, self.good_within),
             _seconds(self.whole_seconds, self.whole_within),
@@ -131,22 +167,35 @@ class FaultTable:
     """
 
     def __init__(self) -> None:
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[tuple[str, Outcome]] = []
+        """With the test, whichever of its repeats it was."""
+        self._failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what a test recorded that passed."""
-        if report.when == "call" and report.passed:
+        test = re.sub(r"[\[-]\d+\]$", "", report.nodeid)
+        if report.failed:
+            self._failed.add(test)
+        elif report.when == "call":
             for key, told in report.user_properties:
                 if key == _PROPERTY:
                     assert isinstance(told, dict)
-                    self._outcomes.append(Outcome(**told))
+                    self._outcomes.append((test, Outcome(**told)))
 
     def pytest_sessionfinish(self) -> None:
         """Put the rows into the page."""
         if self._outcomes:
             date, commit = time.strftime("%Y-%m-%d"), commit_of(besides=PAGE)
             known = rows_of(PAGE)
-            known |= {one.row: one.line(date=date, commit=commit) for one in self._outcomes}
+            runs: defaultdict[str, list[Outcome]] = defaultdict(list)
+            for test, one in self._outcomes:
+                # Why none of them then: the row would be of the runs that went well.
+                if test not in self._failed:
+                    runs[one.row].append(one)
+            known |= {
+                row: Outcome.of_all(outcomes).line(date=date, commit=commit)
+                for row, outcomes in runs.items()
+            }
             PAGE.write_text(page(known))
 
 
@@ -186,6 +235,11 @@ def numbers_in(text: str) -> set[str]:
         for number in range(int(first[1:]), int((last or first)[1:]) + 1):
             found.add(f"{first[0]}{number:02}")
     return found
+
+
+def _largest(outcomes: Sequence[Outcome], name: str) -> Any:
+    """Return the largest of one number; None if it applies to none."""
+    return max((seen for one in outcomes if (seen := getattr(one, name)) is not None), default=None)
 
 
 def _header(columns: tuple[str, ...]) -> str:

@@ -58,6 +58,9 @@ TALKING = Asked(
     # Why so often: an engine takes memory over its first several hundred requests, and the first
     # half of the time is to be enough for them.
     rate_per_second=3.0,
+    # Why: it takes more whenever it computes more at once than ever before. These are all that two
+    # replicas compute at once, and as many again that wait.
+    num_at_once=64,
 )
 
 
@@ -171,5 +174,6 @@ else's. Nothing hung, nothing was wrong, no other error was told.
 
 *MiB an hour* is the slope of a process's own memory over the second half of its life, in which it
 is to be level: at most {MAX_MIB_PER_HOUR:g} MiB an hour, and that is what an allocator's breath
-amounts to. An engine takes memory over its first several hundred requests, which is the first half.
+amounts to. An engine takes memory over its first several hundred requests, which is the first half,
+and whenever it computes more at once than ever before: it is asked as much as it can be at first.
 """

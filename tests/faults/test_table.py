@@ -40,5 +40,19 @@ def test_a_new_row_replaces_the_old_one_and_the_others_stay() -> None:
     assert "3 × `model_not_ready`" in new
 
 
+def test_of_several_runs_the_worst_is_told_and_what_there_was_in_all() -> None:
+    runs = [
+        Outcome(row="F01", fault="a fault", good_seconds=1.0, failed={"a": 1}, num_requests=10),
+        Outcome(row="F01", fault="a fault", good_seconds=2.0, failed={"a": 1, "b": 2}),
+        Outcome(row="F01", fault="a fault", failed={}, num_requests=5, num_hung=1),
+    ]
+
+    worst = Outcome.of_all(runs)
+
+    assert (worst.good_seconds, worst.whole_seconds) == (2.0, None)
+    assert (worst.failed, worst.num_requests, worst.num_hung) == ({"a": 2, "b": 2}, 15, 1)
+    assert "the worst of 3 runs" in worst.line(date="", commit="")
+
+
 def lines_of(text: str) -> list[str]:
     return [line for line in text.splitlines() if re.match(r"\| [FS]\d\d", line)]

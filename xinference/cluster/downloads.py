@@ -31,6 +31,7 @@ from .supervision import describe_exit
 logger = logging.getLogger(__name__)
 
 COMMAND = ("-m", "xinference.catalog.downloads")
+GONE_TIMEOUT_SECONDS = 5.0
 
 OnDownload = Callable[[DownloadProgress], None]
 
@@ -126,7 +127,7 @@ class Downloads:
         """End every download; return when no process of them is left."""
         for request, running in list(self._running.items()):
             self._abandon(request, running)
-        await asyncio.gather(*(process.wait() for process in self._processes))
+        await asyncio.gather(*map(_gone, self._processes))
 
     def _start(self, request: DownloadRequest) -> _Running:
         line = json.dumps(
@@ -183,7 +184,7 @@ class Downloads:
             if self._running.get(request) is running:
                 del self._running[request]
             running.process.kill_tree()
-            status = await running.process.wait()
+            status = await _gone(running.process)
             self._processes.discard(running.process)
         if "path" in said:
             return str(said["path"])
@@ -193,3 +194,14 @@ class Downloads:
             model=request.model_name,
             problem=f"its process ended ({describe_exit(status)}); logs/downloads.log may say why",
         )
+
+
+async def _gone(process: ChildProcess) -> int | None:
+    """Return how a process that was killed has ended; None: it does not go away."""
+    try:
+        async with asyncio.timeout(GONE_TIMEOUT_SECONDS):
+            return await process.wait()
+    except TimeoutError:
+        # Hazard: one that waits for a disk or a network drive that hangs cannot be killed.
+        logger.error("The download in process %d does not go away", process.pid)
+        return None

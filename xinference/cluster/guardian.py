@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_MISCONFIGURED = 2
 START_TIMEOUT_SECONDS = 90.0
-STOP_TIMEOUT_SECONDS = 12.0
+STOP_TIMEOUT_SECONDS = 30.0
 """For one child to end after SIGTERM, once its running requests have had their time: a worker's
 twice, to be brought up elsewhere first, and then to end here."""
 GONE_TIMEOUT_SECONDS = 5.0

@@ -65,6 +65,8 @@ GONE_TIMEOUT_SECONDS = 5.0
 HELD_SECONDS = 5.0
 """Devices that are not free so long after the last process ended are quarantined."""
 HELD_LOOK_SECONDS = 0.05
+END_SECONDS = 2 * STOP_GRACE_SECONDS + GONE_TIMEOUT_SECONDS + HELD_SECONDS
+"""Nothing of a replica that was told to end is left so long after the time for its requests."""
 QUESTION_TIMEOUT_SECONDS = 2.0
 STATS_ARE_GOOD_FOR_SECONDS = 1.0
 WATCH_SECONDS = 1.0
@@ -277,6 +279,8 @@ class ModelActor:
         finally:
             await self._leave_nothing()
         left = await self._free_devices()
+        if left:
+            self._served = None  # what it had is in quarantine
         if self._is_stopping.is_set():
             error = None
         if error is not None:

@@ -44,7 +44,7 @@ from .environments import EnvironmentPolicy, EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .logs import LogActor, LogsActor
 from .messages import CONTROL_VERSION, LaunchId
-from .model_actor import ModelActor, ReplicaHost
+from .model_actor import END_SECONDS, ModelActor, ReplicaHost
 from .placement import LaunchStrategy
 from .state.cluster_state import ClusterState
 from .store import DesiredStore
@@ -76,6 +76,7 @@ JOIN_RETRY_SECONDS = 0.1
 MAX_REFUSALS = 5
 HTTP_TIMEOUT_SECONDS = 5.0
 CLOSE_TIMEOUT_SECONDS = 10.0
+"""Of what a process has beside replicas."""
 SWEEP_SECONDS = 1.0
 """Between looks whether quarantined devices are free."""
 ADOPT_SECONDS = 3.0
@@ -265,7 +266,7 @@ async def _work(
     logger.info("Worker at %s ends; its replicas first", bus.address)
     if ended == 0:
         await worker.hand_over(timeout_seconds=config.drain_seconds)
-    async with asyncio.timeout(config.drain_seconds + CLOSE_TIMEOUT_SECONDS):
+    async with asyncio.timeout(config.drain_seconds + END_SECONDS + CLOSE_TIMEOUT_SECONDS):
         await worker.close()
         await cache.close()
         await downloads.close()

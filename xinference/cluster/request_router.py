@@ -57,6 +57,8 @@ PARK_SECONDS = 10.0
 PARK_LOOK_SECONDS = 0.5
 PING_TIMEOUT_SECONDS = 3.0
 MAX_CRASHES = 2
+MAX_WAKING = 1024
+"""Requests of a gateway that wait for models to wake."""
 SEED_BITS = 63
 
 Connect = Callable[[Route], Awaitable[ReplicaConnection]]
@@ -240,6 +242,7 @@ class RequestRouter:
         self._wake = wake
         self._continues_streams = continues_streams
         self._budget = RetryBudget(now=time.monotonic())
+        self._num_waking = 0
         self._live: set[tuple[ModelUid, RequestId]] = set()
         self._trials: dict[ModelUid, asyncio.Lock] = {}
         self._on_trial: dict[InstanceId, _Flight] = {}
@@ -249,6 +252,7 @@ class RequestRouter:
 
         Raises:
             ModelNotFound, ModelNotReady, LoadFailed: there is no replica to send it to.
+            ModelOverloaded: too many wait for a model that sleeps.
             DuplicateRequest: a live request of this gateway has its id.
             ReplicaLost: its replica is gone, and there is no other.
             XinferenceError: a replica refused it.
@@ -290,13 +294,28 @@ class RequestRouter:
         return flight
 
     async def _wake_up(self, model: ModelUid) -> None:
-        """Let a model that sleeps be started; return when it is ready, or will not be in time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ACCEPT_TIMEOUT_SECONDS):
-                if self._is(model, ModelState.ASLEEP):
-                    await self._wake(model)
-                while self._is(model, ModelState.ASLEEP, ModelState.LOADING):
-                    await self._table_changed().wait()
+        """Let a model that sleeps be started; return when it is ready, or will not be in time.
+
+        Raises:
+            ModelOverloaded: too many requests wait so.
+        """
+        if not self._is(model, ModelState.ASLEEP, ModelState.LOADING):
+            return
+        if self._num_waking >= MAX_WAKING:
+            retry_after = self._table().models[model].retry_after_seconds
+            raise ModelOverloaded(
+                model=model, num_waiting=self._num_waking, retry_after_seconds=retry_after
+            )
+        self._num_waking += 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ACCEPT_TIMEOUT_SECONDS):
+                    if self._is(model, ModelState.ASLEEP):
+                        await self._wake(model)
+                    while self._is(model, ModelState.ASLEEP, ModelState.LOADING):
+                        await self._table_changed().wait()
+        finally:
+            self._num_waking -= 1
 
     def _is(self, model: ModelUid, *states: ModelState) -> bool:
         """Return whether a model that a request may wait for is in one of these states."""

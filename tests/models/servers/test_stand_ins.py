@@ -13,7 +13,7 @@ from tests.models_tiny import MAX_POSITIONS, make_tokenizer
 from xinference.errors import InternalError, InvalidRequest, LoadFailed
 from xinference.identifiers import RequestId
 from xinference.models.loading import load_model
-from xinference.models.servers import availability
+from xinference.models.servers import availability, loop
 from xinference.protocol.generation import (
     Failed,
     Finished,
@@ -328,3 +328,35 @@ def test_an_engine_without_its_gpu_says_so(
         load_model(spec(files, ServerEngine.VLLM), on_progress=lambda *_: None)
     assert availability.engines_here()["vLLM"] == "there is no GPU"
     assert text_of(stand_in.launch(ServerEngine.VLLM, device="cpu").ask(PROMPT)[0]) == "Hi there"
+
+
+@pytest.mark.parametrize("engine", [ServerEngine.SGLANG, ServerEngine.TRT_LLM])
+def test_a_server_that_counts_no_steps_gets_on_while_it_is_well(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, engine: ServerEngine
+) -> None:
+    monkeypatch.setattr(loop, "WATCH_SECONDS", 0.05)
+    running = stand_in.launch(engine, delay=3.0)
+    running.submit(PROMPT)
+
+    wait_until(lambda: running.model.counters()["progress"] > 8.0)
+
+    deltas, _ = running.rest()
+    assert text_of(deltas) == "Hi there"
+
+
+@pytest.mark.parametrize(
+    ("engine", "quiet_seconds"), [(ServerEngine.TRT_LLM, 0.0), (ServerEngine.VLLM, 300.0)]
+)
+def test_one_that_counts_steps_or_is_quiet_for_too_long_does_not(
+    stand_in: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: ServerEngine,
+    quiet_seconds: float,
+) -> None:
+    monkeypatch.setattr(loop, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(loop, "QUIET_SECONDS", quiet_seconds)
+    running = stand_in.launch(engine, delay=1.0)
+
+    running.ask(PROMPT)
+
+    assert running.model.counters()["progress"] < 8.0

@@ -342,6 +342,8 @@ def instance_item(model: ModelStatus) -> dict[str, Any]:
 def replica_item(model: ModelStatus, replica: ReplicaStatus) -> dict[str, Any]:
     """Return one copy of a model."""
     status, model_state = REPLICA_STATES[replica.state]
+    if model.state is ModelState.ASLEEP and replica.state is ReplicaState.PENDING:
+        status, model_state = "ASLEEP", "asleep"
     return {
         "replica_id": replica.replica.index,
         "replica_model_uid": str(replica.replica),

@@ -285,6 +285,8 @@ class ClusterState:
         if desired.is_asleep != model.desired.is_asleep:
             model.wish = Wish.SLEEP if desired.is_asleep else Wish.RUN
             model.tell("INFO", "It sleeps." if desired.is_asleep else "Waking.", now)
+            for replica in model.replicas.values():
+                replica.forgive()
             self._world.mark_model(model)
         kept = {one.index for one in desired.replicas}
         known = {replica.uid.index for replica in model.wanted}

@@ -123,6 +123,13 @@ class Replica:
         """Whether it has requests, as far as its worker has said."""
         return self.load is not None and self.load.num_outstanding > 0
 
+    def forgive(self) -> None:
+        """Let a replica that died, even too often, be started as if it had not."""
+        if self.state in {ReplicaState.FAILED, ReplicaState.BACKING_OFF}:
+            self.state, self.problem = ReplicaState.PENDING, ""
+        self.deaths.clear()
+        self.not_before = -math.inf
+
     def note_load(self, load: InstanceLoad, now: Moment) -> None:
         """Take in how much it has to do."""
         if load != self.load or load.num_outstanding:

@@ -53,6 +53,9 @@ CONNECT_SECONDS = 10.0
 END_SECONDS = 2.0
 """A connection that breaks may be the first sign of the server's end, which is waited for."""
 WATCH_SECONDS = 1.0
+QUIET_SECONDS = 300.0
+"""A server that counts no steps may compute for so long without a word, if it says that it is well:
+its next sign of life after a long prompt is the first token."""
 Event = tuple[RequestId, GenerationEvent]
 Read = Callable[[RequestId, GenerationEvent, int], Sequence[GenerationEvent]]
 """Turns an event of the engine, and how many tokens it is, into what callers are told."""
@@ -181,6 +184,8 @@ class ServerLoop:
         self._events: list[Event] = []
         self._page: dict[str, float] = {}
         self._progress = 0
+        self._num_well = 0
+        """How often a server that counts no steps has said that it is well."""
         self._num_aborts = 0
         self._queue_seconds = Histogram(SECONDS)
         self._prefill_seconds = Histogram(SECONDS)
@@ -250,7 +255,7 @@ class ServerLoop:
         num_running = len(self._running)
         return {
             **self._page,
-            "progress": float(self._progress),
+            "progress": float(self._progress + self._num_well),
             "num_aborts": float(self._num_aborts),
             "num_running": float(num_running),
             "num_waiting": float(max(0, num_live - num_running)),
@@ -445,13 +450,24 @@ class ServerLoop:
 
     async def _watch(self) -> None:
         """Read what the server counts, while it has work and once after."""
-        read_at = -1
+        counts_steps = "num_steps" in self._dialect.counters.values()
+        read_at, moved_at = -1, self._loop.time()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if self._running or self._progress != read_at:
-                read_at = self._progress
-                with contextlib.suppress(httpx.HTTPError, ValueError):
-                    await self._read_page()
+            if self._progress != read_at:
+                moved_at = self._loop.time()
+            if not self._running and self._progress == read_at:
+                continue
+            read_at = self._progress
+            with contextlib.suppress(httpx.HTTPError, ValueError):
+                await self._read_page()
+                is_quiet = self._running and self._progress == read_at and not counts_steps
+                if is_quiet and self._loop.time() - moved_at < QUIET_SECONDS:
+                    self._num_well += await self._is_well()
+
+    async def _is_well(self) -> bool:
+        assert self._client is not None, "it is watched while it serves"
+        return (await self._client.get("/health", timeout=WATCH_SECONDS)).status_code == 200
 
     async def _read_page(self) -> None:
         assert self._client is not None, "it is watched while it serves"
