@@ -195,3 +195,47 @@ def test_a_model_is_downloaded_without_a_launch_listed_and_removed(
     assert removed.returncode == 0, removed.stderr
     assert not list((cold.home / "cache").rglob("*.safetensors"))
     assert json.loads(cold.command("cached", "--json").stdout) == []
+
+
+UNKNOWN_ID = "somebody/my.Reciter"
+
+
+def test_a_repository_that_the_catalogue_does_not_know_is_launched_by_its_id(
+    cold: Platform, hub: FakeHub
+) -> None:
+    hub.repositories[UNKNOWN_ID] = hub.repositories[MODEL_ID]
+
+    done = cold.command("launch", "--model-name", UNKNOWN_ID)
+
+    assert done.returncode == 0, done.stderr
+    assert "Model uid: my.Reciter" in done.stdout
+    assert "downloading" in done.stderr
+    assert answer_of(cold, "my.Reciter") == ANSWER
+    described = httpx.get(f"{cold.endpoint}/v1/models/my.Reciter", timeout=30).json()
+    assert described["model_ability"] == ["chat"]
+    assert described["model_hub"] == "huggingface"
+    (kept,) = json.loads(cold.command("cached", "--json").stdout)
+    assert (kept["model_id"], kept["is_complete"]) == (UNKNOWN_ID, True)
+    terminate(cold, "my.Reciter")
+    hub.faults.status = 500
+    again = cold.command("launch", "--model-name", UNKNOWN_ID)
+    assert again.returncode == 0, again.stderr
+    terminate(cold, "my.Reciter")
+
+
+def test_a_repository_that_is_nowhere_or_cannot_be_served_is_refused_with_the_reason(
+    cold: Platform, hub: FakeHub
+) -> None:
+    config = {"model_type": "nobody_knows", "architectures": ["NobodyKnowsForCausalLM"]}
+    files = {"config.json": json.dumps(config).encode(), WEIGHTS: b"0" * 2000}
+    hub.add("somebody/strange", files)
+
+    strange = cold.command("launch", "--model-name", "somebody/strange")
+    nowhere = cold.command("launch", "--model-name", "somebody/nothing")
+
+    assert strange.returncode == nowhere.returncode == 1
+    assert "transformers has no NobodyKnowsForCausalLM" in strange.stderr
+    assert WEIGHTS not in {one.path for one in hub.asked}
+    assert "huggingface: 127.0.0.1" in nowhere.stderr
+    assert "has no somebody/nothing" in nowhere.stderr
+    assert not list((cold.home / "cache").rglob(WEIGHTS))

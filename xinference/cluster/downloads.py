@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from typing import Any
 from xinference.catalog.downloads.cache import ModelCache
 from xinference.errors import DownloadFailed, from_wire
 from xinference.protocol.downloads import DownloadProgress, DownloadRequest, FileProgress
+from xinference.protocol.repositories import CardRequest
 from xinference.settings import DownloadSettings
 
 from .child_process import ChildProcess, open_log
@@ -30,6 +32,9 @@ from .supervision import describe_exit
 logger = logging.getLogger(__name__)
 
 COMMAND = ("-m", "xinference.catalog.downloads")
+CARD_COMMAND = ("-m", "xinference.cluster.card_process")
+CARD_SECONDS = 24.0
+"""For a hub to say what a repository holds, and to send its small files."""
 
 OnDownload = Callable[[DownloadProgress], None]
 
@@ -95,6 +100,35 @@ class Downloads:
             if not running.listeners:
                 self._abandon(request, running)
 
+    async def read_card(self, request: CardRequest) -> str:
+        """Return what a repository says of its model, from the cache or from a hub.
+
+        It is as `RepositoryCard.from_json` reads it.
+
+        Raises:
+            DownloadFailed, DownloadUnavailable, InvalidRequest
+        """
+        with tempfile.TemporaryDirectory(prefix="xinference-card-") as directory:
+            process = self._spawn(
+                CARD_COMMAND, request, model=request.model_id, directory=directory
+            )
+            text, said = "", dict[str, Any]()
+            try:
+                async with asyncio.timeout(CARD_SECONDS):
+                    while line := await process.read_line():
+                        said = json.loads(line)
+                        text += said.get("piece", "")
+            except TimeoutError:
+                problem = f"what it holds is not known after {CARD_SECONDS:.0f} seconds"
+                raise DownloadFailed(model=request.model_id, problem=problem) from None
+            finally:
+                status = await self._end(process)
+        if "error" in said:
+            raise from_wire(said["error"])
+        if "ended" not in said:
+            raise _died(request.model_id, status)
+        return text
+
     @contextlib.contextmanager
     def used(self, request: DownloadRequest | None, by: str) -> Iterator[None]:
         """Let it be known who runs from what was downloaded, until the block ends."""
@@ -120,26 +154,45 @@ class Downloads:
             self._abandon(request, running)
         await asyncio.gather(*(process.wait() for process in self._processes))
 
-    def _start(self, request: DownloadRequest) -> _Running:
+    def _spawn(
+        self,
+        command: Sequence[str],
+        request: DownloadRequest | CardRequest,
+        *,
+        model: str,
+        **more: object,
+    ) -> ChildProcess:
         line = json.dumps(
             {
                 "request": asdict(request),
                 "home": str(self._home),
                 "settings": asdict(self._settings),
+                **more,
             }
         )
         try:
             with open_log(self._home / "logs" / "downloads.log") as log:
                 process = ChildProcess.spawn(
-                    [sys.executable, *self._command],
+                    [sys.executable, *command],
                     environment=without_secrets(os.environ),
                     first_line=line.encode() + b"\n",
                     log=log,
                 )
         except OSError as error:
-            raise DownloadFailed(model=request.model_name, problem=str(error)) from error
-        logger.info("%s is downloaded by process %d", request.model_version, process.pid)
+            raise DownloadFailed(model=model, problem=str(error)) from error
         self._processes.add(process)
+        return process
+
+    async def _end(self, process: ChildProcess) -> int | None:
+        """Let nothing of a process be left; return how it ended."""
+        process.kill_tree()
+        status = await process.wait()
+        self._processes.discard(process)
+        return status
+
+    def _start(self, request: DownloadRequest) -> _Running:
+        process = self._spawn(self._command, request, model=request.model_name)
+        logger.info("%s is downloaded by process %d", request.model_version, process.pid)
         running = _Running(process)
         running.task = asyncio.create_task(
             self._follow(request, running), name=f"download {request.model_version}"
@@ -173,14 +226,14 @@ class Downloads:
         finally:
             if self._running.get(request) is running:
                 del self._running[request]
-            running.process.kill_tree()
-            status = await running.process.wait()
-            self._processes.discard(running.process)
+            status = await self._end(running.process)
         if "path" in said:
             return str(said["path"])
         if "error" in said:
             raise from_wire(said["error"])
-        raise DownloadFailed(
-            model=request.model_name,
-            problem=f"its process ended ({describe_exit(status)}); logs/downloads.log may say why",
-        )
+        raise _died(request.model_name, status)
+
+
+def _died(model: str, status: int | None) -> DownloadFailed:
+    problem = f"its process ended ({describe_exit(status)}); logs/downloads.log may say why"
+    return DownloadFailed(model=model, problem=problem)
