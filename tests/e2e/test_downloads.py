@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.e2e.platform import Platform, started, wait_until
 from tests.e2e.reciting_model import ANSWER, NAME, registration, save_reciting_model
 from tests.fakes.hub import FakeHub, serving
+from tests.gguf_tiny import save_gguf
 
 MODEL_ID = "owner/reciter"
 WEIGHTS = "model.safetensors"
@@ -221,6 +223,25 @@ def test_a_repository_that_the_catalogue_does_not_know_is_launched_by_its_id(
     again = cold.command("launch", "--model-name", UNKNOWN_ID)
     assert again.returncode == 0, again.stderr
     terminate(cold, "my.Reciter")
+
+
+def test_a_repository_of_gguf_files_is_launched_by_its_id(
+    cold: Platform, hub: FakeHub, tmp_path: Path
+) -> None:
+    data = save_gguf(tmp_path / "tiny.gguf").read_bytes()
+    hub.add("somebody/tiny-GGUF", {"tiny-Q8_0.gguf": data, "tiny-Q4_K_M.gguf": data})
+    words = ("--model-engine", "llama.cpp", "-q", "q8_0", "-u", "tiny", "--context_length", "512")
+
+    done = cold.command("launch", "-n", "somebody/tiny-GGUF", *words)
+
+    assert done.returncode == 0, done.stderr
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    reply = httpx.post(f"{cold.endpoint}/v1/chat/completions", json=body, timeout=60)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["usage"]["completion_tokens"] > 0
+    (kept,) = json.loads(cold.command("cached", "--json").stdout)
+    assert (kept["quantization"], kept["is_complete"]) == ("Q8_0", True)
+    terminate(cold, "tiny")
 
 
 def test_a_repository_that_is_nowhere_or_cannot_be_served_is_refused_with_the_reason(

@@ -6,7 +6,7 @@ files and from the chat template that the tokenizer brings; what they do not say
 engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -14,8 +14,10 @@ from xinference.errors import InvalidRequest
 
 from .encoder_family import EMBEDDING, NORMAL, RERANK, EncoderFamily
 from .family import ModelFamily, Variant, parse_size
-from .memory import bits_of
+from .gguf_head import quantizations_of
+from .memory import bits_of, gguf_bits
 from .model_files import ModelFiles
+from .sources import GGUF
 
 _SCORES = "ForSequenceClassification"
 _NO_LIMIT = 10**6
@@ -30,6 +32,7 @@ _QUANTIZERS = {
 }
 """By the method that a config names: the format, and how it calls so many bits."""
 
+USUAL_QUANTIZATION = "Q4_K_M"
 _THINK = ("<think>", "</think>")
 _HARMONY_THOUGHTS = ("<|channel|>analysis<|message|>", "<|end|>")
 
@@ -42,7 +45,7 @@ def language_family(files: ModelFiles, name: str) -> ModelFamily:
     """
     config = _config(files)
     architectures = _texts(config.get("architectures"))
-    if files.has("modules.json"):
+    if files.has("modules.json") or "pooling_type" in config:
         raise InvalidRequest(field="model_type", problem="the files are of a model that embeds")
     if any(one.endswith(_SCORES) for one in architectures):
         raise InvalidRequest(field="model_type", problem="the files are of a model that reranks")
@@ -70,7 +73,7 @@ def language_family(files: ModelFiles, name: str) -> ModelFamily:
         reasoning_start_tag=thoughts and thoughts[0],
         reasoning_end_tag=thoughts and thoughts[1],
         tool_parser=tool_parser,
-        variants=(_variant(files, config),),
+        variants=_gguf_variants(files, config) or (_variant(files, config),),
         is_builtin=False,
     )
 
@@ -81,6 +84,10 @@ def encoder_family(files: ModelFiles, name: str, model_type: str) -> EncoderFami
     Raises:
         InvalidRequest: they are those of another type of model, or do not say enough.
     """
+    if files.gguf_sizes:
+        raise InvalidRequest(
+            field="model_type", problem=f"is {model_type}, and GGUF files are served as LLM alone"
+        )
     config = _config(files)
     architectures = _texts(config.get("architectures"))
     scores = any(one.endswith(_SCORES) for one in architectures)
@@ -164,6 +171,34 @@ def _template(files: ModelFiles) -> tuple[str, bool]:
         return given, True
     given = (files.document("chat_template.json") or {}).get("chat_template")
     return (given, False) if isinstance(given, str) else ("", True)
+
+
+def _gguf_variants(files: ModelFiles, config: Mapping[str, Any]) -> tuple[Variant, ...]:
+    """Return a variant for each quantization where the files are GGUF, the usual one first."""
+    found = quantizations_of(files.gguf_sizes)
+    source = files.source
+
+    def variant(quantization: str, names: Sequence[str]) -> Variant:
+        num_bytes = sum(files.gguf_sizes[name] for name in names)
+        bits = gguf_bits(quantization)
+        return Variant(
+            model_format=GGUF,
+            size=parse_size(f"{num_bytes * 8 / bits / 1e9:.3f}") or Decimal(0),
+            quantization=quantization,
+            model_hub="local" if source is None else source.hub,
+            model_id=None if source is None else source.model_id,
+            path=files.path,
+            # Why as parts: they are found by their names, which follow no rule.
+            carried={
+                "model_file_name_split_template": "{part}",
+                "quantization_parts": {quantization: list(names)},
+            }
+            if source is not None
+            else {},
+        )
+
+    order = sorted(found, key=lambda name: (name.upper() != USUAL_QUANTIZATION, name))
+    return tuple(variant(name, found[name]) for name in order)
 
 
 def _variant(files: ModelFiles, config: Mapping[str, Any]) -> Variant:

@@ -9,14 +9,18 @@ readable, say nothing; nothing here raises.
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from xinference.protocol.downloads import HubSource
 from xinference.protocol.repositories import RepositoryCard
 
+from .gguf_head import documents_of
 from .memory import ModelShape, shape_of
 
 logger = logging.getLogger(__name__)
@@ -61,6 +65,11 @@ class ModelFiles(Protocol):
         """Where to download them from; None: they are there."""
         ...
 
+    @property
+    def gguf_sizes(self) -> Mapping[str, int]:
+        """Bytes of the GGUF files by their names, where the model comes as such."""
+        ...
+
     def document(self, name: str) -> dict[str, Any] | None:
         """Return the object in a JSON file; None if it is not there, or no object."""
         ...
@@ -86,6 +95,7 @@ class DirectoryFiles:
     """The files in a directory that this process sees."""
 
     source = None
+    gguf_sizes: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -114,6 +124,48 @@ class DirectoryFiles:
         return str(self._directory)
 
 
+class GgufFiles:
+    """A GGUF file that this process sees; of a model in several, the first."""
+
+    source = None
+
+    def __init__(self, file: Path) -> None:
+        """Read its head.
+
+        Raises:
+            NotGguf, OSError
+        """
+        self.path = str(file)
+        with file.open("rb") as opened:
+            self._documents = documents_of(opened.read)
+        self.gguf_sizes = {one.name: one.stat().st_size for one in _parts_of(file)}
+
+    def document(self, name: str) -> dict[str, Any] | None:
+        """See `ModelFiles`."""
+        return self._documents.get(name)
+
+    def has(self, name: str) -> bool:
+        """See `ModelFiles`."""
+        return name in self._documents
+
+    def chat_template(self) -> str | None:
+        """See `ModelFiles`."""
+        return None
+
+    def weights(self) -> Weights | None:
+        """See `ModelFiles`."""
+        return Weights(num_bytes=sum(self.gguf_sizes.values()))
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def _parts_of(file: Path) -> list[Path]:
+    """Return the files of the model that begins with this one."""
+    stem, _, rest = file.name.partition("-00001-of-")
+    return sorted(file.parent.glob(f"{escape(stem)}-*-of-{escape(rest)}")) if rest else [file]
+
+
 class CardFiles:
     """The files of a repository, as far as its card has them."""
 
@@ -122,6 +174,7 @@ class CardFiles:
     def __init__(self, card: RepositoryCard) -> None:
         self._card = card
         self.source = card.source
+        self.gguf_sizes: Mapping[str, int] = card.sizes if card.is_gguf else {}
 
     def document(self, name: str) -> dict[str, Any] | None:
         """See `ModelFiles`."""
@@ -136,7 +189,12 @@ class CardFiles:
         return self._card.chat_template
 
     def weights(self) -> Weights | None:
-        """See `ModelFiles`; the parameters are counted by the type that the config names."""
+        """See `ModelFiles`; the parameters are counted by the type that the config names.
+
+        Of several quantizations none counts: which one is not said here.
+        """
+        if self._card.is_gguf:
+            return None
         for pattern in _WEIGHT_FILES:
             names = [name for name in self._card.sizes if fnmatchcase(name, pattern)]
             if names:

@@ -55,6 +55,7 @@ from .family import (
     size_text,
 )
 from .file_family import encoder_family, language_family
+from .gguf_head import gguf_file
 from .launch_memory import least_memory_bytes, what_fits
 from .matching import (
     ENGINES,
@@ -64,7 +65,7 @@ from .matching import (
     match,
     parameter_objects,
 )
-from .model_files import CardFiles, DirectoryFiles, ModelFiles
+from .model_files import CardFiles, DirectoryFiles, GgufFiles, ModelFiles
 from .packages import PREFIX, packaged_directory
 from .registrations import Registrations
 from .runnable import TRANSFORMERS, refusal, refusal_of_library
@@ -106,8 +107,9 @@ def directory_of(path: str) -> Path:
 class Catalog:
     """The families of a cluster.
 
-    It belongs to one thread. Every method is plain and short; `register` and `unregister` write
-    one small file when they keep or forget, `resolve` reads one `config.json`.
+    It belongs to one thread, but for `resolve`, which reads the files that a launch names. Every
+    other method is plain and short; `register` and `unregister` write one small file when they
+    keep or forget.
     """
 
     def __init__(
@@ -216,7 +218,9 @@ class Catalog:
             raise InvalidRequest(
                 field=names.get(error.field, error.field), problem=error.problem
             ) from error
-        return CardRequest(model_id=spec.model_name, sources=sources)
+        return CardRequest(
+            model_id=spec.model_name, sources=sources, quantization=spec.quantization
+        )
 
     def resolve(self, spec: LaunchSpec, card: RepositoryCard | None = None) -> Resolved:
         """Decide what a launch runs: files, abilities and description.
@@ -234,7 +238,7 @@ class Catalog:
             UnsupportedVariant: no variant is as asked, or none such can run; with those that can.
             DownloadUnavailable: the files are on a hub that this version does not ask.
         """
-        family = self._wanted(spec, card)
+        family, seen = self._wanted(spec, card)
         if isinstance(family, EncoderFamily):
             return _resolve_encoder(family, spec, card)
         engine = engine_named(spec.model_engine)
@@ -249,11 +253,10 @@ class Catalog:
             _check_library(family, spec, card)
         _check_thinking(family, spec.engine_options)
         path, download = _files(family, variant, spec, card)
-        files: ModelFiles | None = DirectoryFiles(directory_of(path)) if path else None
-        if card is not None:
-            files = CardFiles(card)
+        if seen is None and path:
+            seen = DirectoryFiles(directory_of(path))
         return Resolved(
-            description=_description(family, variant, spec, engine, files),
+            description=_description(family, variant, spec, engine, seen),
             source=ModelSource(
                 path=path,
                 download=download,
@@ -276,7 +279,7 @@ class Catalog:
         """
         if self.card_wanted(spec) is not None:
             return []
-        family = self._wanted(spec)
+        family, _ = self._wanted(spec)
         if isinstance(family, EncoderFamily):
             return []
         engine = engine_named(spec.model_engine)
@@ -290,25 +293,31 @@ class Catalog:
 
     def _wanted(
         self, spec: LaunchSpec, card: RepositoryCard | None = None
-    ) -> ModelFamily | EncoderFamily:
-        """Return the family of a launch: by its name, by the id of a repository, or by files."""
+    ) -> tuple[ModelFamily | EncoderFamily, ModelFiles | None]:
+        """Return the family of a launch: by its name, by the id of a repository, or by files.
+
+        With the files that it was read from, if it was.
+        """
         shelf = self._served_shelf(spec.model_type)
         name = spec.model_name
         if spec.model_path is not None and (not name or "/" in name):
-            directory = Path(_checked_path(spec.model_path))
-            return _family_of_files(DirectoryFiles(directory), Path(name or directory).name, spec)
+            path = Path(_checked_path(spec.model_path))
+            files = _files_at(path)
+            given = Path(name).name or path.name.removesuffix(".gguf")
+            return _family_of_files(files, given, spec), files
         if "/" not in name:
-            return shelf.family(name)
+            return shelf.family(name), None
         known = _published_as(name, shelf)
         if known is not None:
-            return known
+            return known, None
         if card is None:
             raise DownloadUnavailable(
                 family=name,
                 model_id=name,
                 problem="the catalogue does not know it, and nobody has read its files",
             )
-        return _family_of_files(CardFiles(card), Path(name).name, spec)
+        read = CardFiles(card)
+        return _family_of_files(read, Path(name).name, spec), read
 
     def _shelf(self, model_type: str) -> Shelf[ModelFamily] | Shelf[EncoderFamily] | None:
         return self._language if model_type == LANGUAGE else self._encoders.get(model_type)
@@ -345,6 +354,21 @@ def type_named(text: str) -> str:
         field="model_type",
         problem=f"{text!r} is not a type of model" + did_you_mean(text, types),
     )
+
+
+def _files_at(path: Path) -> ModelFiles:
+    """Return the files of a path: a directory, a GGUF file, or a directory that has one.
+
+    Raises:
+        InvalidRequest: they are GGUF, and cannot be read, or are of several models.
+    """
+    try:
+        is_gguf = path.is_file() or (
+            path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
+        )
+        return GgufFiles(gguf_file(path)) if is_gguf else DirectoryFiles(path)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(field="model_path", problem=str(error)) from error
 
 
 def _family_of_files(

@@ -62,7 +62,7 @@ def main() -> None:
 
 def _request_of(plain: dict[str, Any]) -> CardRequest:
     sources = tuple(HubSource(**source) for source in plain["sources"])
-    return CardRequest(model_id=plain["model_id"], sources=sources)
+    return CardRequest(**{**plain, "sources": sources})
 
 
 def _with_classes(card: RepositoryCard) -> RepositoryCard:
@@ -71,7 +71,7 @@ def _with_classes(card: RepositoryCard) -> RepositoryCard:
     from xinference.models.library_classes import classes_of
 
     model_type = card.documents.get("config.json", {}).get("model_type")
-    if not isinstance(model_type, str):
+    if card.is_gguf or not isinstance(model_type, str):
         return card
     return replace(card, classes=classes_of(model_type))
 

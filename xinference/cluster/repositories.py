@@ -50,11 +50,11 @@ class ResolvingCatalog(Protocol):
     """What resolving a launch needs of `catalog.Catalog`."""
 
     def card_wanted(self, spec: LaunchSpec) -> CardRequest | None:
-        """Return what to read before a launch is resolved, if anything."""
+        """Return what to read before a launch is resolved, if anything. In any thread."""
         ...
 
     def resolve(self, spec: LaunchSpec, card: RepositoryCard | None = None) -> ResolvedLaunch:
-        """Decide what a launch runs, or raise."""
+        """Decide what a launch runs, or raise. May be called from any thread."""
         ...
 
 
@@ -80,9 +80,11 @@ class Repositories:
             InvalidRequest, FamilyNotFound, UnsupportedVariant, DownloadUnavailable,
             DownloadFailed, InsufficientResources, PeerUnreachable
         """
-        wanted = self._catalog.card_wanted(spec)
+        # Why threads: of a launch by path the heads of large files are read, and for the id of a
+        # repository every family.
+        wanted = await asyncio.to_thread(self._catalog.card_wanted, spec)
         if wanted is None:
-            return self._catalog.resolve(spec)
+            return await asyncio.to_thread(self._catalog.resolve, spec)
         nodes = nodes_at(self._nodes(), spec.worker_ip)
         if not nodes:
             raise InsufficientResources(problem="No worker has joined this cluster.")
@@ -92,7 +94,7 @@ class Repositories:
         except TimeoutError:
             problem = "no worker could read it in time"
             raise DownloadFailed(model=spec.model_name, problem=problem) from None
-        return self._catalog.resolve(spec, card)
+        return await asyncio.to_thread(self._catalog.resolve, spec, card)
 
     async def _read(self, wanted: CardRequest, nodes: Sequence[NodeId]) -> RepositoryCard:
         """Ask one worker after the other until one can say.

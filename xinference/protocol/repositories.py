@@ -19,6 +19,8 @@ class CardRequest:
     model_id: str
     sources: tuple[HubSource, ...]
     """Where it may be, the preferred one first."""
+    quantization: str | None = None
+    """Of GGUF files: the one that is wanted. None: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,8 @@ class RepositoryCard:
     """`chat_template.jinja`."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of each file that a launch downloads, by path."""
+    is_gguf: bool = False
+    """The model comes as GGUF files, and the documents are what the head of one of them says."""
     classes: dict[str, tuple[str, ...]] | None = None
     """What the worker's models library has for this type of model: names of classes by `CAUSAL`
     and its like. None: that is not known."""

@@ -103,7 +103,6 @@ def test_a_wrong_byte_is_fetched_again(hub: FakeHub, host: Host, directory: Path
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("tiny-Q4_K_M.gguf", "GGUF files are launched with model_path"),
         ("adapter_config.json", "adapter of another model"),
         ("model_index.json", "makes pictures"),
         ("README.md", r"has no config\.json$"),

@@ -6,10 +6,17 @@ follows fetches them with the rest.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import httpx
+
+from xinference.catalog.gguf_head import NotGguf, documents_of, is_model
+from xinference.catalog.gguf_head import Read as ReadBytes
+from xinference.catalog.sources import GGUF
 from xinference.errors import DownloadFailed, DownloadUnavailable, InvalidRequest
 from xinference.protocol.downloads import HubSource
 from xinference.protocol.repositories import CardRequest, RepositoryCard
@@ -17,6 +24,7 @@ from xinference.settings import DownloadSettings
 
 from .cache import ModelCache
 from .download import first_answer, new_client
+from .hubs import Hub, Listing
 from .selection import RemoteFile, needed_files
 from .transfer import Transfer
 
@@ -39,6 +47,8 @@ _INSTEAD = {
 }
 
 Read = Callable[[RemoteFile], bytes]
+Front = AbstractContextManager[ReadBytes]
+"""A file that is open to be read from its front."""
 
 
 def read_card(
@@ -55,9 +65,12 @@ def read_card(
         InvalidRequest: it holds no model that can be launched by its id.
     """
     for source in request.sources:
-        files = _files_in_cache(cache, source)
+        files = _files_in_cache(cache, source, request.quantization)
         if files:
-            return _card(source, files, _reader(cache.directory_of(source)))
+            kept = cache.directory_of(source)
+            if _is_gguf(files):
+                return _gguf_card(source, files, partial(_front_here, kept))
+            return _card(source, files, _reader(kept))
     if settings.offline_by is not None:
         raise DownloadUnavailable(
             family=request.model_id,
@@ -68,6 +81,10 @@ def read_card(
         hub, listing = first_answer(
             client, request.sources, cache, settings, model=request.model_id
         )
+        if _is_gguf(listing.files):
+            ggufs = [file for file in listing.files if file.path.endswith(".gguf")]
+            front = partial(_front_of, client, hub, listing)
+            return _gguf_card(listing.source, ggufs, front)
         _check_kind(listing.files, listing.source)
         files = needed_files(listing.files, (), model=request.model_id)
         transfer = Transfer(
@@ -89,14 +106,83 @@ def _reader(directory: Path) -> Read:
     return lambda file: (directory / file.path).read_bytes()
 
 
-def _files_in_cache(cache: ModelCache, source: HubSource) -> Sequence[RemoteFile]:
+def _files_in_cache(
+    cache: ModelCache, source: HubSource, quantization: str | None
+) -> Sequence[RemoteFile]:
     """Return the files of a repository if all of them are here that a model needs."""
     manifest = cache.manifest(source)
-    for need in () if manifest is None else manifest.needs.values():
-        assert manifest is not None
-        if not need.patterns and CONFIG in need.files and cache.is_complete(manifest, need):
+    if manifest is None:
+        return ()
+    for need in manifest.needs.values():
+        is_whole = not need.patterns and CONFIG in need.files
+        is_wanted = need.model_format == GGUF and (
+            quantization is None or quantization.casefold() == need.quantization.casefold()
+        )
+        if (is_whole or is_wanted) and cache.is_complete(manifest, need):
             return [manifest.files[path] for path in need.files]
     return ()
+
+
+def _is_gguf(files: Sequence[RemoteFile]) -> bool:
+    """Return whether a model comes as GGUF files alone."""
+    suffixes = {PurePosixPath(file.path).suffix for file in files}
+    return ".gguf" in suffixes and not suffixes & {".safetensors", ".bin"}
+
+
+def _gguf_card(
+    source: HubSource, files: Sequence[RemoteFile], front_of: Callable[[RemoteFile], Front]
+) -> RepositoryCard:
+    heads = [file for file in files if is_model(file.path)]
+    try:
+        with front_of(min(heads, key=lambda file: file.size_bytes, default=files[0])) as read:
+            documents = documents_of(read)
+    except NotGguf as error:
+        raise DownloadFailed(model=str(source), problem=f"its GGUF file: {error}") from error
+    return RepositoryCard(
+        source=source,
+        documents=documents,
+        sizes={file.path: file.size_bytes for file in files},
+        is_gguf=True,
+    )
+
+
+@contextmanager
+def _front_here(directory: Path, file: RemoteFile) -> Iterator[ReadBytes]:
+    with (directory / file.path).open("rb") as opened:
+        yield opened.read
+
+
+@contextmanager
+def _front_of(
+    client: httpx.Client, hub: Hub, listing: Listing, file: RemoteFile
+) -> Iterator[ReadBytes]:
+    """Open a file on a hub to be read from its front; what is not read is not sent."""
+    headers = {**hub.headers, "Accept-Encoding": "identity"}
+    try:
+        with client.stream("GET", hub.url_of(listing, file.path), headers=headers) as answer:
+            answer.raise_for_status()
+            yield _Chunks(answer.iter_raw()).read
+    except httpx.HTTPError as error:
+        problem = f"{file.path} cannot be read from {listing.source.hub}: {error!r}"
+        raise DownloadFailed(model=str(listing.source), problem=problem) from error
+
+
+class _Chunks:
+    """Chunks of any size, read by numbers of bytes."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._there = b""
+
+    def read(self, num_bytes: int) -> bytes:
+        """Return so many bytes more, or fewer at the end."""
+        parts, left = [self._there], num_bytes - len(self._there)
+        while left > 0 and (chunk := next(self._chunks, b"")):
+            parts.append(chunk)
+            left -= len(chunk)
+        there = b"".join(parts)
+        self._there = there[num_bytes:]
+        return there[:num_bytes]
 
 
 def _check_kind(files: Sequence[RemoteFile], source: HubSource) -> None:
@@ -105,11 +191,6 @@ def _check_kind(files: Sequence[RemoteFile], source: HubSource) -> None:
     if CONFIG in names:
         return
     what = next((words for name, words in _INSTEAD.items() if name in names), "")
-    if any(PurePosixPath(name).suffix == ".gguf" for name in names):
-        what = (
-            "its GGUF files are launched with model_path and the name of their family, or by a "
-            "registration"
-        )
     raise InvalidRequest(
         field="model_name",
         problem=f"{source} on {source.hub} has no {CONFIG}{': ' if what else ''}{what}",
