@@ -349,6 +349,8 @@ class FakeCluster:
         """Streams stop there until `allow` says otherwise."""
         self.queue_is_full = False
         self.failure: Exception | None = None
+        self.more_counters: dict[str, float] = {}
+        """Of every ready replica's engine."""
         """Raised by every method that a gateway calls."""
 
         self.launched: list[LaunchSpec] = []
@@ -652,10 +654,14 @@ class FakeCluster:
             return AbortOutcome.DONE
         return AbortOutcome.NO_OP if request_id in asked.ended else AbortOutcome.NOT_FOUND
 
-    async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
+    async def engine_stats(self) -> dict[ReplicaUid, dict[str, float]]:
         self._fail_if_told()
         return {
-            uid: {"num_steps": float(self.num_steps), "num_running": float(len(model.live))}
+            ReplicaUid(uid, 0): {
+                "num_steps": float(self.num_steps),
+                "num_running": float(len(model.live)),
+                **self.more_counters,
+            }
             for uid, model in self._models.items()
             if model.state is ModelState.READY
         }

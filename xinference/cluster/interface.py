@@ -10,7 +10,7 @@ inside has a deadline.
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
-from xinference.identifiers import ModelUid, NodeId, RequestId
+from xinference.identifiers import ModelUid, NodeId, ReplicaUid, RequestId
 from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
@@ -190,8 +190,8 @@ class Cluster(Protocol):
         """
         ...
 
-    async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
-        """Return the latest engine counters of each ready model, for `/metrics`."""
+    async def engine_stats(self) -> dict[ReplicaUid, dict[str, float]]:
+        """Return the latest engine counters of each ready replica, for `/metrics`."""
         ...
 
     def routing(self) -> GatewayRouting:

@@ -404,14 +404,13 @@ class SupervisorActor:
     ) -> RoutesUpdate | None:
         """Return what is new in the routing table since `known`; None when the time is up.
 
-        Why not while recovering: what runs is not known yet, and a gateway that has a table of
-        the supervisor before this one serves better by that.
+        Why not while recovering: what runs is not known yet. A gateway that has a table of the
+        supervisor before this one serves better by that, and one that has none waits.
         """
 
         def is_news() -> bool:
-            is_first = known == RoutesVersion()
-            is_settled = is_first or not self._state.is_recovering(now=self._clock())
-            return is_settled and self._state.routes_version != known
+            is_recovering = self._state.is_recovering(now=self._clock())
+            return not is_recovering and self._state.routes_version != known
 
         is_new = await self._wait(is_news, timeout_seconds)
         return self._state.routes_since(known) if is_new else None
