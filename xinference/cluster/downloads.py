@@ -43,10 +43,17 @@ OnDownload = Callable[[DownloadProgress], None]
 class _Running:
     """A download that somebody waits for."""
 
-    process: ChildProcess
+    process: ChildProcess | None = None
+    """None: it waits for others to be done."""
     task: "asyncio.Task[str] | None" = None
     progress: DownloadProgress = field(default_factory=DownloadProgress)
     listeners: list[OnDownload] = field(default_factory=list)
+
+    def tell(self, progress: DownloadProgress) -> None:
+        """Let everybody who waits for it know how far it is."""
+        self.progress = progress
+        for listener in self.listeners:
+            listener(progress)
 
 
 class Downloads:
@@ -64,6 +71,7 @@ class Downloads:
         self._home = home
         self._settings = settings
         self._command = tuple(command)
+        self._slots = asyncio.Semaphore(settings.max_models)
         self._running: dict[DownloadRequest, _Running] = {}
         self._processes: set[ChildProcess] = set()
         self._users: dict[str, Counter[str]] = {}
@@ -191,11 +199,9 @@ class Downloads:
         return status
 
     def _start(self, request: DownloadRequest) -> _Running:
-        process = self._spawn(self._command, request, model=request.model_name)
-        logger.info("%s is downloaded by process %d", request.model_version, process.pid)
-        running = _Running(process)
+        running = _Running()
         running.task = asyncio.create_task(
-            self._follow(request, running), name=f"download {request.model_version}"
+            self._run(request, running), name=f"download {request.model_version}"
         )
         # Why: one that nobody waits for any more fails unseen.
         running.task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -204,29 +210,44 @@ class Downloads:
 
     def _abandon(self, request: DownloadRequest, running: _Running) -> None:
         """Nobody waits for it any more: end it, if it has not ended."""
-        if self._running.get(request) is running:
-            del self._running[request]
+        if self._running.get(request) is not running:
+            return
+        del self._running[request]
+        if running.process is not None:
             running.process.kill_tree()
+        elif running.task is not None:
+            running.task.cancel()
 
-    async def _follow(self, request: DownloadRequest, running: _Running) -> str:
+    async def _run(self, request: DownloadRequest, running: _Running) -> str:
+        """Download when it is its turn; return the path, or raise what the process met."""
+        if self._slots.locked():
+            running.tell(DownloadProgress(info="waits for other downloads to be done"))
+        try:
+            async with self._slots:
+                running.process = self._spawn(self._command, request, model=request.model_name)
+                logger.info(
+                    "%s is downloaded by process %d", request.model_version, running.process.pid
+                )
+                return await self._follow(request, running, running.process)
+        finally:
+            if self._running.get(request) is running:
+                del self._running[request]
+
+    async def _follow(
+        self, request: DownloadRequest, running: _Running, process: ChildProcess
+    ) -> str:
         """Read what the process says, to its end; return the path, or raise what it met."""
         said: dict[str, Any] = {}
         files: dict[str, FileProgress] = {}
         try:
-            while line := await running.process.read_line():
+            while line := await process.read_line():
                 said = json.loads(line)
                 if "files" not in said:
                     continue
                 files |= {one["file_name"]: FileProgress(**one) for one in said["files"]}
-                running.progress = DownloadProgress(
-                    files=tuple(files.values()), info=str(said["info"])
-                )
-                for listener in running.listeners:
-                    listener(running.progress)
+                running.tell(DownloadProgress(files=tuple(files.values()), info=str(said["info"])))
         finally:
-            if self._running.get(request) is running:
-                del self._running[request]
-            status = await self._end(running.process)
+            status = await self._end(process)
         if "path" in said:
             return str(said["path"])
         if "error" in said:
