@@ -72,11 +72,12 @@ def test_quantizations_are_read_from_the_names_of_files() -> None:
     names = (
         *("a-Q4_K_M.gguf", "a.IQ2_XS.gguf", "BF16/a-BF16-00002-of-00002.gguf"),
         *("BF16/a-BF16-00001-of-00002.gguf", "mmproj-a-f16.gguf", "README.md", "odd.gguf"),
-        "a-UD-Q2_K_XL.gguf",
+        *("a-UD-Q2_K_XL.gguf", "b-Q4_K_M.gguf"),
     )
 
     assert quantizations_of(dict.fromkeys(names, 1)) == {
         "Q4_K_M": ["a-Q4_K_M.gguf"],
+        "b-Q4_K_M": ["b-Q4_K_M.gguf"],
         "IQ2_XS": ["a.IQ2_XS.gguf"],
         "BF16": ["BF16/a-BF16-00001-of-00002.gguf", "BF16/a-BF16-00002-of-00002.gguf"],
         "UD-Q2_K_XL": ["a-UD-Q2_K_XL.gguf"],

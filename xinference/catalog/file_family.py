@@ -73,7 +73,7 @@ def language_family(files: ModelFiles, name: str) -> ModelFamily:
         reasoning_start_tag=thoughts and thoughts[0],
         reasoning_end_tag=thoughts and thoughts[1],
         tool_parser=tool_parser,
-        variants=_gguf_variants(files, config) or (_variant(files, config),),
+        variants=_gguf_variants(files) or (_variant(files, config),),
         is_builtin=False,
     )
 
@@ -173,7 +173,7 @@ def _template(files: ModelFiles) -> tuple[str, bool]:
     return (given, False) if isinstance(given, str) else ("", True)
 
 
-def _gguf_variants(files: ModelFiles, config: Mapping[str, Any]) -> tuple[Variant, ...]:
+def _gguf_variants(files: ModelFiles) -> tuple[Variant, ...]:
     """Return a variant for each quantization where the files are GGUF, the usual one first."""
     found = quantizations_of(files.gguf_sizes)
     source = files.source

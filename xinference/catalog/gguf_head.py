@@ -75,15 +75,18 @@ def documents_of(read: Read) -> dict[str, dict[str, Any]]:
 def quantizations_of(sizes: Mapping[str, int]) -> dict[str, list[str]]:
     """Return the files of each quantization, in their order, by what their names say.
 
-    Projectors of pictures are no models; a file whose name says nothing is "none".
+    Projectors of pictures are no models; a file whose name says nothing is "none". Where a second
+    model has a quantization that is there already, it is called by its whole name.
     """
-    found: dict[str, list[str]] = {}
+    models: dict[str, list[str]] = {}
     for name in sorted(sizes):
-        stem = name.rsplit("/", 1)[-1]
-        if not stem.endswith(".gguf") or "mmproj" in stem:
-            continue
-        named = _QUANTIZATION.search(_PART.sub("", stem.removesuffix(".gguf")))
-        found.setdefault(named[1] if named else "none", []).append(name)
+        if name.endswith(".gguf") and "mmproj" not in name:
+            models.setdefault(_PART.sub("", name.removesuffix(".gguf")), []).append(name)
+    found: dict[str, list[str]] = {}
+    for model, names in models.items():
+        named = _QUANTIZATION.search(model)
+        quantization = named[1] if named else "none"
+        found[model.rsplit("/", 1)[-1] if quantization in found else quantization] = names
     return found
 
 
