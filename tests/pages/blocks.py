@@ -4,6 +4,7 @@
 A mark is a comment on the line before a fence:
 
     <!-- not run: it needs a GPU -->   the block is read, not run
+    <!-- run by: tests/e2e/x.py -->    another test runs it
     <!-- output -->                    what the block before it printed, or the like
 """
 
@@ -41,6 +42,12 @@ class Block:
         """Why it cannot run in a test; None: it can."""
         kind, _, reason = self.mark.partition(": ")
         return reason if kind == "not run" else None
+
+    @property
+    def run_by(self) -> Path | None:
+        """The test that runs it instead."""
+        kind, _, test = self.mark.partition(": ")
+        return ROOT / test if kind == "run by" else None
 
     @property
     def is_output(self) -> bool:

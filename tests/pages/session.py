@@ -28,7 +28,7 @@ for line in sys.stdin:
         print("\\0failed", flush=True)
 """
 """Runs the blocks that come as lines of JSON, and says of each when it has ended."""
-TIMEOUT_SECONDS = 100
+TIMEOUT_SECONDS = 200
 COMMANDS = ("xinference", "xinference-local", "xinference-supervisor", "xinference-worker")
 
 
@@ -40,7 +40,8 @@ class Session:
     """Runs the blocks of one page; close it at its end."""
 
     def __init__(self, directory: Path, variables: Mapping[str, str]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        for place in (directory, Path(variables["XINFERENCE_HOME"])):
+            place.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         paths = [write_commands(directory / "bin"), *os.environ["PATH"].split(":")]
         self._environment = {
@@ -135,7 +136,7 @@ def compare(shown: str, printed: str, language: str) -> None:
     if language == "json":
         wanted, found = shape_of(json.loads(shown)), shape_of(json.loads(printed))
         if not is_within(wanted, found):
-            raise ExampleFailed(f"shown: {wanted}\nprinted: {found}")
+            raise ExampleFailed(f"shown: {wanted}\nprinted: {printed}")
         return
     pattern = re.escape(shown.strip()).replace("…", ".*")
     pattern = re.sub(r"\d+", r"\\d+", pattern)
