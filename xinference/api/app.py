@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 
 from xinference import __version__
 from xinference.cluster.interface import Cluster
+from xinference.tracing import Tracer
 
 from .access import guarded
 from .admin import autostart, environments, registrations
@@ -79,6 +80,8 @@ ROUTES = (
 )
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies and clients close what is silent for a minute, some for half of one."""
+TRACES_SECONDS = 2.0
+"""For the last spans to be sent."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -91,6 +94,7 @@ def create_app(
     metrics_directory: Path | None = None,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     answer_timeout_seconds: float | None = None,
+    tracer: Tracer | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """Return the application that serves `cluster` over HTTP.
@@ -105,6 +109,7 @@ def create_app(
         keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         answer_timeout_seconds: how long a request may wait for the beginning of its answer, where
             its caller does not say. None: for ever.
+        tracer: makes the spans of requests; closed when the server ends. None: there are none.
         on_shutdown: awaited once when the server ends.
     """
     kept = store or Store()
@@ -127,10 +132,13 @@ def create_app(
             await on_shutdown()
         await kept.aclose()
         keyring.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close, TRACES_SECONDS)
 
     metrics = Metrics(directory=metrics_directory)
     app = _Application(
         metrics=metrics,
+        tracer=tracer,
         routes=[route for routes in ROUTES for route in routes.router.routes],
         title="Xinference",
         version=__version__,
@@ -164,9 +172,10 @@ def create_app(
 class _Application(FastAPI):
     """The framework's, with two layers around its router instead of seven."""
 
-    def __init__(self, *, metrics: Metrics, **options: Any) -> None:
+    def __init__(self, *, metrics: Metrics, tracer: Tracer | None, **options: Any) -> None:
         super().__init__(**options)
         self._metrics = metrics
+        self._tracer = tracer
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what every request goes through.
@@ -175,7 +184,8 @@ class _Application(FastAPI):
         caught, and the routes that need an exit stack have one of their own.
         """
         handlers = self.exception_handlers
-        return Edge(ExceptionMiddleware(self.router, handlers=handlers), metrics=self._metrics)
+        inner = ExceptionMiddleware(self.router, handlers=handlers)
+        return Edge(inner, metrics=self._metrics, tracer=self._tracer)
 
 
 async def _root(request: Request) -> Response:
@@ -197,7 +207,8 @@ async def _document(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     gateway = gateway_of(request)
-    page = await metrics_page(gateway.metrics, gateway.cluster)
+    keys = gateway.keyring.all_keys()
+    page = await metrics_page(gateway.metrics, gateway.cluster, keys)
     return Response(page, media_type=TEXT_OF_PROMETHEUS)
 
 

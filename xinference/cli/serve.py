@@ -103,10 +103,21 @@ def gateway_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def metrics_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a metrics exporter of its own, which there is none of."""
-    command = click.option("--metrics-exporter-port", "-mp", type=PORTS, hidden=True)(command)
-    return click.option("--metrics-exporter-host", "-MH", hidden=True)(command)
+def exporter_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a worker's own page for Prometheus."""
+    command = click.option(
+        "--metrics-exporter-port",
+        "-mp",
+        type=click.IntRange(1, 65535),
+        help="Of the worker's own page for Prometheus; without it there is none.",
+    )(command)
+    return click.option(
+        "--metrics-exporter-host",
+        "-MH",
+        default="127.0.0.1",
+        show_default=True,
+        help="The address that page listens on. It asks for no key.",
+    )(command)
 
 
 @click.command("xinference-local", context_settings=CONTEXT_SETTINGS)
@@ -114,21 +125,23 @@ def metrics_options(command: Callable[..., None]) -> Callable[..., None]:
 @PORT_OPTION
 @gateway_options
 @LOG_LEVEL_OPTION
-@metrics_options
+@exporter_options
 def local_command(
     host: str,
     port: int,
     log_level: str | None,
-    metrics_exporter_host: str | None,
+    metrics_exporter_host: str,
     metrics_exporter_port: int | None,
     **words: Any,
 ) -> None:
     """Run a whole cluster on this host: supervisor, worker and gateway. Ctrl-C stops it."""
-    _refuse_exporter(metrics_exporter_host, metrics_exporter_port, host=host, port=port)
     settings = read_settings()
     options = _listening(host, port, words, settings)
+    exporter = _exporter_of(
+        metrics_exporter_host, metrics_exporter_port, settings, http_port=options.port
+    )
     code = guard(
-        *local_configs(settings, options, log_level=log_level),
+        *local_configs(settings, options, log_level=log_level, **exporter),
         on_ready=lambda: show(gateway_banner(options.endpoint, settings.home)),
     )
     raise SystemExit(code)
@@ -184,13 +197,13 @@ def _listening(host: str, port: int, words: dict[str, Any], settings: Settings) 
 @host_option("0.0.0.0")
 @click.option("--worker-port", type=PORTS, default=0, help="Where the supervisor reaches it.")
 @LOG_LEVEL_OPTION
-@metrics_options
+@exporter_options
 def worker_command(
     endpoint: str | None,
     host: str,
     worker_port: int,
     log_level: str | None,
-    metrics_exporter_host: str | None,
+    metrics_exporter_host: str,
     metrics_exporter_port: int | None,
 ) -> None:
     """Run a worker that joins the cluster of a gateway. Ctrl-C stops it and its models.
@@ -201,8 +214,8 @@ def worker_command(
     from xinference.cluster.cluster_key import check_cluster_key, key_refused, read_cluster_key
     from xinference.cluster.configuration import WorkerConfig
 
-    _refuse_exporter(metrics_exporter_host, metrics_exporter_port)
     settings = read_settings()
+    exporter = _exporter_of(metrics_exporter_host, metrics_exporter_port, settings)
     endpoint = (endpoint or settings.endpoint).rstrip("/")
     gateway_host = urlsplit(endpoint).hostname
     if gateway_host is None or urlsplit(endpoint).scheme not in {"http", "https"}:
@@ -230,15 +243,19 @@ def worker_command(
         drain_seconds=settings.drain_seconds,
         downloads=settings.downloads,
         **_environment_policy(settings),
+        **exporter,
     )
     code = guard(config, on_ready=lambda: show(f"The worker has joined the cluster at {endpoint}."))
     raise SystemExit(code)
 
 
 def local_configs(
-    settings: Settings, options: GatewayOptions, *, log_level: str | None
+    settings: Settings, options: GatewayOptions, *, log_level: str | None, **of_worker: Any
 ) -> "list[RoleConfig]":
     """Return what the processes of a cluster on this host are told.
+
+    Args:
+        of_worker: what only the worker is told.
 
     Raises:
         click.ClickException: the cluster key cannot be made or is none.
@@ -254,6 +271,7 @@ def local_configs(
         drain_seconds=settings.drain_seconds,
         downloads=settings.downloads,
         **_environment_policy(settings),
+        **of_worker,
     )
     # Only HTTP listens on the host of the options; the actors of one need no more than loopback.
     return [
@@ -349,23 +367,37 @@ def is_chosen(name: str) -> bool:
     return source is not ParameterSource.DEFAULT
 
 
-def _refuse_exporter(
-    exporter_host: str | None,
-    exporter_port: int | None,
-    *,
-    host: str | None = None,
-    port: int | None = None,
-) -> None:
-    """Refuse an exporter elsewhere than at the endpoint."""
-    for option, given, here in (
-        ("--metrics-exporter-host", exporter_host, host),
-        ("--metrics-exporter-port", exporter_port, port),
-    ):
-        if given not in (None, here):
+def _exporter_of(
+    host: str, port: int | None, settings: Settings, *, http_port: int | None = None
+) -> dict[str, Any]:
+    """Return what a worker is told of its own page for Prometheus, after a look at whether it can.
+
+    Args:
+        http_port: of the gateway, where it is on this host.
+
+    Raises:
+        click.ClickException: the port is taken, or the words contradict each other.
+    """
+    if port is None:
+        if is_chosen("metrics_exporter_host"):
             raise click.UsageError(
-                f"{option} is not supported: /metrics is on the port of HTTP, "
-                "for the whole cluster."
+                "--metrics-exporter-host is of no use without --metrics-exporter-port."
             )
+        return {}
+    if settings.disable_metrics:
+        raise click.UsageError(
+            "--metrics-exporter-port contradicts XINFERENCE_DISABLE_METRICS=1; leave one out."
+        )
+    if port == http_port:
+        raise click.UsageError(
+            f"--metrics-exporter-port: {port} is the port of HTTP, where the cluster's /metrics "
+            "is; the worker's own page needs another one."
+        )
+    try:
+        port_to_listen_on(host, port, is_chosen=True)
+    except click.ClickException as error:
+        raise click.ClickException(f"--metrics-exporter-port: {error.message}") from error
+    return {"exporter_host": host, "exporter_port": port}
 
 
 def warn_if_open(host: str, home: Path) -> None:

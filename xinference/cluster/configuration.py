@@ -112,6 +112,9 @@ class WorkerConfig(RoleConfig):
     """A file descriptor that ends with the guardian, which fills it in. Replicas live by it and
     not by the worker, so that they go on when it is replaced."""
     downloads: DownloadSettings = field(default_factory=DownloadSettings)
+    exporter_host: str = "127.0.0.1"
+    exporter_port: int | None = None
+    """Of its own page for Prometheus; None: it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

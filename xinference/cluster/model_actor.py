@@ -32,6 +32,7 @@ from xinference.errors import (
 from xinference.identifiers import InstanceId, RequestId
 from xinference.protocol.deployment import AbortOutcome
 from xinference.protocol.downloads import DownloadProgress
+from xinference.protocol.worker_reading import ReplicaReading
 
 from .child_process import AdoptedProcess, ChildProcess, open_log
 from .control_bus import remote
@@ -149,6 +150,7 @@ class ModelActor:
         self._stats: dict[str, float] = {}
         self._stats_at = 0.0
         self._load: InstanceLoad | None = None
+        self._load_seconds: float | None = None
         self._log_start = 0
         self._served: Served | None = None
         self._verdict = ""
@@ -168,6 +170,24 @@ class ModelActor:
     def load(self) -> InstanceLoad | None:
         """How much it has to do, at most a second old; None while it is not ready."""
         return self._load if self._report.state is InstanceState.READY else None
+
+    @property
+    def reading(self) -> ReplicaReading:
+        """Return it for those who watch the worker, its counters at most some seconds old."""
+        spec, report = self._spec, self._report
+        return ReplicaReading(
+            replica=spec.replica,
+            state=report.state.value,
+            model_name=spec.model_name,
+            model_type=spec.model_type,
+            model_engine=spec.model_engine,
+            model_format=spec.model_format,
+            quantization=spec.quantization,
+            gpu_idx=spec.gpu_idx or (),
+            request_limits=spec.request_limits,
+            load_seconds=self._load_seconds,
+            counters=self._stats if report.state is InstanceState.READY else {},
+        )
 
     @property
     def pid(self) -> int | None:
@@ -498,9 +518,12 @@ class ModelActor:
             raise ReplicaLost(model=model, problem=str(error)) from error
         self._connection = connection
         self._change(state=InstanceState.LOADING)
+        began_at = time.monotonic()
         loaded = await connection.load(
             self._spec, on_progress=self._on_progress, timeout_seconds=LOAD_TIMEOUT_SECONDS
         )
+        if self._adopted is None:
+            self._load_seconds = time.monotonic() - began_at
         self._change(
             state=InstanceState.READY,
             address=address,
@@ -540,6 +563,7 @@ class ModelActor:
                 counters = (await connection.ping(SILENT_SECONDS)).counters
             if counters is not None:
                 self._load = _load_of(counters)
+                self._stats, self._stats_at = counters, time.monotonic()
             is_stopped = counters is None and PLATFORM.is_stopped(pid)
             problem = liveness.observe(counters, is_stopped=is_stopped, now=time.monotonic())
             if problem is not None and not connection.is_closed:

@@ -30,6 +30,7 @@ from xinference.catalog import Catalog
 from xinference.errors import InvalidSetting, PeerUnreachable, ProtocolError, XinferenceError
 from xinference.identifiers import Address, new_instance_id
 from xinference.protocol.nodes import NodeResources
+from xinference.protocol.worker_reading import WorkerReading
 
 from .caches import CacheActor, CachesActor
 from .cluster_key import key_refused
@@ -76,6 +77,9 @@ SWEEP_SECONDS = 1.0
 ADOPT_SECONDS = 3.0
 """For what the last worker has left to be ready again, before this one says what runs."""
 
+READ_TIMEOUT_SECONDS = 5.0
+"""For a reading of the worker."""
+
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -98,12 +102,23 @@ def supervisor_main(
     _run(_supervise(config, load_catalog))
 
 
+Export = Callable[[Callable[[], WorkerReading]], object]
+"""Lets others see what a function returns, which any thread may call and may raise TimeoutError."""
+
+
 def worker_main(
-    config: WorkerConfig, *, new_reader: Callable[[], HostReader] = DeviceReader
+    config: WorkerConfig,
+    *,
+    new_reader: Callable[[], HostReader] = DeviceReader,
+    export: Export | None = None,
 ) -> NoReturn:
-    """Run the worker actor and its replicas until told to end; ends the process."""
+    """Run the worker actor and its replicas until told to end; ends the process.
+
+    Args:
+        export: is called once, with what reads the worker; may raise OSError.
+    """
     PLATFORM.become_subreaper()
-    _run(_work(config, new_reader))
+    _run(_work(config, new_reader, export))
 
 
 def report_ready(**facts: object) -> None:
@@ -190,7 +205,9 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
     return EXIT_ASKED_TO_END if ended == 1 else EXIT_TERMINATED
 
 
-async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> int:
+async def _work(
+    config: WorkerConfig, new_reader: Callable[[], HostReader], export: Export | None
+) -> int:
     told_to_end = _on_signals()
     bus = await XoscarBus.open(
         Address.parse(config.listen),
@@ -213,6 +230,8 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         environments=host.environments,
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_replicas, worker)
+    if export is not None:
+        export(functools.partial(_read_from_thread, worker, asyncio.get_running_loop()))
     if host.journal is not None:
         running = host.journal.read()
         _kill_unnoted(running)
@@ -243,6 +262,19 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         await worker.leave()
         await bus.close()
     return EXIT_ASKED_TO_END if ended == 1 else EXIT_TERMINATED
+
+
+def _read_from_thread(worker: WorkerActor, loop: asyncio.AbstractEventLoop) -> WorkerReading:
+    """Read a worker, in the thread that its tables belong to, from another one.
+
+    Raises:
+        TimeoutError: it did not answer in time.
+    """
+
+    async def read() -> WorkerReading:
+        return worker.reading()
+
+    return asyncio.run_coroutine_threadsafe(read(), loop).result(READ_TIMEOUT_SECONDS)
 
 
 async def _sweep_forever(devices: DeviceLedger) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,6 +38,7 @@ from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 from xinference.protocol.vectors import VectorRequest
+from xinference.tracing import current_context
 
 from .control_bus import ControlBus, Endpoint
 from .dataplane.client import ReplicaConnection
@@ -389,11 +391,17 @@ class RemoteCluster:
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
         """See `Cluster`."""
         await self._wait_for_table(model)
+        trace = current_context()
+        if trace is not None:
+            request = replace(request, trace=trace)
         return await self._router.start(model, request)
 
     async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
         """See `Cluster`."""
         await self._wait_for_table(model)
+        trace = current_context()
+        if trace is not None:
+            request = replace(request, trace=trace)
         return await self._router.compute(model, request)
 
     async def abort_request(

@@ -56,12 +56,14 @@ from xinference.protocol.vectors import (
     RerankRequest,
 )
 from xinference.settings import Settings
+from xinference.tracing import open_tracer
 
 from .dataplane.address import TcpAddress, UnixAddress, listening_socket, parse_address
 from .dataplane.server import DataPlaneServer
 from .dataplane.service import Deliver, OnProgress, ReplicaReport, ReplicaService, ServiceEvent
 from .dataplane.tls import new_server_tls
 from .request_counters import RequestCounters
+from .request_trace import RequestTracer, Traced
 
 if TYPE_CHECKING:
     from xinference.models.base import Model
@@ -154,6 +156,7 @@ class _Record:
 
     num_chars: int
     submitted_at: float
+    traced: Traced | None = None
     future: "Future[Accepted] | None" = None
     early: list[ServiceEvent] | None = field(default_factory=list)
     is_aborted: bool = False
@@ -182,6 +185,7 @@ class Replica:
             max_workers=GRAMMAR_THREADS, thread_name_prefix="prepare-grammar"
         )
         self._request_counters = RequestCounters()
+        self._tracer: RequestTracer | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
         self._watching: asyncio.Task[None] | None = None
 
@@ -218,6 +222,11 @@ class Replica:
             self._post(on_progress, progress, stage, info)
 
         def load_in_thread() -> "Model":
+            tracer = open_tracer("replica")
+            if tracer is not None:
+                self._tracer = RequestTracer(
+                    tracer=tracer, replica=spec.replica, instance=spec.instance
+                )
             tell(0.02, "loading", "importing what the model needs")
             completed = with_process_defaults(spec, os.environ)
             with _quick_imports(without_scipy=spec.model_type == "LLM"):
@@ -272,7 +281,7 @@ class Replica:
                 num_waiting=self._num_preparing,
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        record = _Record(num_chars, time.monotonic())
+        record = _Record(num_chars, time.monotonic(), Traced.of(request))
         self._records[request.request_id] = record
         self._num_preparing += 1
         self._num_preparing_chars += num_chars
@@ -324,6 +333,8 @@ class Replica:
             worker.shutdown(wait=False, cancel_futures=True)
         # Invariant: what the engine's thread posted is ahead of this in the loop's queue.
         await asyncio.sleep(0)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.tracer.close, timeout_seconds)
 
     # --- from the other threads
 
@@ -371,6 +382,8 @@ class Replica:
     def _forget(self, request_id: RequestId, end: Finished | Failed) -> None:
         record = self._records.pop(request_id)
         self._request_counters.note_end(end, submitted_at=record.submitted_at, now=time.monotonic())
+        if record.traced is not None and self._tracer is not None:
+            self._tracer.tell(record.traced, end, submitted_at=record.submitted_at)
 
     # --- the end
 

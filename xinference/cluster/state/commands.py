@@ -80,6 +80,10 @@ def _spec(world: World, node: Node, replica: Replica, assigned: Assignment) -> R
         encoder_options=desired.spec.encoder_options,
         virtual_env=desired.virtual_env,
         server_options=server_options,
+        model_name=desired.description.model_name,
+        model_engine=desired.description.model_engine,
+        model_format=desired.description.model_format,
+        quantization=desired.description.quantization,
     )
 
 
