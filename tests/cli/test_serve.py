@@ -62,7 +62,7 @@ class FakeGuardian:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeGuardian:
     made = FakeGuardian()
     monkeypatch.setattr(guardian, "run", made.run)
-    monkeypatch.setattr("xinference.cli.serve.set_up_logging", lambda *_, **__: None)
+    monkeypatch.setattr("xinference.cli.serve.set_up_file_logging", lambda *_, **__: None)
     return made
 
 

@@ -34,6 +34,7 @@ from .admin import autostart, environments, registrations
 from .admin import cache as cache_routes
 from .admin import cluster as cluster_routes
 from .admin import keys as key_routes
+from .admin import logs as log_routes
 from .admin import models as model_routes
 from .answers import json_answer
 from .anthropic import messages
@@ -53,6 +54,7 @@ from .openai.batches.endpoints import ENDPOINTS
 from .openai.batches.runner import BatchRunner
 from .openai.responses import routes as responses
 from .openapi import document_of, page_of
+from .request_log import RequestLog
 from .store.store import Store
 from .vectors import embeddings, rerank
 from .web import INDEX, wants_page, web_answer, web_file
@@ -76,6 +78,7 @@ ROUTES = (
     cache_routes,
     cluster_routes,
     environments,
+    log_routes,
     key_routes,
 )
 KEEP_ALIVE_SECONDS = 15.0
@@ -94,6 +97,7 @@ def create_app(
     metrics_directory: Path | None = None,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     answer_timeout_seconds: float | None = None,
+    log_requests: str = "none",
     tracer: Tracer | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
@@ -109,6 +113,7 @@ def create_app(
         keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         answer_timeout_seconds: how long a request may wait for the beginning of its answer, where
             its caller does not say. None: for ever.
+        log_requests: what is logged of each request: none, summary or prompts.
         tracer: makes the spans of requests; closed when the server ends. None: there are none.
         on_shutdown: awaited once when the server ends.
     """
@@ -138,6 +143,7 @@ def create_app(
     metrics = Metrics(directory=metrics_directory)
     app = _Application(
         metrics=metrics,
+        request_log=RequestLog(log_requests),
         tracer=tracer,
         routes=[route for routes in ROUTES for route in routes.router.routes],
         title="Xinference",
@@ -172,9 +178,17 @@ def create_app(
 class _Application(FastAPI):
     """The framework's, with two layers around its router instead of seven."""
 
-    def __init__(self, *, metrics: Metrics, tracer: Tracer | None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        request_log: RequestLog,
+        tracer: Tracer | None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self._metrics = metrics
+        self._request_log = request_log
         self._tracer = tracer
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -184,8 +198,12 @@ class _Application(FastAPI):
         caught, and the routes that need an exit stack have one of their own.
         """
         handlers = self.exception_handlers
-        inner = ExceptionMiddleware(self.router, handlers=handlers)
-        return Edge(inner, metrics=self._metrics, tracer=self._tracer)
+        return Edge(
+            ExceptionMiddleware(self.router, handlers=handlers),
+            metrics=self._metrics,
+            request_log=self._request_log,
+            tracer=self._tracer,
+        )
 
 
 async def _root(request: Request) -> Response:

@@ -26,7 +26,7 @@ from xinference.cluster.configuration import (
 from xinference.errors import XinferenceError
 from xinference.tracing import open_tracer
 
-from .logs import set_up_logging
+from .log_file import set_up_file_logging
 
 if TYPE_CHECKING:
     from xinference.cluster import processes
@@ -48,7 +48,9 @@ def main() -> None:
 
 def run(config: RoleConfig) -> None:
     """Run the process of a role until it is told to end."""
-    set_up_logging(config.home, role=config.role, level=config.log_level)
+    set_up_file_logging(
+        config.home, role=config.role, level=config.log_level, log_format=config.log_format
+    )
     # Why here: each process pays for its own part only.
     from xinference.cluster import processes
 
@@ -116,6 +118,7 @@ async def _serve(config: GatewayConfig) -> None:
             disable_metrics=config.disable_metrics,
             metrics_directory=metrics_directory,
             answer_timeout_seconds=config.answer_timeout_seconds,
+            log_requests=config.log_requests,
             tracer=open_tracer("gateway"),
             on_shutdown=cluster.aclose,
         )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that reads what a repository says of its model.
 
-In: one line of JSON on stdin, `{"request", "home", "settings", "directory"}`. Out: lines of JSON on
+In: one line of JSON on stdin, `{"request", "home", "settings", "log_format",
+"directory"}`. Out: lines of JSON on
 stdout, the card as text in `{"piece"}`s and at last `{"ended": true}`, or `{"error"}`. To cancel
 it, kill it.
 """
@@ -18,6 +19,7 @@ from xinference.catalog.downloads.cache import ModelCache
 from xinference.catalog.downloads.card import read_card
 from xinference.errors import InternalError, XinferenceError
 from xinference.protocol.downloads import HubSource
+from xinference.protocol.logs import LogFormat, set_up_logging
 from xinference.protocol.repositories import CardRequest, RepositoryCard
 from xinference.settings import DownloadSettings
 
@@ -30,11 +32,10 @@ text in a text may become a dozen."""
 
 def main() -> None:
     """Read the card that stdin asks for."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     given = json.loads(sys.stdin.readline())
+    handlers = (logging.StreamHandler(sys.stderr),)
+    log_format = given.get("log_format", LogFormat.TEXT)
+    set_up_logging(handlers, role="download", level="INFO", log_format=log_format)
     model_id = given["request"]["model_id"]
     try:
         card = _with_classes(

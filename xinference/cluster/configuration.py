@@ -33,6 +33,8 @@ class RoleConfig:
     home: Path
     cluster_key: str = field(repr=False)
     log_level: str = "INFO"
+    log_format: str = "text"
+    """Of its lines, and of what it starts: a `protocol.logs.LogFormat`."""
     run_directory: Path | None = None
     """For sockets; private to one guardian, which fills it in."""
     supervisor_address: str | None = None
@@ -129,6 +131,8 @@ class GatewayConfig(RoleConfig):
     http_keep_alive_seconds: float = 5.0
     answer_timeout_seconds: float = 600.0
     """How long a request may wait for the beginning of its answer, if its caller does not say."""
+    log_requests: str = "none"
+    """What is logged of each request: none, summary or prompts."""
     continues_streams: bool = True
     """Whether an answer that was begun goes on at another replica when its own dies."""
     ssl_certfile: str | None = None

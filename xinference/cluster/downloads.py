@@ -25,7 +25,8 @@ from xinference.protocol.downloads import DownloadProgress, DownloadRequest, Fil
 from xinference.protocol.repositories import CardRequest
 from xinference.settings import DownloadSettings
 
-from .child_process import ChildProcess, open_log
+from .child_process import ChildProcess
+from .log_rotation import open_log
 from .replica_environment import without_secrets
 from .supervision import describe_exit
 
@@ -60,17 +61,24 @@ class Downloads:
     """The models on a host's disk. Belongs to one event loop; its methods interleave at awaits."""
 
     def __init__(
-        self, *, home: Path, settings: DownloadSettings, command: Sequence[str] = COMMAND
+        self,
+        *,
+        home: Path,
+        settings: DownloadSettings,
+        command: Sequence[str] = COMMAND,
+        log_format: str = "text",
     ) -> None:
         """Look after `<home>/cache`; nothing runs yet.
 
         Args:
             command: what the interpreter is given.
+            log_format: of the downloads' log.
         """
         self.cache = ModelCache(home)
         self._home = home
         self._settings = settings
         self._command = tuple(command)
+        self._log_format = log_format
         self._slots = asyncio.Semaphore(settings.max_models)
         self._running: dict[DownloadRequest, _Running] = {}
         self._processes: set[ChildProcess] = set()
@@ -175,6 +183,7 @@ class Downloads:
                 "request": asdict(request),
                 "home": str(self._home),
                 "settings": asdict(self._settings),
+                "log_format": self._log_format,
                 **more,
             }
         )

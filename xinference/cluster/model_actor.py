@@ -34,7 +34,7 @@ from xinference.protocol.deployment import AbortOutcome
 from xinference.protocol.downloads import DownloadProgress
 from xinference.protocol.worker_reading import ReplicaReading
 
-from .child_process import AdoptedProcess, ChildProcess, open_log
+from .child_process import AdoptedProcess, ChildProcess
 from .control_bus import remote
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
@@ -43,6 +43,7 @@ from .downloads import Downloads
 from .environments import EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
+from .log_rotation import open_log
 from .messages import InstanceLoad, InstanceReport, InstanceState, StartInstance
 from .replica import Bootstrap
 from .replica_environment import replica_environment, without_secrets
@@ -94,6 +95,9 @@ class ReplicaHost:
     """Whether what other hosts send to a replica, and get, is encrypted."""
     drain_seconds: float = DRAIN_SECONDS
     """For what runs on a replica to end, once it is told to stop."""
+    log_level: str = "INFO"
+    """Of what replicas log."""
+    log_format: str = "text"
     lifeline: int | None = None
     """What replicas live by, so that they outlive this worker; None: they end with it."""
     journal: ReplicaJournal | None = None
@@ -694,6 +698,9 @@ class ModelActor:
             listen=listen,
             model_uid=self._spec.replica.model,
             lifeline=self._host.lifeline,
+            log_path=str(self._log_path()),
+            log_level=self._host.log_level,
+            log_format=self._host.log_format,
         ).to_line()
 
     def _socket_path(self) -> Path:
@@ -712,7 +719,9 @@ class ModelActor:
         try:
             with self._log_path().open("rb") as log:
                 end = log.seek(0, os.SEEK_END)
-                log.seek(max(self._log_start, end - 64 * 1024))
+                # It was begun anew meanwhile if it is shorter than it was.
+                start = self._log_start if self._log_start <= end else 0
+                log.seek(max(start, end - 64 * 1024))
                 text = log.read().decode(errors="replace")
         except OSError:
             return []

@@ -29,6 +29,7 @@ from xinference import __version__
 from xinference.catalog import Catalog
 from xinference.errors import InvalidSetting, PeerUnreachable, ProtocolError, XinferenceError
 from xinference.identifiers import Address, new_instance_id
+from xinference.protocol.logs import SUPERVISOR_NODE
 from xinference.protocol.nodes import NodeResources
 from xinference.protocol.worker_reading import WorkerReading
 
@@ -41,6 +42,7 @@ from .devices import DeviceReader
 from .downloads import Downloads
 from .environments import EnvironmentPolicy, EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
+from .logs import LogActor, LogsActor
 from .messages import CONTROL_VERSION, LaunchId
 from .model_actor import ModelActor, ReplicaHost
 from .placement import LaunchStrategy
@@ -52,6 +54,8 @@ from .worker import (
     CACHE,
     CACHES,
     CALL_TIMEOUT_SECONDS,
+    LOG,
+    LOGS,
     SUPERVISOR,
     WORKER,
     WorkerActor,
@@ -192,6 +196,13 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
     )
     await bus.serve(SUPERVISOR, supervisor)
     await bus.serve(CACHES, CachesActor(bus=bus, catalog=catalog, nodes=supervisor.nodes))
+    logs = LogsActor(
+        bus=bus,
+        own=LogActor(config.home, node=SUPERVISOR_NODE),
+        nodes=supervisor.nodes,
+        check_model=supervisor.check_model,
+    )
+    await bus.serve(LOGS, logs)
     reconciling = asyncio.create_task(supervisor.reconcile_forever(), name="reconcile")
     logger.info("Supervisor at %s, epoch %d", bus.address, epoch)
     report_ready(address=bus.address)
@@ -218,7 +229,7 @@ async def _work(
     directory = _SupervisorDirectory(config)
     reader = new_reader()
     devices = DeviceLedger(reader.uses)
-    downloads = Downloads(home=config.home, settings=config.downloads)
+    downloads = Downloads(home=config.home, settings=config.downloads, log_format=config.log_format)
     host = _replica_host(config, devices, downloads)
     worker = WorkerActor(
         bus=bus,
@@ -238,6 +249,7 @@ async def _work(
         await worker.adopt(running, timeout_seconds=ADOPT_SECONDS)
     cache = CacheActor(downloads)
     await bus.serve(CACHE, cache)
+    await bus.serve(LOG, LogActor(config.home, node=worker.node))
     await bus.serve(WORKER, worker)
     await _check_join(bus, directory, config)
     reporting = asyncio.create_task(worker.report_forever(), name="report")
@@ -364,6 +376,9 @@ def _replica_host(config: WorkerConfig, devices: DeviceLedger, downloads: Downlo
         listen_ports=config.replica_ports,
         encrypts=config.encrypts,
         drain_seconds=config.drain_seconds,
+        # Why: a server that is quiet on its terminal still wants to know what its models do.
+        log_level="DEBUG" if config.log_level == "DEBUG" else "INFO",
+        log_format=config.log_format,
         lifeline=config.lifeline,
         devices=devices,
         downloads=downloads,

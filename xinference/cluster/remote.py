@@ -36,6 +36,7 @@ from xinference.protocol.deployment import (
 from xinference.protocol.downloads import DownloadStatus, KeptModels, Removed
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import GenerationRequest
+from xinference.protocol.logs import LogBatch, LogQuery
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 from xinference.protocol.vectors import VectorRequest
 from xinference.tracing import current_context
@@ -48,7 +49,7 @@ from .messages import LaunchTicket, Route, RoutesUpdate, RoutesVersion, RoutingT
 from .repositories import RESOLVE_SECONDS
 from .request_router import RequestRouter
 from .routing import ready_models, routes_of, updated
-from .worker import CACHES, REMOVE_TIMEOUT_SECONDS, SUPERVISOR
+from .worker import CACHES, LOGS, REMOVE_TIMEOUT_SECONDS, SUPERVISOR
 from .xoscar_bus import XoscarBus
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class RemoteCluster:
         self._bus = bus
         self._supervisor = Endpoint(supervisor_address, SUPERVISOR)
         self._caches = Endpoint(supervisor_address, CACHES)
+        self._logs = Endpoint(supervisor_address, LOGS)
         self._cluster_key = cluster_key.encode()
         self._table = RoutingTable(version=RoutesVersion(), models={})
         self._table_changed = asyncio.Event()
@@ -270,6 +272,13 @@ class RemoteCluster:
         """See `Cluster`."""
         info: ClusterInfo = await self._ask("info", returns=ClusterInfo)
         return info
+
+    async def logs(self, query: LogQuery) -> LogBatch:
+        """See `Cluster`."""
+        batch: LogBatch = await self._bus.call(
+            self._logs, "read", query, returns=LogBatch, timeout_seconds=CALL_TIMEOUT_SECONDS
+        )
+        return batch
 
     async def stop(self) -> None:
         """See `Cluster`."""

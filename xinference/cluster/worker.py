@@ -44,6 +44,8 @@ WORKER = "worker"
 SUPERVISOR = "supervisor"
 CACHE, CACHES = "cache", "caches"
 """What is kept of models: beside a worker, and beside the supervisor."""
+LOG, LOGS = "log", "logs"
+"""What was logged: beside a worker, and beside the supervisor."""
 HEARTBEAT_SECONDS = 1.0
 CALL_TIMEOUT_SECONDS = 2.0
 REMOVE_TIMEOUT_SECONDS = 60.0
