@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that reads what a repository says of its model.
 
-In: one line of JSON on stdin, `{"request", "home", "settings", "log_format",
-"directory"}`. Out: lines of JSON on
-stdout, the card as text in `{"piece"}`s and at last `{"ended": true}`, or `{"error"}`. To cancel
-it, kill it.
+In: one line of JSON on stdin, `{"request", "home", "settings", "log_format", "directory"}`. Out:
+lines of JSON on stdout, the card as text in `{"piece"}`s and at last `{"ended": true}`, or
+`{"error"}`. To cancel it, kill it.
 """
 
 import json
