@@ -123,7 +123,8 @@ class RawConnection:
 
     async def _read_rest(self) -> bytes:
         async with asyncio.timeout(SECONDS):
-            with contextlib.suppress(ConnectionError):
+            # With TLS it is an SSLError when the peer wrote on after we had said the end.
+            with contextlib.suppress(OSError):
                 return await self._reader.read()
             return b""
 

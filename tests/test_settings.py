@@ -47,6 +47,7 @@ def test_every_variable_fills_its_setting() -> None:
         "XINFERENCE_DOWNLOAD_STALL_SECONDS": "20",
         "XINFERENCE_DOWNLOAD_MAX_ATTEMPTS": "5",
         "XINFERENCE_MODEL_DOWNLOAD_WORKERS": "8",
+        "XINFERENCE_DOWNLOAD_MAX_MODELS": "2",
         "HF_ENDPOINT": "https://mirror.example/",
         "HF_TOKEN": "hf_1",
         "HF_HUB_OFFLINE": "1",
@@ -93,6 +94,7 @@ def test_every_variable_fills_its_setting() -> None:
             stall_seconds=20.0,
             max_attempts=5,
             num_workers=8,
+            max_models=2,
         ),
     )
     assert warnings == []

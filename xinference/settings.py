@@ -55,6 +55,8 @@ class DownloadSettings:
     """In a row, that bring nothing."""
     num_workers: int = 4
     """Files that are fetched at once."""
+    max_models: int = 4
+    """That are downloaded at once; others wait."""
 
     @property
     def offline_by(self) -> str | None:
@@ -331,7 +333,10 @@ VARIABLES: Mapping[str, Variable] = {
         "max_attempts", _positive, "for a file, in a row, that bring nothing"
     ),
     "XINFERENCE_MODEL_DOWNLOAD_WORKERS": Variable(
-        "num_workers", _positive, "files that are downloaded at once"
+        "num_workers", _positive, "files of a model that are downloaded at once"
+    ),
+    "XINFERENCE_DOWNLOAD_MAX_MODELS": Variable(
+        "max_models", _positive, "models that a worker downloads at once; others wait"
     ),
     "HF_ENDPOINT": Variable("hf_endpoint", _url, "Hugging Face, or a mirror of it"),
     "HF_TOKEN": Variable("hf_token", _text, "for gated and private repositories"),

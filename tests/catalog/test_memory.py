@@ -23,7 +23,7 @@ from xinference.catalog.memory import (
     typical_shape,
     weights_bytes,
 )
-from xinference.catalog.model_files import shape_in, weights_in
+from xinference.catalog.model_files import DirectoryFiles, shape_in, weights_in
 from xinference.protocol.deployment import EngineOptions, LaunchSpec
 
 LLAMA_8B = {
@@ -168,9 +168,10 @@ def test_the_least_is_the_weights_and_the_cache_that_was_asked_for() -> None:
     guide = directory_of("package:guide")
     file_bytes = (guide / "model.safetensors").stat().st_size
 
-    least = least_memory_bytes(variant("7"), EngineOptions(), guide)
-    with_context = least_memory_bytes(variant("7"), EngineOptions(max_model_len=2048), guide)
-    with_cache = least_memory_bytes(variant("7"), EngineOptions(kv_cache_bytes=10 * MIB), guide)
+    files = DirectoryFiles(guide)
+    least = least_memory_bytes(variant("7"), EngineOptions(), files)
+    with_context = least_memory_bytes(variant("7"), EngineOptions(max_model_len=2048), files)
+    with_cache = least_memory_bytes(variant("7"), EngineOptions(kv_cache_bytes=10 * MIB), files)
 
     assert file_bytes < least < 2 * file_bytes
     assert with_context - least > 2048 * 4 * 2 * 3 * 32 * 2 - 1

@@ -34,6 +34,7 @@ from xinference.protocol.downloads import (
     KeptModels,
     Removed,
 )
+from xinference.protocol.repositories import RepositoryCard
 from xinference.settings import DownloadSettings
 
 ONE, OTHER = "127.0.0.1:2000", "127.0.0.2:2000"
@@ -47,10 +48,10 @@ Statuses = dict[NodeId, DownloadStatus]
 class HubCatalog(FakeCatalog):
     """Its family is on the hub, and brings code of its own, which a download does not run."""
 
-    def resolve(self, spec: LaunchSpec) -> FakeResolved:
+    def resolve(self, spec: LaunchSpec, card: RepositoryCard | None = None) -> FakeResolved:
         if not spec.engine_options.trust_remote_code:
             raise InvalidRequest(field="trust_remote_code", problem="must be true to run it")
-        resolved = super().resolve(spec)
+        resolved = super().resolve(spec, card)
         return replace(resolved, source=replace(resolved.source, path="", download=request()))
 
 

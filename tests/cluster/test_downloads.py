@@ -14,7 +14,7 @@ from tests.catalog.downloads.conftest import MODEL_ID, WEIGHTS, files, request
 from tests.fakes.hub import FakeHub, serving
 from xinference.cluster.downloads import Downloads
 from xinference.errors import DownloadFailed, DownloadUnavailable
-from xinference.protocol.downloads import DownloadProgress
+from xinference.protocol.downloads import DownloadProgress, HubSource
 from xinference.settings import DownloadSettings
 
 TIMEOUT_SECONDS = 30.0
@@ -103,6 +103,40 @@ async def test_a_cancel_ends_the_process_within_a_second_and_keeps_what_has_arri
     hub.release()
     await downloads.fetch(request(), ignore)
     assert hub.starts_of(WEIGHTS) == [0, 1_000_000]
+
+
+async def test_one_more_than_may_run_at_once_waits_and_says_so(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.add("owner/other", files())
+    other = request(
+        model_version="other", sources=(HubSource(hub="huggingface", model_id="owner/other"),)
+    )
+    settings = DownloadSettings(hf_endpoint=hub.endpoint, max_attempts=1, max_models=1)
+    downloads = Downloads(home=tmp_path / "narrow", settings=settings)
+    told: list[str] = []
+    waits = asyncio.Event()
+
+    def note(progress: DownloadProgress) -> None:
+        told.append(progress.info)
+        if "waits for other" in progress.info:
+            waits.set()
+
+    hub.faults.holds[WEIGHTS] = [1000]
+    first = asyncio.create_task(downloads.fetch(request(), ignore))
+    await held(hub)
+    given_up = asyncio.create_task(downloads.fetch(other, note))
+    await asyncio.wait_for(waits.wait(), TIMEOUT_SECONDS)
+    assert len(downloads.pids) == 1
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    second = asyncio.create_task(downloads.fetch(other, note))
+
+    hub.release()
+
+    assert (await first).endswith("owner--tiny")
+    assert (await second).endswith("owner--other")
+    await downloads.close()
 
 
 async def test_one_of_two_that_does_not_wait_any_more_ends_nothing(

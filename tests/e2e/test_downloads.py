@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.e2e.platform import Platform, started, wait_until
 from tests.e2e.reciting_model import ANSWER, NAME, registration, save_reciting_model
 from tests.fakes.hub import FakeHub, serving
+from tests.gguf_tiny import save_gguf
 
 MODEL_ID = "owner/reciter"
 WEIGHTS = "model.safetensors"
@@ -195,3 +197,66 @@ def test_a_model_is_downloaded_without_a_launch_listed_and_removed(
     assert removed.returncode == 0, removed.stderr
     assert not list((cold.home / "cache").rglob("*.safetensors"))
     assert json.loads(cold.command("cached", "--json").stdout) == []
+
+
+UNKNOWN_ID = "somebody/my.Reciter"
+
+
+def test_a_repository_that_the_catalogue_does_not_know_is_launched_by_its_id(
+    cold: Platform, hub: FakeHub
+) -> None:
+    hub.repositories[UNKNOWN_ID] = hub.repositories[MODEL_ID]
+
+    done = cold.command("launch", "--model-name", UNKNOWN_ID)
+
+    assert done.returncode == 0, done.stderr
+    assert "Model uid: my.Reciter" in done.stdout
+    assert "downloading" in done.stderr
+    assert answer_of(cold, "my.Reciter") == ANSWER
+    described = httpx.get(f"{cold.endpoint}/v1/models/my.Reciter", timeout=30).json()
+    assert described["model_ability"] == ["chat"]
+    assert described["model_hub"] == "huggingface"
+    (kept,) = json.loads(cold.command("cached", "--json").stdout)
+    assert (kept["model_id"], kept["is_complete"]) == (UNKNOWN_ID, True)
+    terminate(cold, "my.Reciter")
+    hub.faults.status = 500
+    again = cold.command("launch", "--model-name", UNKNOWN_ID)
+    assert again.returncode == 0, again.stderr
+    terminate(cold, "my.Reciter")
+
+
+def test_a_repository_of_gguf_files_is_launched_by_its_id(
+    cold: Platform, hub: FakeHub, tmp_path: Path
+) -> None:
+    data = save_gguf(tmp_path / "tiny.gguf").read_bytes()
+    hub.add("somebody/tiny-GGUF", {"tiny-Q8_0.gguf": data, "tiny-Q4_K_M.gguf": data})
+    words = ("--model-engine", "llama.cpp", "-q", "q8_0", "-u", "tiny", "--context_length", "512")
+
+    done = cold.command("launch", "-n", "somebody/tiny-GGUF", *words)
+
+    assert done.returncode == 0, done.stderr
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    reply = httpx.post(f"{cold.endpoint}/v1/chat/completions", json=body, timeout=60)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["usage"]["completion_tokens"] > 0
+    (kept,) = json.loads(cold.command("cached", "--json").stdout)
+    assert (kept["quantization"], kept["is_complete"]) == ("Q8_0", True)
+    terminate(cold, "tiny")
+
+
+def test_a_repository_that_is_nowhere_or_cannot_be_served_is_refused_with_the_reason(
+    cold: Platform, hub: FakeHub
+) -> None:
+    config = {"model_type": "nobody_knows", "architectures": ["NobodyKnowsForCausalLM"]}
+    files = {"config.json": json.dumps(config).encode(), WEIGHTS: b"0" * 2000}
+    hub.add("somebody/strange", files)
+
+    strange = cold.command("launch", "--model-name", "somebody/strange")
+    nowhere = cold.command("launch", "--model-name", "somebody/nothing")
+
+    assert strange.returncode == nowhere.returncode == 1
+    assert "transformers has no NobodyKnowsForCausalLM" in strange.stderr
+    assert WEIGHTS not in {one.path for one in hub.asked}
+    assert "huggingface: 127.0.0.1" in nowhere.stderr
+    assert "has no somebody/nothing" in nowhere.stderr
+    assert not list((cold.home / "cache").rglob(WEIGHTS))

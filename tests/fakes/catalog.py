@@ -2,7 +2,7 @@
 """`FakeCatalog`: one family that every replica can be, real or fake, and registrations."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xinference.errors import (
@@ -13,6 +13,8 @@ from xinference.errors import (
 )
 from xinference.identifiers import ModelUid
 from xinference.protocol.deployment import LaunchSpec, ModelDescription, ModelSource
+from xinference.protocol.downloads import HUGGINGFACE, HubSource
+from xinference.protocol.repositories import CardRequest, RepositoryCard
 
 FAMILY = "xinference-guide"
 
@@ -32,7 +34,15 @@ class FakeCatalog:
             FAMILY: {"model_name": FAMILY, "is_builtin": True}
         }
 
-    def resolve(self, spec: LaunchSpec) -> FakeResolved:
+    def card_wanted(self, spec: LaunchSpec) -> CardRequest | None:
+        if not spec.names_repository:
+            return None
+        source = HubSource(hub=HUGGINGFACE, model_id=spec.model_name)
+        return CardRequest(model_id=spec.model_name, sources=(source,))
+
+    def resolve(self, spec: LaunchSpec, card: RepositoryCard | None = None) -> FakeResolved:
+        if card is not None:
+            spec = replace(spec, model_name=FAMILY)
         self.family(spec.model_type, spec.model_name)
         if spec.model_format not in {None, "pytorch"}:
             raise UnsupportedVariant(

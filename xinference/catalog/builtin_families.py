@@ -21,7 +21,7 @@ _DATA = Path(__file__).parent / "builtin"
 
 
 class BuiltinFamilies(Mapping[str, Parsed]):
-    """The families of one folder by name. It belongs to one thread."""
+    """The families of one folder by name. Any thread may look; two may read one at once."""
 
     def __init__(self, folder: Path, parse: Callable[[str], Parsed]) -> None:
         self._files = {file.stem: file for file in sorted(folder.glob("*.json"))}

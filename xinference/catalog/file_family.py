@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model's files → the family they are of: its abilities, its form of tools, its variant.
 
-For a launch that names a directory and no family. All is read from small JSON files and from the
-chat template that the tokenizer brings; what they do not say is left to the engine.
+For a launch that names a directory or a repository, and no family. All is read from small JSON
+files and from the chat template that the tokenizer brings; what they do not say is left to the
+engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from xinference.errors import InvalidRequest
 
 from .encoder_family import EMBEDDING, NORMAL, RERANK, EncoderFamily
 from .family import ModelFamily, Variant, parse_size
-from .memory import bits_of
-from .model_files import json_file, weights_in
+from .gguf_head import quantizations_of
+from .memory import bits_of, gguf_bits
+from .model_files import ModelFiles
+from .sources import GGUF
 
 _SCORES = "ForSequenceClassification"
 _NO_LIMIT = 10**6
@@ -30,23 +32,24 @@ _QUANTIZERS = {
 }
 """By the method that a config names: the format, and how it calls so many bits."""
 
+USUAL_QUANTIZATION = "Q4_K_M"
 _THINK = ("<think>", "</think>")
 _HARMONY_THOUGHTS = ("<|channel|>analysis<|message|>", "<|end|>")
 
 
-def language_family(directory: Path, name: str) -> ModelFamily:
+def language_family(files: ModelFiles, name: str) -> ModelFamily:
     """Return the family that the files of a language model are of.
 
     Raises:
         InvalidRequest: they are those of another type of model, or of none.
     """
-    config = _config(directory)
+    config = _config(files)
     architectures = _texts(config.get("architectures"))
-    if (directory / "modules.json").exists():
+    if files.has("modules.json") or "pooling_type" in config:
         raise InvalidRequest(field="model_type", problem="the files are of a model that embeds")
     if any(one.endswith(_SCORES) for one in architectures):
         raise InvalidRequest(field="model_type", problem="the files are of a model that reranks")
-    template, is_tokenizers = _template(directory)
+    template, is_tokenizers = _template(files)
     tool_parser = tool_parser_of(template)
     thoughts = thoughts_of(template, tool_parser)
     abilities = ["chat" if template else "generate"]
@@ -70,18 +73,22 @@ def language_family(directory: Path, name: str) -> ModelFamily:
         reasoning_start_tag=thoughts and thoughts[0],
         reasoning_end_tag=thoughts and thoughts[1],
         tool_parser=tool_parser,
-        variants=(_variant(directory, config),),
+        variants=_gguf_variants(files) or (_variant(files, config),),
         is_builtin=False,
     )
 
 
-def encoder_family(directory: Path, name: str, model_type: str) -> EncoderFamily:
+def encoder_family(files: ModelFiles, name: str, model_type: str) -> EncoderFamily:
     """Return the family that the files of a model that embeds or reranks are of.
 
     Raises:
         InvalidRequest: they are those of another type of model, or do not say enough.
     """
-    config = _config(directory)
+    if files.gguf_sizes:
+        raise InvalidRequest(
+            field="model_type", problem=f"is {model_type}, and GGUF files are served as LLM alone"
+        )
+    config = _config(files)
     architectures = _texts(config.get("architectures"))
     scores = any(one.endswith(_SCORES) for one in architectures)
     if model_type == RERANK and not scores:
@@ -90,8 +97,8 @@ def encoder_family(directory: Path, name: str, model_type: str) -> EncoderFamily
         )
     if model_type == EMBEDDING and scores:
         raise InvalidRequest(field="model_type", problem="the files are of a model that reranks")
-    max_tokens = _max_tokens(directory, config)
-    dimensions = _dimensions(directory, config) if model_type == EMBEDDING else None
+    max_tokens = _max_tokens(files, config)
+    dimensions = _dimensions(files, config) if model_type == EMBEDDING else None
     if max_tokens is None or (model_type == EMBEDDING and dimensions is None):
         raise InvalidRequest(
             field="model_name", problem="is needed: the files do not say how long texts may be"
@@ -104,7 +111,7 @@ def encoder_family(directory: Path, name: str, model_type: str) -> EncoderFamily
         language=(),
         model_ability=("embed",) if model_type == EMBEDDING else ("rerank",),
         license=None,
-        variants=(_variant(directory, config),),
+        variants=(_variant(files, config),),
         is_builtin=False,
         dimensions=dimensions,
         rerank_type=NORMAL if model_type == RERANK else None,
@@ -140,36 +147,63 @@ def thoughts_of(template: str, tool_parser: str | None) -> tuple[str, str] | Non
     return _THINK if all(tag in template for tag in _THINK) else None
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    config = json_file(directory / "config.json")
+def _config(files: ModelFiles) -> dict[str, Any]:
+    config = files.document("config.json")
     if config is None:
         raise InvalidRequest(
             field="model_name",
-            problem=f"is needed: there is no config.json in {directory} that can be read from the "
+            problem=f"is needed: there is no config.json in {files} that can be read from the "
             "supervisor",
         )
     return config
 
 
-def _template(directory: Path) -> tuple[str, bool]:
+def _template(files: ModelFiles) -> tuple[str, bool]:
     """Return the chat template or "", and whether the tokenizer finds it by itself."""
-    try:
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8"), True
-    except (OSError, ValueError):
-        pass
-    given = (json_file(directory / "tokenizer_config.json") or {}).get("chat_template")
+    beside = files.chat_template()
+    if beside is not None:
+        return beside, True
+    given = (files.document("tokenizer_config.json") or {}).get("chat_template")
     if isinstance(given, list):
         named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
         given = named.get("default")
     if isinstance(given, str):
         return given, True
-    given = (json_file(directory / "chat_template.json") or {}).get("chat_template")
+    given = (files.document("chat_template.json") or {}).get("chat_template")
     return (given, False) if isinstance(given, str) else ("", True)
 
 
-def _variant(directory: Path, config: Mapping[str, Any]) -> Variant:
+def _gguf_variants(files: ModelFiles) -> tuple[Variant, ...]:
+    """Return a variant for each quantization where the files are GGUF, the usual one first."""
+    found = quantizations_of(files.gguf_sizes)
+    source = files.source
+
+    def variant(quantization: str, names: Sequence[str]) -> Variant:
+        num_bytes = sum(files.gguf_sizes[name] for name in names)
+        bits = gguf_bits(quantization)
+        return Variant(
+            model_format=GGUF,
+            size=parse_size(f"{num_bytes * 8 / bits / 1e9:.3f}") or Decimal(0),
+            quantization=quantization,
+            model_hub="local" if source is None else source.hub,
+            model_id=None if source is None else source.model_id,
+            path=files.path,
+            # Why as parts: they are found by their names, which follow no rule.
+            carried={
+                "model_file_name_split_template": "{part}",
+                "quantization_parts": {quantization: list(names)},
+            }
+            if source is not None
+            else {},
+        )
+
+    order = sorted(found, key=lambda name: (name.upper() != USUAL_QUANTIZATION, name))
+    return tuple(variant(name, found[name]) for name in order)
+
+
+def _variant(files: ModelFiles, config: Mapping[str, Any]) -> Variant:
     model_format, quantization = _format(config)
-    weights = weights_in(directory)
+    weights, source = files.weights(), files.source
     size = Decimal(0)
     if weights is not None:
         bits = bits_of(quantization) or 16
@@ -179,9 +213,9 @@ def _variant(directory: Path, config: Mapping[str, Any]) -> Variant:
         model_format=model_format,
         size=size,
         quantization=quantization,
-        model_hub="local",
-        model_id=None,
-        path=str(directory),
+        model_hub="local" if source is None else source.hub,
+        model_id=None if source is None else source.model_id,
+        path=files.path,
     )
 
 
@@ -197,9 +231,9 @@ def _format(config: Mapping[str, Any]) -> tuple[str, str]:
     return "pytorch", "none"
 
 
-def _max_tokens(directory: Path, config: Mapping[str, Any]) -> int | None:
-    sentences = json_file(directory / "sentence_bert_config.json") or {}
-    tokenizer = json_file(directory / "tokenizer_config.json") or {}
+def _max_tokens(files: ModelFiles, config: Mapping[str, Any]) -> int | None:
+    sentences = files.document("sentence_bert_config.json") or {}
+    tokenizer = files.document("tokenizer_config.json") or {}
     for given in (
         sentences.get("max_seq_length"),
         tokenizer.get("model_max_length"),
@@ -210,8 +244,8 @@ def _max_tokens(directory: Path, config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _dimensions(directory: Path, config: Mapping[str, Any]) -> int | None:
-    pooling = json_file(directory / "1_Pooling" / "config.json") or {}
+def _dimensions(files: ModelFiles, config: Mapping[str, Any]) -> int | None:
+    pooling = files.document("1_Pooling/config.json") or {}
     for given in (pooling.get("word_embedding_dimension"), config.get("hidden_size")):
         if isinstance(given, int) and given > 0:
             return given

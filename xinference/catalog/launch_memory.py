@@ -6,26 +6,26 @@ engine makes do with the context that memory is left for.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from xinference.protocol.deployment import EngineOptions
 
 from .family import Variant
-from .memory import estimate, typical_shape, weights_bytes
-from .model_files import shape_in, weights_in
+from .memory import estimate, shape_of, typical_shape, weights_bytes
+from .model_files import ModelFiles
 
 MAX_SUGGESTIONS = 4
 
 
-def least_memory_bytes(variant: Variant, options: EngineOptions, directory: Path | None) -> int:
+def least_memory_bytes(variant: Variant, options: EngineOptions, files: ModelFiles | None) -> int:
     """Return about how many bytes one replica takes.
 
     Args:
-        directory: where its files are, as far as they are visible here.
+        files: its own, as far as they are visible here.
     """
-    shape = (directory and shape_in(directory)) or typical_shape(variant.size)
+    config = files and files.document("config.json")
+    shape = (config and shape_of(config)) or typical_shape(variant.size)
     dtype = "float32" if options.deterministic else options.dtype
-    weights = None if directory is None else weights_in(directory)
+    weights = None if files is None else files.weights()
     num_weight_bytes = (
         weights_bytes(variant.size, variant.model_format, variant.quantization, shape, dtype=dtype)
         if weights is None

@@ -128,7 +128,7 @@ def weights_bytes(
     """
     num_parameters = float(size) * 1e9
     if model_format == "ggufv2":
-        return int(num_parameters * _gguf_bits(quantization) / 8)
+        return int(num_parameters * gguf_bits(quantization) / 8)
     bits = bits_of(quantization)
     if bits is None or bits >= 16:
         return int(num_parameters * _FULL_BITS.get(dtype, 16) / 8)
@@ -195,7 +195,8 @@ def _kv_elements(
     return 2 * (kv_heads or num_heads) * head_dim
 
 
-def _gguf_bits(quantization: str) -> float:
+def gguf_bits(quantization: str) -> float:
+    """Return the bits of a weight in a GGUF file of a quantization; 16 where that says nothing."""
     name = quantization.casefold().removeprefix("ud-").removesuffix("_xl")
     known = GGUF_BITS.get(name)
     if known is not None:

@@ -16,7 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from xinference.errors import DownloadUnavailable, FamilyNotFound, InvalidRequest
+from xinference.errors import (
+    DownloadUnavailable,
+    FamilyNotFound,
+    InvalidRequest,
+    UnsupportedVariant,
+)
 from xinference.identifiers import family_name, new_model_uid
 from xinference.protocol.deployment import (
     EngineOptions,
@@ -24,11 +29,24 @@ from xinference.protocol.deployment import (
     ModelDescription,
     ModelSource,
 )
-from xinference.protocol.downloads import DownloadRequest
+from xinference.protocol.downloads import HUBS, DownloadRequest, HubSource
+from xinference.protocol.repositories import (
+    CAUSAL,
+    CLASSIFIER,
+    ENCODER,
+    CardRequest,
+    RepositoryCard,
+)
 from xinference.protocol.servers import LLAMA_CPP_CONTEXT, ServerEngine
 
 from .builtin_families import builtin_encoders, builtin_families
-from .encoder_family import ENCODER_TYPES, EncoderFamily, parse_encoder_family
+from .encoder_family import (
+    EMBEDDING,
+    ENCODER_TYPES,
+    RERANK,
+    EncoderFamily,
+    parse_encoder_family,
+)
 from .encoder_matching import encoder_engine_named, encoder_engines, match_encoder
 from .family import (
     DEFAULT_CONTEXT_LENGTH,
@@ -37,6 +55,7 @@ from .family import (
     size_text,
 )
 from .file_family import encoder_family, language_family
+from .gguf_head import gguf_file
 from .launch_memory import least_memory_bytes, what_fits
 from .matching import (
     ENGINES,
@@ -46,10 +65,10 @@ from .matching import (
     match,
     parameter_objects,
 )
-from .model_files import json_file
+from .model_files import CardFiles, DirectoryFiles, GgufFiles, ModelFiles
 from .packages import PREFIX, packaged_directory
 from .registrations import Registrations
-from .runnable import refusal
+from .runnable import TRANSFORMERS, refusal, refusal_of_library
 from .schema import did_you_mean, inherit, parse_family
 from .shelf import Shelf, virtual_env_of
 from .sources import GGUF, download_of
@@ -62,6 +81,8 @@ LATER_TYPES = ("image", "audio", "video", "flexible")
 MAX_SEEN_FILES = 1000
 """Of a directory that a launch names, what is looked at; the caller's event loop waits for it."""
 
+_USES = {LANGUAGE: CAUSAL, EMBEDDING: ENCODER, RERANK: CLASSIFIER}
+"""What a model of a type has to be for the models library."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Where `config.json` says how many tokens a model takes; it depends on the architecture."""
 
@@ -86,8 +107,9 @@ def directory_of(path: str) -> Path:
 class Catalog:
     """The families of a cluster.
 
-    It belongs to one thread. Every method is plain and short; `register` and `unregister` write
-    one small file when they keep or forget, `resolve` reads one `config.json`.
+    It belongs to one thread, but for `resolve`, which reads the files that a launch names. Every
+    other method is plain and short; `register` and `unregister` write one small file when they
+    keep or forget.
     """
 
     def __init__(
@@ -176,11 +198,38 @@ class Catalog:
         reasons = {engine: f"{engine} {reason}" for engine, reason in OTHER_ENGINES.items()}
         return {engine: parameter_objects(family, engine) for engine in ENGINES} | reasons
 
-    def resolve(self, spec: LaunchSpec) -> Resolved:
+    def card_wanted(self, spec: LaunchSpec) -> CardRequest | None:
+        """Return what to read before a launch is resolved that names an unknown repository.
+
+        None: there is no need. Where the catalogue knows the repository, that says what it is.
+
+        Raises:
+            InvalidRequest: the type is not served, or the name is no id.
+        """
+        if not spec.names_repository:
+            return None
+        if _published_as(spec.model_name, self._served_shelf(spec.model_type)) is not None:
+            return None
+        hubs = HUBS if spec.download_hub is None else (spec.download_hub,)
+        try:
+            sources = tuple(HubSource(hub=hub, model_id=spec.model_name) for hub in hubs)
+        except InvalidRequest as error:
+            names = {"model_id": "model_name", "model_hub": "download_hub"}
+            raise InvalidRequest(
+                field=names.get(error.field, error.field), problem=error.problem
+            ) from error
+        return CardRequest(
+            model_id=spec.model_name, sources=sources, quantization=spec.quantization
+        )
+
+    def resolve(self, spec: LaunchSpec, card: RepositoryCard | None = None) -> Resolved:
         """Decide what a launch runs: files, abilities and description.
 
         Where the files are visible from here, looks for their `config.json` and reads the context
         length from it. Files that are not visible are the worker's to find, or to miss.
+
+        Args:
+            card: what was read because of `card_wanted`.
 
         Raises:
             InvalidRequest: the type or engine is not served, a field is malformed, or the files
@@ -189,9 +238,9 @@ class Catalog:
             UnsupportedVariant: no variant is as asked, or none such can run; with those that can.
             DownloadUnavailable: the files are on a hub that this version does not ask.
         """
-        family = self._wanted(spec)
+        family, seen = self._wanted(spec, card)
         if isinstance(family, EncoderFamily):
-            return _resolve_encoder(family, spec)
+            return _resolve_encoder(family, spec, card)
         engine = engine_named(spec.model_engine)
         wish = Wish.of(
             size=spec.model_size_in_billions,
@@ -200,10 +249,14 @@ class Catalog:
         )
         trust = spec.engine_options.trust_remote_code
         variant = match(family, wish, engine, trust_remote_code=trust)
+        if engine == TRANSFORMERS:
+            _check_library(family, spec, card)
         _check_thinking(family, spec.engine_options)
-        path, download = _files(family, variant, spec)
+        path, download = _files(family, variant, spec, card)
+        if seen is None and path:
+            seen = DirectoryFiles(directory_of(path))
         return Resolved(
-            description=_description(family, variant, spec, engine, path),
+            description=_description(family, variant, spec, engine, seen),
             source=ModelSource(
                 path=path,
                 download=download,
@@ -224,7 +277,9 @@ class Catalog:
         Raises:
             InvalidRequest: the type is unknown. FamilyNotFound: with near names.
         """
-        family = self._wanted(spec)
+        if self.card_wanted(spec) is not None:
+            return []
+        family, _ = self._wanted(spec)
         if isinstance(family, EncoderFamily):
             return []
         engine = engine_named(spec.model_engine)
@@ -236,13 +291,33 @@ class Catalog:
         ]
         return what_fits(runnable, spec.engine_options, room_bytes)
 
-    def _wanted(self, spec: LaunchSpec) -> ModelFamily | EncoderFamily:
-        """Return the family of a launch: by its name, by the id of a repository, or by files."""
+    def _wanted(
+        self, spec: LaunchSpec, card: RepositoryCard | None = None
+    ) -> tuple[ModelFamily | EncoderFamily, ModelFiles | None]:
+        """Return the family of a launch: by its name, by the id of a repository, or by files.
+
+        With the files that it was read from, if it was.
+        """
         shelf = self._served_shelf(spec.model_type)
         name = spec.model_name
         if spec.model_path is not None and (not name or "/" in name):
-            return _family_of_files(spec)
-        return _published_as(name, shelf) if "/" in name else shelf.family(name)
+            path = Path(_checked_path(spec.model_path))
+            files = _files_at(path)
+            given = Path(name).name or path.name.removesuffix(".gguf")
+            return _family_of_files(files, given, spec), files
+        if "/" not in name:
+            return shelf.family(name), None
+        known = _published_as(name, shelf)
+        if known is not None:
+            return known, None
+        if card is None:
+            raise DownloadUnavailable(
+                family=name,
+                model_id=name,
+                problem="the catalogue does not know it, and nobody has read its files",
+            )
+        read = CardFiles(card)
+        return _family_of_files(read, Path(name).name, spec), read
 
     def _shelf(self, model_type: str) -> Shelf[ModelFamily] | Shelf[EncoderFamily] | None:
         return self._language if model_type == LANGUAGE else self._encoders.get(model_type)
@@ -281,25 +356,36 @@ def type_named(text: str) -> str:
     )
 
 
-def _family_of_files(spec: LaunchSpec) -> ModelFamily | EncoderFamily:
-    """Return what the files of `model_path` say they are, named after the id or the directory."""
-    directory = Path(_checked_path(spec.model_path or ""))
-    last = Path(spec.model_name or directory).name
-    name = family_name(re.sub(r"[+\\?%#&=\s]", "-", last) or "model")
+def _files_at(path: Path) -> ModelFiles:
+    """Return the files of a path: a directory, a GGUF file, or a directory that has one.
+
+    Raises:
+        InvalidRequest: they are GGUF, and cannot be read, or are of several models.
+    """
+    try:
+        is_gguf = path.is_file() or (
+            path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
+        )
+        return GgufFiles(gguf_file(path)) if is_gguf else DirectoryFiles(path)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(field="model_path", problem=str(error)) from error
+
+
+def _family_of_files(
+    files: ModelFiles, given: str, spec: LaunchSpec
+) -> ModelFamily | EncoderFamily:
+    """Return what files say they are, named after the id or the directory."""
+    name = family_name(re.sub(r"[+\\?%#&=\s]", "-", given) or "model")
     model_type = type_named(spec.model_type)
     if model_type == LANGUAGE:
-        return language_family(directory, name)
-    return encoder_family(directory, name, model_type)
+        return language_family(files, name)
+    return encoder_family(files, name, model_type)
 
 
 def _published_as(
     model_id: str, shelf: Shelf[ModelFamily] | Shelf[EncoderFamily]
-) -> ModelFamily | EncoderFamily:
-    """Return the family that has a repository of this id, with the variants that are in it.
-
-    Raises:
-        DownloadUnavailable: the catalogue does not know it.
-    """
+) -> ModelFamily | EncoderFamily | None:
+    """Return the family that has a repository of this id, with the variants that are in it."""
     wanted = model_id.casefold()
     for name in sorted(shelf.names()):
         family = shelf.family(name)
@@ -310,11 +396,7 @@ def _published_as(
             # Why by kind: the same files may be on another hub under another id.
             same = tuple(one for one in family.variants if _kind_of(one) in kinds)
             return replace(family, variants=same)
-    raise DownloadUnavailable(
-        family=model_id,
-        model_id=model_id,
-        problem="the catalogue does not know it, and what it can do is read from its files",
-    )
+    return None
 
 
 def _kind_of(variant: Variant) -> tuple[str, Decimal, str]:
@@ -328,6 +410,24 @@ def _checked_path(text: str) -> str:
             field="model_path", problem=f"must be an absolute path on the worker, got {text!r}"
         )
     return text
+
+
+def _check_library(
+    family: ModelFamily | EncoderFamily, spec: LaunchSpec, card: RepositoryCard | None
+) -> None:
+    """Refuse a repository whose class the workers' models library does not have.
+
+    Raises:
+        UnsupportedVariant
+    """
+    # Why not with packages of its own: among them may be a library that has it.
+    if card is None or spec.virtual_env_packages:
+        return
+    uses = _USES[LANGUAGE if isinstance(family, ModelFamily) else family.model_type]
+    trust = spec.engine_options.trust_remote_code
+    reason = refusal_of_library(card, uses, trust_remote_code=trust)
+    if reason is not None:
+        raise UnsupportedVariant(family=str(card.source), problem=reason, suggestions=[])
 
 
 def _check_thinking(family: ModelFamily, options: EngineOptions) -> None:
@@ -344,7 +444,10 @@ def _check_thinking(family: ModelFamily, options: EngineOptions) -> None:
 
 
 def _files(
-    family: ModelFamily | EncoderFamily, variant: Variant, spec: LaunchSpec
+    family: ModelFamily | EncoderFamily,
+    variant: Variant,
+    spec: LaunchSpec,
+    card: RepositoryCard | None,
 ) -> tuple[str, DownloadRequest | None]:
     """Return where the files of a variant are on the worker, or what it has to download.
 
@@ -356,7 +459,7 @@ def _files(
         request = download_of(
             variant,
             family.variants,
-            model_version=_version_of(family, variant),
+            model_version=_version_of(family, variant, card),
             model_name=family.model_name,
             model_type=LANGUAGE if isinstance(family, ModelFamily) else family.model_type,
             hub=spec.download_hub,
@@ -371,9 +474,12 @@ def _files(
     return path, None
 
 
-def _version_of(family: ModelFamily | EncoderFamily, variant: Variant) -> str:
+def _version_of(
+    family: ModelFamily | EncoderFamily, variant: Variant, card: RepositoryCard | None
+) -> str:
     """Return the variant in one word, as users know it from lists and as removals take it."""
-    words = [family.model_name]
+    # Why its whole id: the models of two makers may have one name, and that of a family.
+    words = [family.model_name] if card is None else card.source.model_id.split("/")
     if isinstance(family, ModelFamily):
         words.append(f"{size_text(variant.size)}B")
     elif family.dimensions is not None:
@@ -413,13 +519,17 @@ def _may_have_gguf(directory: Path) -> bool:
 
 
 def _description(
-    family: ModelFamily, variant: Variant, spec: LaunchSpec, engine: str, path: str
+    family: ModelFamily,
+    variant: Variant,
+    spec: LaunchSpec,
+    engine: str,
+    files: ModelFiles | None,
 ) -> ModelDescription:
     is_given = spec.model_path is not None
     wanted = spec.engine_options.max_model_len
     if wanted is None and engine == ServerEngine.LLAMA_CPP:
         wanted = LLAMA_CPP_CONTEXT
-    limits = (family.context_length, _context_of_files(path), wanted)
+    limits = (family.context_length, _context_of(files), wanted)
     return ModelDescription(
         model_uid=spec.model_uid or new_model_uid(family.model_name, taken=set()),
         model_type=LANGUAGE,
@@ -436,13 +546,13 @@ def _description(
         revision=None if is_given else variant.model_revision,
         context_length=min((one for one in limits if one), default=DEFAULT_CONTEXT_LENGTH),
         replica=spec.replica,
-        memory_bytes=least_memory_bytes(
-            variant, spec.engine_options, directory_of(path) if path else None
-        ),
+        memory_bytes=least_memory_bytes(variant, spec.engine_options, files),
     )
 
 
-def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
+def _resolve_encoder(
+    family: EncoderFamily, spec: LaunchSpec, card: RepositoryCard | None
+) -> Resolved:
     engine = encoder_engine_named(spec.model_engine)
     wish = Wish.of(
         size=spec.model_size_in_billions,
@@ -450,7 +560,8 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
         quantization=spec.quantization,
     )
     variant = match_encoder(family, wish)
-    path, download = _files(family, variant, spec)
+    _check_library(family, spec, card)
+    path, download = _files(family, variant, spec, card)
     is_given = spec.model_path is not None
     limits = (family.max_tokens, spec.engine_options.max_model_len)
     description = ModelDescription(
@@ -482,11 +593,9 @@ def _resolve_encoder(family: EncoderFamily, spec: LaunchSpec) -> Resolved:
     return Resolved(description=description, source=source, abilities=family.model_ability)
 
 
-def _context_of_files(path: str) -> int | None:
+def _context_of(files: ModelFiles | None) -> int | None:
     """Return how many tokens the model's `config.json` says it takes; None if it is not here."""
-    if not path:
-        return None
-    config = json_file(directory_of(path) / "config.json") or {}
+    config = (files and files.document("config.json")) or {}
     if isinstance(config.get("text_config"), dict):
         config = config["text_config"]
     for key in _CONTEXT_KEYS:

@@ -7,7 +7,9 @@ the catalogue does without it, and a test compares the names here with those it 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
+from xinference.protocol.repositories import CAUSAL, CLASSIFIER, ENCODER, RepositoryCard
 from xinference.protocol.servers import ServerEngine
 
 from .family import ModelFamily, Variant
@@ -29,6 +31,17 @@ _SERVER_FORMATS: Mapping[str, tuple[str, ...]] = {
     ServerEngine.TRT_LLM: ("pytorch", "awq", "fp8", "fp4"),
 }
 """What the engines that are servers of their own read."""
+_BRINGS_CODE = (
+    "is not in transformers; its files bring the code, which runs only with trust_remote_code"
+)
+_AUTO_CLASSES = {
+    CAUSAL: "AutoModelForCausalLM",
+    ENCODER: "AutoModel",
+    CLASSIFIER: "AutoModelForSequenceClassification",
+}
+"""As `auto_map` of a config names what its code is for."""
+_WHAT = {CAUSAL: "goes on from a text", ENCODER: "makes vectors", CLASSIFIER: "scores"}
+_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 _SENSES = {"vision": "pictures", "audio": "sound", "omni": "every kind of input"}
 
 STATEFUL = frozenset(
@@ -92,6 +105,35 @@ def refusal(
     return _refusal_of_senses(family)
 
 
+def refusal_of_library(card: RepositoryCard, use: str, *, trust_remote_code: bool) -> str | None:
+    """Say why the models library cannot make of a repository what a launch wants; None if it can.
+
+    Args:
+        use: `CAUSAL` and its like.
+    """
+    config = card.documents.get("config.json", {})
+    brought = config.get("auto_map")
+    if isinstance(brought, Mapping) and _AUTO_CLASSES[use] in brought:
+        is_known = card.classes is None or card.classes.get(use)
+        return None if trust_remote_code or is_known else f"{_named(config)} {_BRINGS_CODE}"
+    if card.classes is None:
+        return None
+    names = card.classes.get(use, ())
+    if not names:
+        return f"transformers has no {_named(config)} that {_WHAT[use]}"
+    architectures = [one for one in config.get("architectures") or () if isinstance(one, str)]
+    if use == CAUSAL and not any(
+        one in names or one.endswith(_CAUSAL_ENDINGS) for one in architectures or names
+    ):
+        return f"{_named(config)} does not go on from a text"
+    return None
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    architectures = [one for one in config.get("architectures") or () if isinstance(one, str)]
+    return ", ".join(architectures) or f"model of the type {config.get('model_type')!r}"
+
+
 def _refusal_of_format(variant: Variant) -> str | None:
     reason = _FORMATS.get(variant.model_format)
     if reason is None and variant.quantization != "none":
@@ -116,8 +158,5 @@ def _refusal_of_class(family: ModelFamily, trust_remote_code: bool) -> str | Non
         if name in STATEFUL:
             return f"{name} keeps more of the past than keys and values, which is not served"
         if name in BRING_CODE and not trust_remote_code:
-            return (
-                f"{name} is not in transformers; its files bring the code, which runs only with "
-                "trust_remote_code"
-            )
+            return f"{name} {_BRINGS_CODE}"
     return None

@@ -58,9 +58,10 @@ def virtual_env_of(carried: Mapping[str, Any]) -> FamilyEnvironment | None:
 
 
 class Shelf(Generic[SomeFamily]):
-    """The families of a type. It belongs to one thread.
+    """The families of a type. It belongs to one thread; any may look families up.
 
-    Invariant: `_kept` is the part of `_registered` that has files, each named after it.
+    Invariant: `_registered` is replaced, never changed, so that who looks sees it as it was.
+    `_kept` is the part of it that has files, each named after it.
     """
 
     def __init__(
@@ -103,8 +104,9 @@ class Shelf(Generic[SomeFamily]):
         """
         # Why registered first: a release that ships a family of a name that a user took must not
         # change what that user's launches mean.
-        if name in self._registered:
-            return self._registered[name]
+        registered = self._registered.get(name)
+        if registered is not None:
+            return registered
         if name not in self._builtin:
             raise FamilyNotFound(family=name, suggestions=near_names(name, self.names()))
         return self._builtin[name]
@@ -128,7 +130,7 @@ class Shelf(Generic[SomeFamily]):
                 raise InternalError(where="catalog", problem="there is nowhere to keep families")
             self._registrations.save(name, text)
             self._kept.add(name)
-        self._registered[name] = family
+        self._registered = {**self._registered, name: family}
 
     def unregister(self, name: str) -> None:
         """Remove a registered family, and its file if it was kept.
@@ -144,7 +146,7 @@ class Shelf(Generic[SomeFamily]):
         if self._registrations is not None and name in self._kept:
             self._registrations.remove(name)
             self._kept.remove(name)
-        del self._registered[name]
+        self._registered = {one: self._registered[one] for one in self._registered if one != name}
 
     def _restore(self, path: Path, name: str, text: str) -> None:
         try:
@@ -160,5 +162,5 @@ class Shelf(Generic[SomeFamily]):
             return
         if name in self._builtin:
             logger.warning("Registration %s hides the built-in model %s", path, name)
-        self._registered[name] = family
+        self._registered = {**self._registered, name: family}
         self._kept.add(name)

@@ -38,7 +38,7 @@ LIST_COLUMNS = {
     short_help="Launch a model and wait until it answers.",
 )
 @endpoint_options
-@click.option("--model-name", "-n", help="A family of the catalogue, or the id of its repository.")
+@click.option("--model-name", "-n", help="A family of the catalogue, or the id of a repository.")
 @click.option("--model-type", "-t", default="LLM", show_default=True)
 @click.option(
     "--model-engine",

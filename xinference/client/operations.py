@@ -98,7 +98,7 @@ def launch_model(
     What a server of this version cannot do it refuses by name; nothing is ignored.
 
     Args:
-        model_name: A family, or the id of its repository; None: what the files of `model_path` say.
+        model_name: A family, or the id of a repository; None: what the files of `model_path` say.
         model_engine: None: transformers, for embeddings and rerank sentence_transformers.
         model_uid: None: the server names it after the family.
         model_size_in_billions: Such as 7, "0_5" or 1.8.

@@ -19,7 +19,7 @@ from xinference.errors import (
     ObjectNotFound,
     XinferenceError,
 )
-from xinference.identifiers import ModelUid, NodeId
+from xinference.identifiers import NodeId
 from xinference.protocol.deployment import LaunchSpec
 from xinference.protocol.downloads import (
     CachedModel,
@@ -30,11 +30,12 @@ from xinference.protocol.downloads import (
     KeptModels,
     Removed,
 )
+from xinference.protocol.repositories import CardRequest
 
 from .control_bus import ControlBus, remote
 from .downloads import Downloads
 from .every_worker import Answers, ask_each, nodes_at, unreachable
-from .supervisor import ModelCatalog
+from .repositories import Repositories, ResolvingCatalog
 from .worker import CACHE, REMOVE_TIMEOUT_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,15 @@ class CacheActor:
         self._statuses.pop(model_version, None)
         logger.info("%s is removed: %d bytes", model_version, removed.freed_bytes)
         return removed.freed_bytes
+
+    @remote
+    async def read_card(self, request: CardRequest) -> str:
+        """Return what a repository says of its model, as `RepositoryCard.from_json` reads it.
+
+        Raises:
+            DownloadFailed, DownloadUnavailable, InvalidRequest
+        """
+        return await self._downloads.read_card(request)
 
     @remote
     async def download(self, request: DownloadRequest) -> None:
@@ -146,7 +156,7 @@ class CachesActor:
     """The caches of all hosts. Keeps nothing: every answer is asked for."""
 
     def __init__(
-        self, *, bus: ControlBus, catalog: ModelCatalog, nodes: Callable[[], list[NodeId]]
+        self, *, bus: ControlBus, catalog: ResolvingCatalog, nodes: Callable[[], list[NodeId]]
     ) -> None:
         """Ask the workers.
 
@@ -154,8 +164,8 @@ class CachesActor:
             nodes: returns those that have joined.
         """
         self._bus = bus
-        self._catalog = catalog
         self._nodes = nodes
+        self._repositories = Repositories(bus=bus, catalog=catalog, nodes=nodes)
 
     @remote
     async def models(self, worker_ip: str | None, timeout_seconds: float) -> KeptModels:
@@ -218,18 +228,13 @@ class CachesActor:
 
         Raises:
             InvalidRequest: no worker is there, or nothing has to be downloaded.
-            FamilyNotFound, UnsupportedVariant, DownloadUnavailable, PeerUnreachable
+            FamilyNotFound, UnsupportedVariant, DownloadUnavailable, DownloadFailed,
+            PeerUnreachable
         """
         # Why trusted: to have files runs no code of theirs; a launch asks whether that may run.
         options = replace(spec.engine_options, trust_remote_code=True)
-        source = self._catalog.resolve(
-            replace(
-                spec,
-                model_uid=ModelUid(spec.model_name),
-                worker_ip=None,
-                engine_options=options,
-            )
-        ).source
+        resolved = await self._repositories.resolve(replace(spec, engine_options=options))
+        source = resolved.source
         if source.download is None:
             raise InvalidRequest(
                 field="model_name", problem=f"needs no download: its files are in {source.path}"

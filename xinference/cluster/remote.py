@@ -46,6 +46,7 @@ from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
 from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesUpdate, RoutesVersion, RoutingTable
+from .repositories import RESOLVE_SECONDS
 from .request_router import RequestRouter
 from .routing import ready_models, routes_of, updated
 from .worker import CACHES, LOGS, REMOVE_TIMEOUT_SECONDS, SUPERVISOR
@@ -56,6 +57,8 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT_SECONDS = 10.0
 CACHES_TIMEOUT_SECONDS = 15.0
 """The supervisor asks every worker meanwhile."""
+READ_TIMEOUT_SECONDS = RESOLVE_SECONDS + 2.0
+"""For a worker to read what is in a repository that the catalogue does not know."""
 REMOVE_ALL_TIMEOUT_SECONDS = CACHES_TIMEOUT_SECONDS + REMOVE_TIMEOUT_SECONDS
 """For the supervisor to find out who has something, and for those to remove it at once."""
 POLL_SECONDS = 10.0
@@ -183,7 +186,8 @@ class RemoteCluster:
 
     async def launch(self, spec: LaunchSpec, *, wait_ready: bool) -> ModelUid:
         """See `Cluster`."""
-        ticket = await self._ask("launch", spec, returns=LaunchTicket)
+        seconds = READ_TIMEOUT_SECONDS if spec.names_repository else CALL_TIMEOUT_SECONDS
+        ticket = await self._ask("launch", spec, returns=LaunchTicket, timeout_seconds=seconds)
         launch = (ticket.model_uid, ticket.launch_id)
         if wait_ready and not await self._wait("wait_launch", launch, LAUNCH_TIMEOUT_SECONDS):
             raise ModelNotReady(model=ticket.model_uid, state="loading", retry_after_seconds=60)
@@ -334,7 +338,12 @@ class RemoteCluster:
 
     async def download(self, spec: LaunchSpec) -> str:
         """See `Cluster`."""
-        version: str = await self._ask_caches("download", spec, returns=str)
+        seconds = CACHES_TIMEOUT_SECONDS
+        if spec.names_repository:
+            seconds += READ_TIMEOUT_SECONDS
+        version: str = await self._ask_caches(
+            "download", spec, returns=str, timeout_seconds=seconds
+        )
         return version
 
     async def download_status(self, model_version: str) -> dict[NodeId, DownloadStatus]:

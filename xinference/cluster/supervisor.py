@@ -30,7 +30,6 @@ from xinference.protocol.deployment import (
     LaunchSpec,
     ModelDescription,
     ModelEvent,
-    ModelSource,
     ModelStatus,
     ReplicaPlacement,
 )
@@ -53,6 +52,7 @@ from .messages import (
     WorkerEpoch,
     WorkerReport,
 )
+from .repositories import Repositories, ResolvingCatalog
 from .state.autostart import Autostart
 from .state.cluster_state import Admission, ClusterState
 from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
@@ -71,31 +71,8 @@ MAX_WAIT_SECONDS = 20.0
 STOP_TIMEOUT_SECONDS = 15.0
 
 
-class ResolvedLaunch(Protocol):
-    """What the catalogue makes of a launch."""
-
-    @property
-    def description(self) -> ModelDescription:
-        """What it is."""
-        ...
-
-    @property
-    def source(self) -> ModelSource:
-        """Its files."""
-        ...
-
-    @property
-    def abilities(self) -> tuple[str, ...]:
-        """What it can do."""
-        ...
-
-
-class ModelCatalog(Protocol):
+class ModelCatalog(ResolvingCatalog, Protocol):
     """What the supervisor needs of `catalog.Catalog`."""
-
-    def resolve(self, spec: LaunchSpec) -> ResolvedLaunch:
-        """Decide what a launch runs, or raise."""
-        ...
 
     def families(self, model_type: str) -> list[dict[str, Any]]:
         """Return every family of a type."""
@@ -162,6 +139,8 @@ class SupervisorActor:
         self._autostart = Autostart(store.autostart())
         self._started_at = clock().monotonic
         self._is_stopping = False
+        self._repositories = Repositories(bus=bus, catalog=catalog, nodes=self.nodes)
+        self._is_autostarting = False
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unwritten: dict[ModelUid, SaveModel | ForgetModel] = {}
         """What could not be written down, to be tried again; the latest of each model."""
@@ -220,16 +199,17 @@ class SupervisorActor:
 
         Raises:
             InvalidRequest, FamilyNotFound, UnsupportedVariant, ModelAlreadyExists,
-            DownloadUnavailable, InsufficientResources: nothing was started.
+            DownloadUnavailable, DownloadFailed, InsufficientResources: nothing was started.
         """
-        return self._at_version(self._launch(spec))
+        return self._at_version(await self._launch(spec))
 
-    def _launch(self, spec: LaunchSpec) -> LaunchTicket:
+    async def _launch(self, spec: LaunchSpec) -> LaunchTicket:
         """See `launch`."""
+        given = None if spec.model_uid is None else model_uid(spec.model_uid)
+        resolved = await self._repositories.resolve(spec)
+        # Invariant: from here to the wish that is written down nothing waits.
         if self._is_stopping:
             raise InsufficientResources(problem="The cluster is shutting down.")
-        given = None if spec.model_uid is None else model_uid(spec.model_uid)
-        resolved = self._catalog.resolve(spec)
         name = resolved.description.model_name
         uid = given or new_model_uid(name, taken=self._state.taken_uids())
         spec = replace(spec, model_uid=uid)
@@ -649,12 +629,17 @@ class SupervisorActor:
         now = self._clock()
         if self._is_stopping or not self._state.has_worker or self._state.is_recovering(now=now):
             return
-        entry = self._autostart.due(self._state.state_of, now=now.monotonic)
-        if entry is None:
+        if self._is_autostarting:
             return
+        entry = self._autostart.due(self._state.state_of, now=now.monotonic)
+        if entry is not None:
+            self._is_autostarting = True
+            self._own(self._autostart_one(entry))
+
+    async def _autostart_one(self, entry: AutostartEntry) -> None:
         problem = ""
         try:
-            self._launch(entry.launch)
+            await self._launch(entry.launch)
         except XinferenceError as error:
             logger.warning("Autostart of %s failed: %s", entry.model_uid, error)
             problem = str(error)
@@ -662,7 +647,9 @@ class SupervisorActor:
             # Why: one entry of a list must not end the care for all models.
             logger.exception("Autostart of %s failed", entry.model_uid)
             problem = repr(error)
-        self._autostart.tried(entry, now=now.monotonic, problem=problem)
+        finally:
+            self._is_autostarting = False
+        self._autostart.tried(entry, now=self._monotonic(), problem=problem)
 
     def _change(self, desired: DesiredModel) -> None:
         self._write(SaveModel(desired))

@@ -191,8 +191,7 @@ class LaunchSpec:
     model_uid: ModelUid | None = None
     """None: the supervisor names it after the family."""
     model_name: str
-    """A family, or the id of a repository that one is published as. "": what the files of
-    `model_path` say."""
+    """A family, or the id of a repository. "": what the files of `model_path` say."""
     model_type: str = "LLM"
     model_engine: str | None = None
     """None: the default one of the type."""
@@ -236,6 +235,11 @@ class LaunchSpec:
     one. None: it stays."""
     autoload: bool = False
     """It may be put to sleep to make room for another model."""
+
+    @property
+    def names_repository(self) -> bool:
+        """Whether what it names is the id of a repository on a hub."""
+        return "/" in self.model_name and self.model_path is None
 
     def __post_init__(self) -> None:
         if isinstance(self.replica, bool) or not 1 <= self.replica <= MAX_REPLICAS:

@@ -8,7 +8,7 @@ passed to it as it stands.
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -42,6 +42,28 @@ _ALIASES = {
     "tensorrt-llm": ServerEngine.TRT_LLM,
     "tensorrt_llm": ServerEngine.TRT_LLM,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FractionFlag:
+    """The option of a server that limits the memory it takes of its GPU, from 0 to 1."""
+
+    name: str
+    share_of_part: float = 1.0
+    """How much of the part that a replica may take is to be said: some options leave out what
+    computing takes."""
+    is_of_whole: bool = True
+    """It says how much of the GPU; else of what is free once the weights are there."""
+
+
+MEMORY_FRACTION: Mapping[ServerEngine, FractionFlag] = {
+    ServerEngine.VLLM: FractionFlag(name="gpu_memory_utilization"),
+    ServerEngine.SGLANG: FractionFlag(name="mem_fraction_static", share_of_part=0.9),
+    ServerEngine.TRT_LLM: FractionFlag(
+        name="kv_cache_free_gpu_memory_fraction", share_of_part=0.9, is_of_whole=False
+    ),
+}
+"""llama.cpp has none: it takes what weights and context need, and no more."""
 
 _OURS = frozenset({"max_num_seqs", "max_model_len", "max_queue_size", "enable_thinking"})
 """Options that this process acts on, whatever the server."""
@@ -139,6 +161,34 @@ class ServerOptions:
                 )
         _check_flags(engine, flags)
         return cls(engine=engine, given=tuple(given), flags=flags), shared
+
+    @property
+    def limits_memory(self) -> bool:
+        """Whether the launch itself says how much memory the server takes."""
+        return "kv_cache_bytes" in self.given or self._given_fraction() is not None
+
+    @property
+    def memory_fraction(self) -> float | None:
+        """The fraction of its GPU that the launch gives the server; None: it does not say.
+
+        Text is read as the server reads it; what is no number is for the server to refuse.
+        """
+        flag = MEMORY_FRACTION.get(self.engine)
+        if flag is None or not flag.is_of_whole:
+            return None
+        try:
+            return float(str(self._given_fraction()))
+        except ValueError:
+            return None
+
+    def with_flag(self, name: str, value: object) -> Self:
+        """Return them with one more of the server's own options."""
+        return replace(self, flags={**self.flags, name: value})
+
+    def _given_fraction(self) -> object | None:
+        flag = MEMORY_FRACTION.get(self.engine)
+        named = {name.replace("-", "_"): value for name, value in self.flags.items()}
+        return None if flag is None else named.get(flag.name)
 
 
 def server_engine_named(name: str | None) -> ServerEngine | None:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.gguf_tiny import END_TOKEN, VOCAB_SIZE, save_gguf
+from xinference.catalog.gguf_head import gguf_file
 from xinference.errors import (
     AbilityMissing,
     ContextLengthExceeded,
@@ -22,7 +23,6 @@ from xinference.errors import (
 )
 from xinference.identifiers import RequestId
 from xinference.models.loading import load_model
-from xinference.models.servers.llama_cpp import gguf_file
 from xinference.protocol.generation import (
     Failed,
     Finished,

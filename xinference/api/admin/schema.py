@@ -72,7 +72,7 @@ class LaunchRequest(Body):
     )
 
     model_name: str | None = Field(None, min_length=1)
-    """A family, as the registrations list it, or the id of a repository that one is published as.
+    """A family, as the registrations list it, or the id of a repository.
     Null with model_path: what the files say."""
     model_engine: str | None = None
     """Null: transformers; upper and lower case are the same."""

@@ -164,7 +164,7 @@ class ModelCache:
         for source in request.sources:
             manifest = self.manifest(source)
             for need in () if manifest is None else manifest.needs.values():
-                if need.patterns == request.patterns and self._is_complete(manifest, need):
+                if need.patterns == request.patterns and self.is_complete(manifest, need):
                     assert manifest is not None
                     self._note_name(manifest, request, need)
                     return self.path_of(request, source, need.files)
@@ -283,10 +283,11 @@ class ModelCache:
             files=tuple(str(path) for path in own_paths),
             size_bytes=_size_of(self._on_disk(directory, need.files)),
             freed_bytes=_freed_by(own_paths),
-            is_complete=self._is_complete(manifest, need),
+            is_complete=self.is_complete(manifest, need),
         )
 
-    def _is_complete(self, manifest: Manifest | None, need: Need) -> bool:
+    def is_complete(self, manifest: Manifest | None, need: Need) -> bool:
+        """Return whether every file that is needed is here, in its whole length."""
         if manifest is None:
             return False
         directory = self.directory_of(manifest.source)

@@ -61,8 +61,10 @@ def download(
             problem=f"{settings.offline_by} is set on this worker, so no hub is asked",
         )
     tell(DownloadProgress(info="asking the hub for its files"))
-    with _client(settings) as client:
-        hub, listing = _first_answer(client, request, cache, settings)
+    with new_client(settings) as client:
+        hub, listing = first_answer(
+            client, request.sources, cache, settings, model=request.model_name
+        )
         try:
             with cache.locked(listing.source, waits=False):
                 return _fill(client, hub, listing, request, cache, settings, tell)
@@ -73,7 +75,8 @@ def download(
             return found or _fill(client, hub, listing, request, cache, settings, tell)
 
 
-def _client(settings: DownloadSettings) -> httpx.Client:
+def new_client(settings: DownloadSettings) -> httpx.Client:
+    """Return what asks hubs."""
     return httpx.Client(
         follow_redirects=True,
         timeout=httpx.Timeout(settings.stall_seconds, connect=settings.hub_timeout_seconds),
@@ -81,23 +84,28 @@ def _client(settings: DownloadSettings) -> httpx.Client:
     )
 
 
-def _first_answer(
+def first_answer(
     client: httpx.Client,
-    request: DownloadRequest,
+    sources: Sequence[HubSource],
     cache: ModelCache,
     settings: DownloadSettings,
+    *,
+    model: str,
 ) -> tuple[Hub, Listing]:
     """Return the first hub that lists the files, and its list.
+
+    Args:
+        model: as errors name it.
 
     Raises:
         DownloadFailed: none does; it says why of each.
     """
     hubs = hubs_of(settings)
-    sources = ordered(request.sources, cache, settings)
+    asked = ordered(sources, cache, settings)
     for number in range(1, settings.max_attempts + 1):
         problems: list[str] = []
         may_pass = False
-        for source in sources:
+        for source in asked:
             try:
                 return hubs[source.hub], hubs[source.hub].list_files(client, source)
             except DownloadFailed as refusal:
@@ -110,7 +118,7 @@ def _first_answer(
         if not may_pass or number == settings.max_attempts:
             break
         time.sleep(LIST_DELAY_SECONDS * number)
-    raise DownloadFailed(model=request.model_name, problem="; ".join(problems))
+    raise DownloadFailed(model=model, problem="; ".join(problems))
 
 
 def _words_of(error: httpx.HTTPError) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from xinference.cluster.placement import Need, Place, is_at
 from xinference.errors import InsufficientResources, InvalidRequest, XinferenceError
 from xinference.identifiers import NodeId
-from xinference.protocol.deployment import ReplicaPlacement
+from xinference.protocol.deployment import LaunchSpec, ReplicaPlacement
 
+from .gpu_shares import check_claims
 from .lifecycle import where
 from .world import World
 
@@ -21,10 +22,12 @@ def check_places(
     n_gpu: int | None = None,
     own_nodes: Counter[NodeId] | None = None,
     own_gpus: Counter[tuple[NodeId, int]] | None = None,
+    spec: LaunchSpec,
 ) -> None:
     """Refuse wishes of one model for which there is no place, one after the other.
 
     Args:
+        spec: the model's.
         memory_bytes: about what each takes; 0: nobody knows.
         n_gpu: on how many different GPUs they must be, all together.
         own_nodes: where the model's other replicas are,
@@ -36,7 +39,7 @@ def check_places(
     if not world.loads.has_open_node:
         raise InsufficientResources(problem="No worker has joined this cluster.")
     nodes, gpus = Counter(own_nodes or {}), Counter(own_gpus or {})
-    placed: set[tuple[NodeId, int]] = set()
+    placed: list[tuple[NodeId, int]] = []
     with world.loads.trial() as hold:
         for wish in wishes:
             need = Need(
@@ -55,11 +58,12 @@ def check_places(
             taken = [(chosen.node, index) for index in chosen.gpu_idx or ()]
             nodes[chosen.node] += 1
             gpus.update(taken)
-            placed.update(taken)
-    if len(placed) < (n_gpu or 0):
+            placed += taken
+    if len(set(placed)) < (n_gpu or 0):
         raise InvalidRequest(
-            field="n_gpu", problem=f"asks for {n_gpu} GPUs; {len(placed)} can be had"
+            field="n_gpu", problem=f"asks for {n_gpu} GPUs; {len(set(placed))} can be had"
         )
+    check_claims(spec, world.models.values(), placed)
 
 
 def _no_room(best: Place, memory_bytes: int) -> XinferenceError:

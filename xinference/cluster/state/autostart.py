@@ -87,7 +87,9 @@ class Autostart:
 
     def tried(self, entry: AutostartEntry, *, now: float, problem: str = "") -> None:
         """Note that an entry was launched, or why it was refused."""
-        one = self._known[entry.model_uid]
+        one = self._known.get(entry.model_uid)
+        if one is None:  # it was removed meanwhile
+            return
         one.num_attempts += 1
         one.problem = problem
         one.not_before = now + entry.retry_interval_seconds

@@ -140,7 +140,9 @@ class ClusterState:
         memory_bytes = memory_of(description, dtype=spec.engine_options.dtype)
 
         def check() -> None:
-            check_places(self._world, wishes, memory_bytes=memory_bytes, n_gpu=spec.n_gpu)
+            check_places(
+                self._world, wishes, memory_bytes=memory_bytes, n_gpu=spec.n_gpu, spec=spec
+            )
 
         return Admission(
             to_sleep=self._asleep(make_room(self._world, check, now=now)),
@@ -185,6 +187,7 @@ class ClusterState:
             memory_bytes=model.memory_bytes,
             own_nodes=model.own_nodes,
             own_gpus=model.own_gpus,
+            spec=model.desired.spec,
         )
         # Why not those that are on their way out: one index, one replica.
         free = (index for index in itertools.count() if index not in model.replicas)

@@ -13,6 +13,7 @@ from xinference.cluster.messages import (
 from xinference.identifiers import InstanceId, NodeId, ReplicaUid
 from xinference.protocol.deployment import ReplicaSpec
 
+from .gpu_shares import with_share
 from .observation import Node
 from .records import Assignment, Replica
 from .world import World
@@ -39,7 +40,8 @@ def command_for(world: World, name: NodeId, *, supervisor_epoch: int) -> Command
             continue
         launch_id = replica.model.desired.launch_id
         if replica.runs:
-            start.append(StartInstance(spec=_spec(node, replica, assigned), launch_id=launch_id))
+            spec = _spec(world, node, replica, assigned)
+            start.append(StartInstance(spec=spec, launch_id=launch_id))
         else:
             stop.append(_stop(replica.uid, instance, launch_id))
     if not (start or stop or forget):
@@ -53,7 +55,7 @@ def command_for(world: World, name: NodeId, *, supervisor_epoch: int) -> Command
     )
 
 
-def _spec(node: Node, replica: Replica, assigned: Assignment) -> ReplicaSpec:
+def _spec(world: World, node: Node, replica: Replica, assigned: Assignment) -> ReplicaSpec:
     desired = replica.model.desired
     options = desired.spec.engine_options
     if options.device_memory_bytes is None and options.kv_cache_bytes is None:
@@ -61,6 +63,9 @@ def _spec(node: Node, replica: Replica, assigned: Assignment) -> ReplicaSpec:
     if assigned.gpu_idx and options.device.startswith("cuda"):
         # The process sees this one GPU alone, as its first.
         options = replace(options, device="cuda")
+    server_options = desired.spec.server_options
+    if server_options is not None and assigned.gpus:
+        server_options = with_share(server_options, world.models.values(), assigned.gpus[0])
     return ReplicaSpec(
         replica=replica.uid,
         instance=assigned.instance,
@@ -74,7 +79,7 @@ def _spec(node: Node, replica: Replica, assigned: Assignment) -> ReplicaSpec:
         model_type=desired.spec.model_type,
         encoder_options=desired.spec.encoder_options,
         virtual_env=desired.virtual_env,
-        server_options=desired.spec.server_options,
+        server_options=server_options,
         model_name=desired.description.model_name,
         model_engine=desired.description.model_engine,
         model_format=desired.description.model_format,

@@ -49,7 +49,7 @@ def check_wake(world: World, model: Model) -> None:
         InvalidRequest, InsufficientResources
     """
     wishes = [one.placement for one in model.desired.replicas]
-    check_places(world, wishes, memory_bytes=model.memory_bytes)
+    check_places(world, wishes, memory_bytes=model.memory_bytes, spec=model.desired.spec)
 
 
 def _candidates(world: World, now: Moment) -> list[Model]:

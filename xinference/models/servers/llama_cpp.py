@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from xinference.catalog.gguf_head import gguf_file
 from xinference.errors import InvalidRequest, LoadFailed
 from xinference.protocol.deployment import ReplicaSpec
 from xinference.protocol.generation import (
@@ -244,29 +245,3 @@ def _logprobs(entries: Iterable[Json]) -> tuple[TokenLogprob, ...]:
 def num_default_slots() -> int:
     """Return how many answers are computed at once where a launch does not say."""
     return min(MAX_DEFAULT_SLOTS, os.cpu_count() or 1)
-
-
-def gguf_file(path: Path) -> Path:
-    """Return the file to load: the path itself, or the only model in a directory.
-
-    Of a model in several files it is the first; projectors of images (mmproj) are no models.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: there is more than one.
-    """
-    if not path.is_dir():
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file on this node")
-        return path
-    found = sorted(
-        one
-        for one in path.rglob("*.gguf")
-        if "mmproj" not in one.name and ("-of-" not in one.name or "-00001-of-" in one.name)
-    )
-    if not found:
-        raise FileNotFoundError(f"{path} has no GGUF file")
-    if len(found) > 1:
-        names = ", ".join(one.name for one in found[:8])
-        raise ValueError(f"{path} has several models ({names}); give one of the files")
-    return found[0]
