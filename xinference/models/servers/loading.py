@@ -63,7 +63,8 @@ def load_served_model(
     if reason is not None:
         raise LoadFailed(model=name, problem=f"{dialect.name}: {reason}")
     path = dialect.files(spec.source.path, model_name=name)
-    port, key = free_port(), secrets.token_urlsafe(32)
+    # Why hexadecimal: a word that begins with a dash would be taken for an option.
+    port, key = free_port(), secrets.token_hex(32)
     started = dialect.start(spec, path, port=port, key=key)
     environment = {**os.environ, **started.environment}
     with contextlib.ExitStack() as undo:
