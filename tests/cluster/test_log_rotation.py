@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process whose stderr is a file puts it aside when it is full, and loses nothing."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from xinference.cluster.log_rotation import MAX_BYTES, open_log
+from xinference.cluster.log_rotation import KEPT_SECONDS, MAX_BYTES, open_log, remove_old_logs
 
 WRITER = """
 import os, sys
@@ -59,3 +61,19 @@ def test_a_process_that_starts_puts_aside_what_is_full(tmp_path: Path) -> None:
         assert log.tell() == 0
 
     assert (tmp_path / "m-rep0.log.1").stat().st_size == MAX_BYTES + 1
+
+
+def test_logs_of_replicas_that_are_long_gone_are_removed(tmp_path: Path) -> None:
+    now = time.time()
+    old = ("gone-rep0.log", "gone-rep0.log.1", "silent-rep1.log", "xinference.log.1", "notes.log")
+    for name in (*old, "young-rep0.log"):
+        (tmp_path / name).write_text("x")
+    for name in old:
+        os.utime(tmp_path / name, (now, now - KEPT_SECONDS - 60))
+
+    removed = remove_old_logs(tmp_path, spared={"silent-rep1"}, now=now)
+
+    assert removed == ["gone-rep0.log", "gone-rep0.log.1"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"silent-rep1.log", "xinference.log.1", "notes.log", "young-rep0.log"}
+    assert remove_old_logs(tmp_path / "missing", spared=(), now=now) == []

@@ -172,6 +172,28 @@ def guide_copy() -> Path:
     return Path(xinference.catalog.__file__).parent / "guide"
 
 
+def test_an_embedding_model_is_registered_and_a_form_says_what_it_lacks(
+    browser: Browser, platform: Platform, tmp_path: Path
+) -> None:
+    with opened(browser, platform, PHONE) as page:
+        go(page, "Register")
+        page.get_by_label("Kind").select_option("Embedding model")
+        page.get_by_label("Name").fill("with space")
+        page.get_by_label("Directory").fill(str(tmp_path))
+        page.get_by_role("button", name="Register").click()
+        assert page.locator("form :invalid").count() >= 2  # the name, and what is empty
+        page.get_by_label("Name").fill("my-embedder")
+        page.get_by_label("Dimensions").fill("384")
+        page.get_by_label("Most tokens of a text").fill("512")
+        page.get_by_role("button", name="Register").click()
+        expect(page.get_by_role("status").filter(has_text="my-embedder")).to_be_visible()
+
+        check_access(page)
+        check_width(page)
+        url = f"{platform.endpoint}/v1/model_registrations/embedding/my-embedder"
+        httpx.delete(url, timeout=30).raise_for_status()
+
+
 def test_an_answer_stops_when_the_button_is_pressed(browser: Browser, models: Platform) -> None:
     def write_on(route: Route, request: Request) -> None:
         body = json.loads(request.post_data or "{}")

@@ -9,11 +9,16 @@ and nobody else has to know.
 import asyncio
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
+from xinference.errors import InvalidRequest
+from xinference.identifiers import ReplicaUid
+
 MAX_BYTES = 16 * 2**20
 LOOK_SECONDS = 5.0
+KEPT_SECONDS = 30 * 86400.0
 
 _OUTPUTS = (1, 2)
 _STDERR = 2
@@ -49,6 +54,34 @@ def put_aside(path: Path, *, max_bytes: int) -> bool:
                 os.dup2(fresh, output)
     finally:
         os.close(fresh)
+    return True
+
+
+def remove_old_logs(folder: Path, *, spared: Collection[str], now: float) -> list[str]:
+    """Remove the logs of replicas that have written nothing for a month; return their names.
+
+    Args:
+        spared: replicas that live, however silent they are.
+        now: Unix seconds.
+    """
+    removed = []
+    for path in sorted(folder.glob("*.log*")):
+        replica = path.name.removesuffix(".1").removesuffix(".log")
+        if not _is_replica(replica) or replica in spared:
+            continue
+        # Why: somebody may remove it at the same time, or may have made it theirs.
+        with contextlib.suppress(OSError):
+            if path.lstat().st_mtime < now - KEPT_SECONDS:
+                path.unlink()
+                removed.append(path.name)
+    return removed
+
+
+def _is_replica(name: str) -> bool:
+    try:
+        ReplicaUid.parse(name)
+    except InvalidRequest:
+        return False
     return True
 
 

@@ -42,6 +42,8 @@ from .devices import DeviceReader
 from .downloads import Downloads
 from .environments import EnvironmentPolicy, EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
+from .log_files import FOLDER
+from .log_rotation import remove_old_logs
 from .logs import LogActor, LogsActor
 from .messages import CONTROL_VERSION, LaunchId
 from .model_actor import END_SECONDS, ModelActor, ReplicaHost
@@ -244,10 +246,12 @@ async def _work(
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_replicas, worker)
     if export is not None:
         export(functools.partial(_read_from_thread, worker, asyncio.get_running_loop()))
+    running: Sequence[RunningReplica] = ()
     if host.journal is not None:
         running = host.journal.read()
         _kill_unnoted(running)
         await worker.adopt(running, timeout_seconds=ADOPT_SECONDS)
+    _remove_old_logs(config.home, running)
     cache = CacheActor(downloads)
     await bus.serve(CACHE, cache)
     await bus.serve(LOG, LogActor(config.home, node=worker.node))
@@ -420,6 +424,13 @@ def _die_with_replicas(worker: WorkerActor) -> None:
     for pid in (*PLATFORM.children_of(os.getpid()), *worker.pids):
         kill_tree(pid)
     os._exit(EXIT_FAILED)
+
+
+def _remove_old_logs(home: Path, running: Sequence[RunningReplica]) -> None:
+    spared = {str(one.spec.replica) for one in running}
+    removed = remove_old_logs(home / FOLDER, spared=spared, now=time.time())
+    if removed:
+        logger.info("Logs that nobody wrote to for a month are removed: %s", ", ".join(removed))
 
 
 def _kill_unnoted(running: Sequence[RunningReplica]) -> None:

@@ -12,14 +12,18 @@ const ABILITIES = ["chat", "generate", "tools", "reasoning"];
 export async function show(root, { signal }) {
   const known = await families(signal);
   const text = (properties) => h("input", { autocomplete: "off", spellcheck: "false", ...properties });
-  const name = text();
-  const directory = text({ placeholder: "/models/my-model" });
+  const kind = select([["LLM", t("language_model")], ["embedding", t("embedding_model")],
+    ["rerank", t("rerank_model")]]);
+  const name = text({ required: true, pattern: "[^+\\\\\\/?%#&=\\s]+", title: t("name_hint") });
+  const directory = text({ required: true, pattern: "/.*", title: t("directory_hint"),
+    placeholder: "/models/my-model" });
   const size = text({ placeholder: "0_5" });
   const base = select([
     ["", t("none")],
     ...known.filter((one) => one.is_builtin && one.model_type === "LLM").map((one) => one.model_name),
   ]);
-  const context = h("input", { type: "number", min: 1, step: 1 });
+  const whole = () => h("input", { type: "number", min: 1, step: 1 });
+  const [context, dimensions, maxTokens] = [whole(), whole(), whole()];
   const abilities = ABILITIES.map((ability) =>
     h("input", { type: "checkbox", value: ability, checked: ability === "chat" }));
   const persist = h("input", { type: "checkbox", checked: true });
@@ -28,6 +32,18 @@ export async function show(root, { signal }) {
   const own = h("ul", { class: "families" });
 
   function written() {
+    const isLanguage = kind.value === "LLM";
+    for (const one of languageFields) one.hidden = !isLanguage;
+    for (const one of encoderFields) one.hidden = isLanguage;
+    dimensionsField.hidden = kind.value !== "embedding";
+    maxTokens.required = !isLanguage;
+    dimensions.required = kind.value === "embedding";
+    form.noValidate = false;
+    const family = isLanguage ? languageFamily() : encoderFamily();
+    json.value = JSON.stringify(family, null, 2);
+  }
+
+  function languageFamily() {
     const family = {
       version: 2,
       model_name: name.value.trim(),
@@ -41,13 +57,21 @@ export async function show(root, { signal }) {
     };
     if (base.value) family.model_family = base.value;
     if (context.value) family.context_length = Number(context.value);
-    json.value = JSON.stringify(family, null, 2);
+    return family;
   }
+
+  const encoderFamily = () => ({
+    version: 2,
+    model_name: name.value.trim(),
+    ...(kind.value === "embedding" && { dimensions: Number(dimensions.value) }),
+    max_tokens: Number(maxTokens.value),
+    model_specs: [{ model_format: "pytorch", model_uri: directory.value.trim() }],
+  });
 
   async function register(event) {
     event.preventDefault();
     try {
-      await call("v1/model_registrations/LLM", {
+      await call(path`v1/model_registrations/${kind.value}`, {
         method: "POST",
         body: { model: json.value, persist: persist.checked },
       });
@@ -82,22 +106,34 @@ export async function show(root, { signal }) {
   }
 
   const checkbox = (box, label) => h("label", { class: "check" }, box, " ", label);
-  const fields = h(
-    "div",
-    { class: "grid", oninput: written },
-    field(t("name"), name, t("name_hint")),
-    field(t("directory"), directory, t("directory_hint")),
+  const languageFields = [
     field(t("size_in_billions"), size),
     field(t("base_family"), base, t("base_family_hint")),
     field(t("context_length"), context, t("default_hint")),
     h("fieldset", {}, h("legend", {}, t("ability")),
       abilities.map((box) => checkbox(box, box.value))),
+  ];
+  const dimensionsField = field(t("dimensions"), dimensions, t("dimensions_hint"));
+  const encoderFields = [dimensionsField, field(t("most_input_tokens"), maxTokens)];
+  const fields = h(
+    "div",
+    { class: "grid", oninput: written },
+    field(t("kind"), kind),
+    field(t("name"), name, t("name_hint")),
+    field(t("directory"), directory, t("directory_hint")),
+    languageFields,
+    encoderFields,
   );
+  // What is written by hand need not be in the fields.
+  json.addEventListener("input", () => {
+    form.noValidate = true;
+  });
+  const form = h("form", { onsubmit: register }, fields, checkbox(persist, t("persist")),
+    h("details", {}, h("summary", {}, t("as_json")), field("JSON", json, t("json_hint"))),
+    problems, h("div", { class: "actions" }, h("button", { class: "primary" }, t("register"))));
   fill(
     root,
-    h("form", { onsubmit: register }, fields, checkbox(persist, t("persist")),
-      h("details", {}, h("summary", {}, t("as_json")), field("JSON", json, t("json_hint"))),
-      problems, h("div", { class: "actions" }, h("button", { class: "primary" }, t("register")))),
+    form,
     h("h2", {}, t("own_models")),
     own,
   );
