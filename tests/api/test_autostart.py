@@ -61,6 +61,28 @@ async def test_an_entry_is_added_listed_and_removed(
     assert (await http.delete("/v1/autostart/models/mine")).status_code == 404
 
 
+async def test_no_secret_of_a_server_is_listed(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    launch = {
+        "model_uid": "mine",
+        "model_name": "xinference-guide",
+        "model_engine": "SGLang",
+        "hf_token": "sesame",
+        "admin-api-key": "sesame",
+        "tokenizer_mode": "auto",
+    }
+
+    added = await http.post("/v1/autostart/models", json={"launch": launch})
+
+    assert added.status_code == 200, added.text
+    assert "sesame" not in added.text
+    assert added.json()["launch"] == launch | {"hf_token": "***", "admin-api-key": "***"}
+    (entry,) = [status.entry for status in await cluster.autostart()]
+    assert entry.launch.server_options is not None
+    assert entry.launch.server_options.secrets == ("sesame", "sesame")
+
+
 @pytest.mark.parametrize(
     ("changes", "refused"),
     [

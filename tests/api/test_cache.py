@@ -68,10 +68,28 @@ async def test_what_is_kept_is_listed_with_the_names_that_users_know(
                 "is_complete": True,
                 "used_by": ["my-qwen"],
             }
-        ]
+        ],
+        "unanswered": [],
     }
     other = await http.get(CACHE, params={"model_name": "other"})
-    assert other.json() == {"list": []}
+    assert other.json() == {"list": [], "unanswered": []}
+
+
+async def test_a_worker_that_is_silent_is_named_and_the_others_are_listed(
+    http: httpx.AsyncClient, kept: FakeCluster
+) -> None:
+    kept.unanswered = (NodeId("10.0.0.8:9001"),)
+
+    listed = await http.get(CACHE)
+    removed = await http.delete(CACHE, params={"model_version": VERSION, "force": "true"})
+
+    assert len(listed.json()["list"]) == 1
+    assert listed.json()["unanswered"] == ["10.0.0.8:9001"]
+    assert removed.json() == {
+        "result": True,
+        "freed_bytes": 1500,
+        "unanswered": ["10.0.0.8:9001"],
+    }
 
 
 async def test_what_would_be_removed_is_told_first(
@@ -85,6 +103,7 @@ async def test_what_would_be_removed_is_told_first(
         "paths": list(KEPT.files),
         "freed_bytes": 1500,
         "used_by": ["my-qwen"],
+        "unanswered": [],
     }
     unknown = await http.get(f"{CACHE}/files", params={"model_version": "nothing"})
     assert unknown.status_code == 404
@@ -100,8 +119,8 @@ async def test_what_a_model_runs_from_is_a_conflict_unless_it_is_forced(
     assert refused.json()["error"]["code"] == "cache_in_use"
     assert "my-qwen" in refused.json()["error"]["message"]
     forced = await http.delete(CACHE, params={"model_version": VERSION, "force": True})
-    assert forced.json() == {"result": True, "freed_bytes": 1500}
-    assert (await http.get(CACHE)).json() == {"list": []}
+    assert forced.json() == {"result": True, "freed_bytes": 1500, "unanswered": []}
+    assert (await http.get(CACHE)).json()["list"] == []
     again = await http.delete(CACHE, params={"model_version": VERSION})
     assert again.status_code == 404
 

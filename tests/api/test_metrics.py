@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """`GET /metrics`."""
 
+import asyncio
 import os
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.cluster import FakeCluster
 from xinference.api.app import create_app
-from xinference.errors import PeerUnreachable
+from xinference.errors import PeerUnreachable, ReplicaLost
+from xinference.protocol.histograms import SECONDS, Histogram
 
 from .conftest import chat
 
@@ -67,6 +70,71 @@ async def test_errors_are_counted_by_code_and_invented_names_make_no_labels(
     assert "BREW" not in "".join(value for _, given in page for _, value in given)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_aborts_are_counted_by_their_cause(
+    http: httpx.AsyncClient, cluster: FakeCluster, stream: bool
+) -> None:
+    async def abort() -> None:
+        await cluster.wait_until(lambda: cluster.live_requests("guide"))
+        (request_id,) = cluster.live_requests("guide")
+        await http.post(f"/v1/models/guide/requests/{request_id}/abort")
+
+    body = chat(stream=stream)
+    cluster.allow(0)
+    await asyncio.gather(http.post("/v1/chat/completions", json=body), abort())
+    short = {"X-Request-Timeout": "0.05"}
+    await http.post("/v1/chat/completions", json=body, headers=short)
+    cluster.allow(None)
+    cluster.queue_is_full = True
+    await http.post("/v1/chat/completions", json=body)
+    cluster.queue_is_full = False
+    cluster.failure = ReplicaLost(model="guide", problem="killed")
+    await http.post("/v1/chat/completions", json=body)
+    cluster.failure = None
+    await http.post("/v1/chat/completions", json=chat(max_tokens="many"))
+    await http.post("/v1/chat/completions", json=body)
+
+    page = await scrape(http)
+
+    aborts = {
+        key: value
+        for key, value in page.items()
+        if key[0] == "model_request_aborts_total" and value
+    }
+    causes = ("abort_by_id", "deadline", "replica_lost", "shed")
+    assert aborts == {
+        ("model_request_aborts_total", labels(model_uid="guide", cause=cause)): 1
+        for cause in causes
+    }
+
+
+async def test_a_histogram_of_an_engine_is_one_on_the_page(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    waited = Histogram(SECONDS)
+    for seconds in (0.002, 0.3, 700.0):
+        waited.observe(seconds)
+    cluster.more_counters = {"busy_seconds": 2.5, **waited.counters("queue_seconds")}
+
+    page = await scrape(http)
+
+    def at_most(bound: str) -> float:
+        found = labels(model_uid="guide", replica_index="0", le=bound)
+        return page["engine_queue_seconds_bucket", found]
+
+    replica = labels(model_uid="guide", replica_index="0")
+    assert [at_most(bound) for bound in ("0.005", "0.25", "0.5", "120.0", "+Inf")] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+    ]
+    assert page["engine_queue_seconds_count", replica] == 3
+    assert page["engine_queue_seconds_sum", replica] == 700.302
+    assert page["engine_busy_seconds_total", replica] == 2.5
+
+
 async def test_the_cluster_and_the_engines_are_on_the_page(
     http: httpx.AsyncClient, cluster: FakeCluster
 ) -> None:
@@ -78,8 +146,10 @@ async def test_the_cluster_and_the_engines_are_on_the_page(
 
     assert page["supervisor_up", labels()] == 1
     assert page["workers_total", labels()] == 1
-    assert page["engine_steps_total", labels(model_uid="guide")] == 6
-    assert page["engine_num_running", labels(model_uid="guide")] == 0
+    replica = labels(model_uid="guide", replica_index="0")
+    assert page["engine_steps_total", replica] == 6
+    assert page["engine_num_running", replica] == 0
+    assert page["models_loaded_total", labels(model_type="LLM")] == 1
     status = labels(model_uid="guide", model_name="xinference-guide", status="READY")
     assert page["model_status", status] == 1
     assert page["replica_restarts_total", labels(model_uid="guide", replica_index="0")] == 1

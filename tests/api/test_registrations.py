@@ -35,7 +35,9 @@ async def test_a_family_can_be_added_seen_and_removed(http: httpx.AsyncClient) -
         {"model_name": "mine", "is_builtin": False},
         {"model_name": "xinference-guide", "is_builtin": True},
     ]
-    assert one == FAMILY | {"is_builtin": False}
+    (spec,) = one["model_specs"]
+    assert spec.items() >= {"cache_status": False, "fits": None}.items()
+    assert one == FAMILY | {"is_builtin": False, "model_specs": [spec]}
     assert (removed.status_code, removed.json()) == (200, None)
     assert (await http.get(f"{REGISTRATIONS}/mine")).status_code == 404
 

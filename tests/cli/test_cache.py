@@ -79,6 +79,16 @@ def test_a_removal_shows_the_files_and_asks(script: Script, run: Run) -> None:
     assert [asked.query for asked in deletions] == [f"model_version={VERSION}&force=false"]
 
 
+def test_a_removal_names_the_workers_that_do_not_answer(script: Script, run: Run) -> None:
+    told = {**FILES, "unanswered": ["10.0.0.8:9001"]}
+    script.replies |= REMOVABLE | {"GET /v1/cache/models/files": Reply(json=told)}
+
+    done = run("remove-cache", "-n", VERSION, "--check")
+
+    assert done.exit_code == 0, done.stderr
+    assert "10.0.0.8:9001, too, which does not answer" in done.stderr
+
+
 def test_a_removal_asks_nothing_when_it_is_told_to(script: Script, run: Run) -> None:
     script.replies |= REMOVABLE
 

@@ -36,12 +36,13 @@ ENGINES = {"Transformers": VARIANTS, "vLLM": "it is not installed"}
 def test_the_catalogue_can_be_searched(script: Script, run: Run) -> None:
     script.replies["GET /v1/model_registrations/LLM"] = Reply(json=[FAMILY])
 
-    run("registrations", "-q", "small", "-a", "chat", "-a", "tools", "--max-size", "3", "--fits")
+    run("registrations", "-q", "small", "-a", "chat", "-a", "tools", "--max-size", "3",
+        "--fits", "--cached")  # fmt: skip
 
     (sent,) = (one for one in script.asked if one.path == "/v1/model_registrations/LLM")
     assert parse_qs(sent.query) == {
         "detailed": ["true"], "query": ["small"], "ability": ["chat", "tools"],
-        "max_size": ["3.0"], "fits": ["true"],
+        "max_size": ["3.0"], "fits": ["true"], "cached": ["true"],
     }  # fmt: skip
 
 

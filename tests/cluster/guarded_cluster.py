@@ -206,16 +206,21 @@ class GuardedCluster:
         self.cluster: RemoteCluster | None = None
 
     async def start(self, *, num_workers: int = 1) -> RemoteCluster:
-        """Start the first host, and as many more as make the number of workers."""
-        await self.hosts[0].start(expected_workers=num_workers)
-        for number in range(1, num_workers):
-            if number == len(self.hosts):
-                self.hosts.append(Host(self.home / f"host-{number}"))
-            await self.start_host(number)
+        """Start the first host and, at the same time, as many as make the number of workers."""
+        while len(self.hosts) < num_workers:
+            self.hosts.append(Host(self.home / f"host-{len(self.hosts)}"))
+        self._where.unlink(missing_ok=True)
+        first = asyncio.create_task(self.hosts[0].start(expected_workers=num_workers))
+        await until(
+            lambda: first.done() or (self._where.exists() and self._where.read_text()),
+            "it is known where the supervisor will be",
+        )
+        others = [self.start_host(number) for number in range(1, num_workers)]
+        await asyncio.gather(first, *others)
         return await self.connect()
 
     async def start_host(self, number: int, **told: object) -> None:
-        """Start a host that has a worker alone; the first must run."""
+        """Start a host that has a worker alone; the first must run, or be starting."""
         await self.hosts[number].start(supervisor_address=self._supervisor_address(), **told)
 
     async def connect(self) -> RemoteCluster:
@@ -228,7 +233,11 @@ class GuardedCluster:
         return self.cluster
 
     def _supervisor_address(self) -> str:
-        return (self.home / "supervisor.address").read_text()
+        return self._where.read_text()
+
+    @property
+    def _where(self) -> Path:
+        return self.home / "supervisor.address"
 
     @property
     def guardian(self) -> int:

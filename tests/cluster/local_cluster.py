@@ -37,6 +37,7 @@ from xinference.cluster.worker import (
     SUPERVISOR,
     WORKER,
     NewReplica,
+    Served,
     WorkerActor,
 )
 from xinference.errors import ReplicaLost, XinferenceError
@@ -58,14 +59,17 @@ class ScriptedReplica:
         sweep: Callable[[InstanceId], int],
         on_change: Callable[[], None],
         adopted: Any = None,
+        listens_at: str = "",
     ) -> None:
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()
         self.pid = None
         self.load: InstanceLoad | None = None
         self.source = start.spec.source.path
+        self._start = start
         self._on_change = on_change
         self._is_started = False
+        self._served: Served | None = None
         self.report = InstanceReport(
             replica=start.spec.replica,
             instance=start.spec.instance,
@@ -81,7 +85,13 @@ class ScriptedReplica:
         if not self.ended.is_set():
             self.move(InstanceState.STOPPING)
 
+    @property
+    def served(self) -> Served | None:
+        return None if self.report.error is None else self._served
+
     def move(self, state: InstanceState, error: XinferenceError | None = None) -> None:
+        if state is InstanceState.READY:
+            self._served = Served(self._start, f"unix:{self.report.instance}")
         wire = None if error is None else error.to_wire()
         address = f"unix:{self.report.instance}" if state is InstanceState.READY else None
         self.report = replace(self.report, state=state, error=wire, address=address)
@@ -226,7 +236,10 @@ class LocalCluster:
         await bus.serve(CACHE, CacheActor(downloads))
         await bus.serve(WORKER, worker)
         self.workers[address] = worker
-        self._tasks[address] = [asyncio.create_task(worker.report_forever())]
+        self._tasks[address] = [
+            asyncio.create_task(worker.report_forever()),
+            asyncio.create_task(worker.restart_forever()),
+        ]
         return worker
 
     async def kill(self, address: str) -> None:

@@ -178,8 +178,9 @@ class SimulatedWorker:
             elif found.state is not InstanceState.EXITED:
                 self.move(stop.instance, InstanceState.STOPPING)
         for instance in command.forget:
-            if self.instances.get(instance, None) is not None:
-                assert self.instances[instance].state is InstanceState.EXITED
+            found = self.instances.get(instance)
+            # One that was started again meanwhile lives.
+            if found is not None and found.state is InstanceState.EXITED:
                 del self.instances[instance]
                 self.forgotten.add(instance)
 
@@ -189,6 +190,17 @@ class SimulatedWorker:
         address = f"unix:{instance}" if state is InstanceState.READY else report.address
         self.sequence += 1
         self.instances[instance] = replace(report, state=state, error=wire, address=address)
+
+    def restart_alone(self) -> None:
+        """Start again what served here and broke, as a worker does that has no supervisor."""
+        for report in list(self.instances.values()):
+            living = {one.replica for one in self.living()}
+            has_served = report.address is not None
+            if report.error is not None and has_served and report.replica not in living:
+                self.sequence += 1
+                self.instances[report.instance] = replace(
+                    report, state=InstanceState.STARTING, error=None, address=None
+                )
 
     def living(self) -> list[InstanceReport]:
         return [
@@ -330,6 +342,21 @@ class SimulatedCluster:
         """Settle, with work finishing and delays passing, until nothing changes."""
         for _ in range(40):
             self.settle()
+            if self.is_at_rest:
+                return
             self.finish_work()
             self.clock.advance(0.9)
         self.settle()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is under way or due: neither work nor time alone changes anything."""
+        nodes = {status.node for status in self.state.nodes(now=self.clock())}
+        moving = {InstanceState.STOPPING, *BRINGING_UP}
+        return (
+            self.state.next_due() is None
+            and nodes <= self.workers.keys()
+            and not any(
+                one.state in moving for each in self.workers.values() for one in each.living()
+            )
+        )

@@ -24,10 +24,16 @@ from xinference.errors import (
     InsufficientResources,
     InvalidRequest,
     ObjectNotFound,
+    PeerUnreachable,
 )
 from xinference.identifiers import NodeId
 from xinference.protocol.deployment import LaunchSpec
-from xinference.protocol.downloads import CachedModel, DownloadStage, DownloadStatus
+from xinference.protocol.downloads import (
+    DownloadStage,
+    DownloadStatus,
+    KeptModels,
+    Removed,
+)
 from xinference.settings import DownloadSettings
 
 ONE, OTHER = "127.0.0.1:2000", "127.0.0.2:2000"
@@ -35,7 +41,6 @@ VERSION = request().model_version
 DEADLINE_SECONDS = 30.0
 SPEC = LaunchSpec(model_name=FAMILY, model_engine="transformers")
 
-Kept = dict[NodeId, list[CachedModel]]
 Statuses = dict[NodeId, DownloadStatus]
 
 
@@ -112,11 +117,9 @@ async def test_a_download_goes_to_every_worker_and_is_listed_there(
     assert version == VERSION
     statuses = await stage_of_all(ask, DownloadStage.COMPLETED)
     assert set(statuses) == {ONE, OTHER}
-    kept: Kept = await ask("models", None, returns=Kept)
-    assert {node: [one.model_version for one in models] for node, models in kept.items()} == {
-        ONE: [VERSION],
-        OTHER: [VERSION],
-    }
+    kept: KeptModels = await ask("models", None, 10.0, returns=KeptModels)
+    versions = {node: [one.model_version for one in models] for node, models in kept.models.items()}
+    assert versions == {ONE: [VERSION], OTHER: [VERSION]}
 
 
 async def test_a_download_to_one_worker_and_its_removal_leave_the_other_alone(
@@ -125,14 +128,35 @@ async def test_a_download_to_one_worker_and_its_removal_leave_the_other_alone(
     await joined(local, ONE, OTHER)
     await ask("download", replace(SPEC, worker_ip="127.0.0.2"), returns=str)
     await stage_of_all(ask, DownloadStage.COMPLETED)
-    kept: Kept = await ask("models", None, returns=Kept)
-    assert not kept[NodeId(ONE)]
-    (model,) = kept[NodeId(OTHER)]
+    kept: KeptModels = await ask("models", None, 10.0, returns=KeptModels)
+    assert not kept.models[NodeId(ONE)]
+    (model,) = kept.models[NodeId(OTHER)]
 
-    freed = await ask("remove", VERSION, None, False, returns=int)
+    removed: Removed = await ask("remove", VERSION, None, False, returns=Removed)
 
-    assert freed == model.freed_bytes > 3_000_000
-    assert await ask("models", None, returns=Kept) == {ONE: [], OTHER: []}
+    assert removed.freed_bytes == model.freed_bytes > 3_000_000
+    left: KeptModels = await ask("models", None, 10.0, returns=KeptModels)
+    assert left.models == {ONE: [], OTHER: []}
+
+
+async def test_a_silent_worker_is_named_and_holds_up_neither_lists_nor_removals(
+    local: LocalCluster, ask: Ask
+) -> None:
+    await joined(local, ONE, OTHER)
+    await ask("download", SPEC, returns=str)
+    await stage_of_all(ask, DownloadStage.COMPLETED)
+    local.network.hang(OTHER)
+
+    kept: KeptModels = await ask("models", None, 0.5, returns=KeptModels)
+    with pytest.raises(PeerUnreachable, match=OTHER):
+        await ask("models", OTHER, 0.5, returns=KeptModels)
+    local.network.kill(OTHER)
+    removed: Removed = await ask("remove", VERSION, None, False, returns=Removed)
+
+    assert [one.model_version for one in kept.models[NodeId(ONE)]] == [VERSION]
+    assert kept.unanswered == (OTHER,)
+    assert removed.freed_bytes > 3_000_000
+    assert removed.unanswered == (OTHER,)
 
 
 async def test_a_download_can_be_cancelled_and_gone_on_with(
@@ -165,11 +189,11 @@ async def test_a_download_that_fails_says_why(local: LocalCluster, ask: Ask, hub
 
 async def test_a_worker_that_is_not_there_is_refused(local: LocalCluster, ask: Ask) -> None:
     with pytest.raises(InsufficientResources, match="No worker"):
-        await ask("models", None)
+        await ask("models", None, 10.0)
     await joined(local, ONE)
 
     for question in (
-        ask("models", "10.0.0.9"),
+        ask("models", "10.0.0.9", 10.0),
         ask("remove", VERSION, "10.0.0.9", False),
         ask("download", replace(SPEC, worker_ip="10.0.0.9")),
     ):

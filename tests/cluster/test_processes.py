@@ -29,7 +29,7 @@ from xinference.cluster.configuration import WorkerConfig
 from xinference.cluster.remote import RemoteCluster
 from xinference.cluster.supervision import PLATFORM
 from xinference.errors import LaunchCancelled, LoadFailed, ModelNotFound, XinferenceError
-from xinference.identifiers import RequestId, new_request_id
+from xinference.identifiers import ReplicaUid, RequestId, new_request_id
 from xinference.protocol.deployment import ModelState
 from xinference.protocol.generation import (
     Finished,
@@ -43,6 +43,14 @@ __all__ = ["guarded"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
+def counting(num_tokens: int) -> GenerationRequest:
+    return GenerationRequest(
+        request_id=new_request_id(),
+        prompt=TextPrompt(text="count"),
+        sampling=SamplingParams(max_tokens=num_tokens),
+    )
+
+
 async def test_a_model_lives_from_launch_to_terminate(guarded: GuardedCluster) -> None:
     cluster = await guarded.start()
 
@@ -52,7 +60,7 @@ async def test_a_model_lives_from_launch_to_terminate(guarded: GuardedCluster) -
     (replica,) = guarded.replicas()
     assert KEY not in (PLATFORM.variable_of(replica, "XOSCAR_AUTH_KEY") or "")
     assert PLATFORM.variable_of(replica, "XINFERENCE_INSTANCE")
-    assert (await cluster.engine_stats())[MODEL]["num_steps"] > 0
+    assert (await cluster.engine_stats())[ReplicaUid(MODEL, 0)]["num_steps"] > 0
 
     await cluster.terminate(MODEL)
 
@@ -142,12 +150,7 @@ async def test_what_hung_when_everything_was_killed_is_swept_at_the_next_start(
 async def test_a_worker_that_is_told_to_end_lets_requests_finish(guarded: GuardedCluster) -> None:
     cluster = await guarded.start()
     await cluster.launch(spec(), wait_ready=True)
-    request = GenerationRequest(
-        request_id=new_request_id(),
-        prompt=TextPrompt(text="count"),
-        sampling=SamplingParams(max_tokens=300),
-    )
-    stream = await cluster.generate(MODEL, request)
+    stream = await cluster.generate(MODEL, counting(300))
     await stream.__anext__()
 
     os.kill(guarded.role("worker"), signal.SIGTERM)
@@ -161,12 +164,7 @@ async def test_a_worker_that_is_told_to_end_lets_requests_finish(guarded: Guarde
 async def test_a_terminated_model_finishes_what_it_has(guarded: GuardedCluster) -> None:
     cluster = await guarded.start()
     await cluster.launch(spec(), wait_ready=True)
-    request = GenerationRequest(
-        request_id=new_request_id(),
-        prompt=TextPrompt(text="count"),
-        sampling=SamplingParams(max_tokens=300),
-    )
-    stream = await cluster.generate(MODEL, request)
+    stream = await cluster.generate(MODEL, counting(300))
     await stream.__anext__()
 
     terminating = asyncio.create_task(cluster.terminate(MODEL))
@@ -176,6 +174,26 @@ async def test_a_terminated_model_finishes_what_it_has(guarded: GuardedCluster) 
     assert isinstance(events[-1], Finished)
     assert events[-1].reason.value == "length"
     assert guarded.replicas() == []
+
+
+async def test_adopted_replicas_finish_what_they_have_when_everything_ends(
+    guarded: GuardedCluster,
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+    worker = guarded.role("worker")
+    os.kill(worker, signal.SIGKILL)
+    await until(lambda: guarded.find("worker") not in {None, worker}, "it is back")
+    await until_adopted(cluster)
+    stream = await cluster.generate(MODEL, counting(500))
+    await stream.__anext__()
+
+    stopping = asyncio.create_task(guarded.hosts[0].stop())
+    events = [event async for event in stream]
+
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason.value == "length"
+    assert await stopping == 0
 
 
 async def until_model_known(cluster: RemoteCluster) -> None:

@@ -193,6 +193,26 @@ async def test_what_was_there_of_a_prompt_is_told_with_the_end(loaded: ReplicaPr
     assert after - before == 48
 
 
+async def test_requests_are_counted_with_their_tokens_and_times(loaded: ReplicaProcess) -> None:
+    async with contextlib.aclosing(await opened(loaded)) as connection:
+        before = (await connection.ping(SECONDS)).counters
+        stream = await connection.generate(a_request("a", max_tokens=3), timeout_seconds=SECONDS)
+        end = await last_event(stream)
+        with pytest.raises(InvalidRequest):
+            await connection.generate(
+                replace(a_request("b"), prompt=TokenPrompt(token_ids=())), timeout_seconds=SECONDS
+            )
+        after = (await connection.ping(SECONDS)).counters
+
+    grown = {name: after[name] - before[name] for name in after}
+    assert isinstance(end, Finished)
+    assert grown["requests"] == grown["request_seconds:+Inf"] == 2
+    assert grown["request_errors"] == 1
+    assert grown["request_first_token_seconds:+Inf"] == grown["queue_seconds:+Inf"] == 1
+    assert grown["request_input_tokens"] == end.usage.num_prompt_tokens
+    assert grown["request_output_tokens"] == 3
+
+
 @pytest.mark.parametrize(
     "sampling",
     [

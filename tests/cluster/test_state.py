@@ -16,7 +16,7 @@ from tests.cluster.simulation import (
 )
 from xinference.cluster.messages import DesiredReplica, InstanceState
 from xinference.cluster.routing import ready_routes
-from xinference.cluster.state.cluster_state import RECOVERY_SECONDS
+from xinference.cluster.state.cluster_state import FIRST_WORKER_SECONDS, RECOVERY_SECONDS
 from xinference.cluster.state.observation import LEASE_SECONDS
 from xinference.cluster.state.records import Tell
 from xinference.errors import (
@@ -518,6 +518,21 @@ def test_a_restarted_supervisor_waits_for_reports_before_it_starts_anything(
 
     assert second.instances == {}
     assert len(first.instances) == 1
+
+
+def test_a_restarted_supervisor_that_has_heard_of_no_worker_waits_longer(
+    cluster: SimulatedCluster,
+) -> None:
+    ready(cluster)
+    cluster.restart_supervisor()
+
+    cluster.clock.advance(FIRST_WORKER_SECONDS - 1.0)
+    assert cluster.state.is_recovering(now=cluster.clock())
+    cluster.report(worker_of(cluster))
+
+    assert not cluster.state.is_recovering(now=cluster.clock())
+    cluster.reconcile()
+    assert len(ready_routes(cluster.state.routes, QWEN)) == 1
 
 
 def test_after_a_power_cut_everything_comes_back(cluster: SimulatedCluster) -> None:

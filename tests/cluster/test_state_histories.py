@@ -50,6 +50,7 @@ ACTIONS: tuple[tuple[Any, ...], ...] = (
     ("move", WORKERS, tuple(InstanceState)),
     ("reconcile", (True, False)),
     ("replay", tuple(range(11))),
+    ("restart alone", WORKERS),
     ("kill worker", WORKERS, (True, False)),
     ("replace worker", WORKERS, (True, False)),
     ("leave", WORKERS),
@@ -174,6 +175,10 @@ class History:
                     tell = self.said[-1 - index]
                     if tell.node in cluster.workers:
                         cluster.workers[tell.node].apply(tell.command)
+            case ("restart alone", index):
+                worker = self.worker(index)
+                if worker is not None and not worker.is_leaving:
+                    worker.restart_alone()
             case ("replace worker", index, is_noticed):
                 if (worker := self.worker(index)) is not None:
                     if is_noticed:

@@ -2,7 +2,7 @@
 """What a worker makes of commands: in any order, twice, late, and of the wrong sender."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,14 @@ from xinference.cluster.messages import (
     WorkerEpoch,
 )
 from xinference.cluster.worker import WorkerActor
-from xinference.errors import ProtocolError
+from xinference.errors import ProtocolError, ReplicaLost
 from xinference.identifiers import InstanceId, ModelUid, ReplicaUid
 from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec
 
 REPLICA = ReplicaUid(ModelUid("qwen"), 0)
 LAUNCH = LaunchId("launch")
+LOST = ReplicaLost(model="qwen", problem="signal SIGKILL")
+DEADLINE_SECONDS = 10.0
 
 
 @pytest.fixture
@@ -66,6 +68,12 @@ def stop(instance: str = "i1") -> StopInstance:
 
 def states(worker: WorkerActor) -> dict[str, InstanceState]:
     return {report.instance: report.state for report in worker.report().instances}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():  # noqa: ASYNC110  # nothing tells
+            await asyncio.sleep(0.005)
 
 
 async def test_a_start_that_comes_twice_starts_once(
@@ -120,6 +128,41 @@ async def test_a_second_instance_of_a_replica_ends_the_first(
     await worker.apply(command(worker, start=(start("i2"),)))
 
     assert states(worker) == {"i1": InstanceState.STOPPING, "i2": InstanceState.STARTING}
+
+
+async def test_what_ends_while_there_is_no_supervisor_is_started_again_where_it_was(
+    local: LocalCluster, worker: WorkerActor
+) -> None:
+    await worker.apply(command(worker, start=(start(),)))
+    for num_made in (2, 3):
+        local.replicas[-1].move(InstanceState.READY)
+        local.replicas[-1].move(InstanceState.EXITED, LOST)
+        await until(lambda n=num_made: len(local.replicas) == n)
+        assert states(worker) == {"i1": InstanceState.STARTING}
+    local.replicas[-1].move(InstanceState.READY)
+
+    await local.start_supervisor()
+    await until(worker.joined.is_set)
+    local.replicas[-1].move(InstanceState.EXITED, LOST)
+
+    await until(lambda: states(worker) != {"i1": InstanceState.READY})
+    assert len(local.replicas) == 3, "a supervisor decides"
+
+
+async def test_what_was_told_to_end_or_never_served_stays_so(
+    local: LocalCluster, worker: WorkerActor
+) -> None:
+    await worker.apply(command(worker, start=(start(),)))
+    local.replicas[0].move(InstanceState.EXITED, LOST)
+    await worker.apply(command(worker, start=(start("i2"),)))
+    local.replicas[1].move(InstanceState.READY)
+    await worker.apply(command(worker, stop=(stop("i2"),)))
+    local.replicas[1].move(InstanceState.EXITED)
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    assert len(local.replicas) == 2
+    assert set(states(worker).values()) == {InstanceState.EXITED}
 
 
 async def test_an_older_supervisor_and_an_earlier_life_are_not_obeyed(

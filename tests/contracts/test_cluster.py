@@ -39,7 +39,7 @@ from xinference.errors import (
     ObjectNotFound,
     UnsupportedVariant,
 )
-from xinference.identifiers import ModelUid, RequestId, new_request_id
+from xinference.identifiers import ModelUid, ReplicaUid, RequestId, new_request_id
 from xinference.protocol.autostart import AutostartEntry
 from xinference.protocol.deployment import (
     AbortOutcome,
@@ -263,7 +263,9 @@ async def test_an_unknown_model_is_not_found(subject: Subject) -> None:
 async def test_nothing_is_kept_at_first_and_nothing_to_be_removed(subject: Subject) -> None:
     cluster = subject.cluster
 
-    assert list((await cluster.cached_models(None)).values()) == [[]]
+    kept = await cluster.cached_models(None)
+    assert list(kept.models.values()) == [[]]
+    assert not kept.unanswered
     assert await cluster.download_status("nothing") == {}
     with pytest.raises(ObjectNotFound):
         await cluster.remove_cached("nothing", None, is_forced=False)
@@ -384,7 +386,7 @@ async def test_a_loading_model_says_so(subject: Subject) -> None:
 
     assert refused.value.retry_after_seconds > 0
     assert 0.0 <= (await cluster.launch_progress(GUIDE)).progress < 1.0
-    assert GUIDE not in await cluster.engine_stats()
+    assert ReplicaUid(GUIDE, 0) not in await cluster.engine_stats()
 
 
 async def test_a_cancelled_launch_leaves_nothing(subject: Subject) -> None:
@@ -480,7 +482,7 @@ async def test_a_place_that_is_not_there_is_refused(cluster: Cluster) -> None:
 
 
 async def test_a_ready_model_has_counters(cluster: Cluster) -> None:
-    assert (await cluster.engine_stats())[GUIDE]
+    assert (await cluster.engine_stats())[ReplicaUid(GUIDE, 0)]
 
 
 async def test_the_cluster_shows_its_workers(cluster: Cluster) -> None:

@@ -105,6 +105,12 @@ def test_the_page_counts_what_the_clients_counted(guide: Platform) -> None:
     told = wait_until("those that left are counted", is_settled, timeout_seconds=30)
     assert told["model_request_total"] == NUM_REQUESTS
     assert told["model_request_disconnects_total"] == left
+    assert told["model_request_aborts_total"] == left
+    assert told["engine_queue_seconds_count"] == NUM_REQUESTS
+    assert told["engine_prefill_seconds_count"] == NUM_REQUESTS
+    assert told["engine_decode_seconds_count"] == NUM_REQUESTS
+    assert told["engine_admissions_total"] - told["engine_preemptions_total"] == NUM_REQUESTS
+    assert told["engine_batch_size_count"] == told["engine_steps_total"]
     assert told["model_request_duration_seconds_count"] == NUM_REQUESTS
     assert told["engine_aborts_total"] == left
     assert told["model_request_errors_total"] == 0
@@ -128,7 +134,9 @@ def test_prometheus_can_read_the_page(guide: Platform, promtool: str) -> None:
         line
         for line in checked.stderr.splitlines()
         if "should not contain ':'" not in line
-        and not re.match(r"xinference:(workers_total|model_serve_count) .* suffix", line)
+        and not re.match(
+            r"xinference:(workers_total|models_loaded_total|model_serve_count) .* suffix", line
+        )
     ]
     assert complaints == []
     assert checked.returncode in {0, 3}

@@ -32,7 +32,7 @@ def num_live(platform: Platform) -> tuple[int, int]:
     page = httpx.get(f"{platform.endpoint}/metrics", timeout=10).text
     values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
     running, waiting = (
-        int(float(values[f'xinference:engine_{name}{{model_uid="{GUIDE}"}}']))
+        int(float(values[f'xinference:engine_{name}{{model_uid="{GUIDE}",replica_index="0"}}']))
         for name in ("num_running", "num_waiting")
     )
     return running, waiting

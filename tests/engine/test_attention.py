@@ -203,13 +203,19 @@ def test_the_backends_agree_on_random_batches(seed: int) -> None:
     )
 
 
-def test_far_apart_blocks_are_read_as_several_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xinference.engine.attention.cpu._MAX_HOLE_BYTES", 0)
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("copied_bytes_per_range", [0, 2**21], ids=["ranges", "copied"])
+def test_far_apart_blocks_are_read_in_several_ranges_or_copied(
+    copied_bytes_per_range: int, scoring: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = "xinference.engine.attention.cpu"
+    monkeypatch.setattr(f"{cpu}._MAX_HOLE_BYTES", 0)
+    monkeypatch.setattr(f"{cpu}._COPIED_BYTES_PER_RANGE", copied_bytes_per_range)
     scene = make_scene([9, 30, 2], [1, 1, 1], block_size=4, spread=3)
 
-    out = attend(CpuAttention(), scene, SCORINGS["plain"])
+    out = attend(CpuAttention(), scene, SCORINGS[scoring])
 
-    torch.testing.assert_close(out, by_hand(scene, SCORINGS["plain"]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out, by_hand(scene, SCORINGS[scoring]), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scoring", ["plain", "sinks"])

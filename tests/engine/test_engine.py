@@ -316,6 +316,58 @@ def test_the_counters_tell_prompt_from_decoded_tokens() -> None:
     assert counters.last_step_seconds > 0
 
 
+def test_a_request_ends_with_when_it_came_how_far() -> None:
+    engine = tiny_engine(max_num_seqs=1)
+    for name in ("first", "second"):
+        add(engine, name, PROMPT, max_tokens=4)
+
+    ends = run_to_end(engine).ends
+
+    for end in ends.values():
+        assert end.phases is not None
+        phases = end.phases
+        assert phases.admitted_at is not None
+        assert phases.first_token_at is not None
+        times = (phases.arrived_at, phases.admitted_at, phases.first_token_at, phases.ended_at)
+        assert list(times) == sorted(times)
+    first, second = ends["first"].phases, ends["second"].phases
+    assert first is not None
+    assert second is not None
+    assert second.admitted_at is not None
+    assert second.admitted_at >= first.ended_at, "there is one slot"
+    histograms = engine.counters.histograms()
+    for name in ("queue_seconds", "prefill_seconds", "decode_seconds"):
+        assert histograms[f"{name}:+Inf"] == 2
+    assert histograms["queue_seconds:sum"] >= second.admitted_at - first.admitted_at  # type: ignore[operator]
+    assert histograms["batch_size:1.0"] == engine.counters.num_steps
+    assert engine.counters.num_admissions == 2
+
+
+def test_several_answers_end_with_the_times_of_the_first_and_the_last() -> None:
+    engine = tiny_engine()
+    add(engine, "r", PROMPT, max_tokens=4, n=3, temperature=1.0, seed=1)
+
+    (end,) = run_to_end(engine).ends.values()
+
+    assert end.phases is not None
+    assert end.phases.admitted_at is not None
+    assert end.phases.first_token_at is not None
+    assert end.phases.admitted_at < end.phases.first_token_at < end.phases.ended_at
+    assert engine.counters.histograms()["queue_seconds:+Inf"] == 3
+
+
+def test_what_is_aborted_in_the_queue_was_never_admitted() -> None:
+    engine = tiny_engine()
+    add(engine, "r", PROMPT, max_tokens=4)
+
+    ((_, end),) = engine.abort(RequestId("r"))
+
+    assert isinstance(end, Finished)
+    assert end.phases is not None
+    assert end.phases.admitted_at is None
+    assert engine.counters.histograms()["queue_seconds:+Inf"] == 0
+
+
 def test_every_generated_token_is_told_once() -> None:
     engine = tiny_engine()
     add(engine, "r", PROMPT, max_tokens=6)

@@ -60,7 +60,13 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
-from xinference.protocol.downloads import CachedModel, DownloadStage, DownloadStatus
+from xinference.protocol.downloads import (
+    CachedModel,
+    DownloadStage,
+    DownloadStatus,
+    KeptModels,
+    Removed,
+)
 from xinference.protocol.environments import VirtualEnvironment, environment_of
 from xinference.protocol.generation import (
     Accepted,
@@ -343,10 +349,14 @@ class FakeCluster:
         """Streams stop there until `allow` says otherwise."""
         self.queue_is_full = False
         self.failure: Exception | None = None
+        self.more_counters: dict[str, float] = {}
+        """Of every ready replica's engine."""
         """Raised by every method that a gateway calls."""
 
         self.launched: list[LaunchSpec] = []
         self.cached: dict[str, CachedModel] = {}
+        self.unanswered: tuple[NodeId, ...] = ()
+        """Other workers, which do not say what they keep."""
         self.downloads: dict[str, DownloadStatus] = {}
         self.requests: list[GenerationRequest] = []
         self.computed: list[VectorRequest] = []
@@ -443,14 +453,16 @@ class FakeCluster:
 
     # --- Cluster
 
-    async def cached_models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
+    async def cached_models(
+        self, worker_ip: str | None, *, timeout_seconds: float = 10.0
+    ) -> KeptModels:
         self._fail_if_told()
         self._check_worker(worker_ip)
-        return {NODE: list(self.cached.values())}
+        return KeptModels(models={NODE: list(self.cached.values())}, unanswered=self.unanswered)
 
     async def remove_cached(
         self, model_version: str, worker_ip: str | None, *, is_forced: bool
-    ) -> int:
+    ) -> Removed:
         self._check_worker(worker_ip)
         model = self.cached.get(model_version)
         if model is None:
@@ -458,7 +470,11 @@ class FakeCluster:
         if model.used_by and not is_forced:
             raise CacheInUse(model_version=model_version, users=list(model.used_by))
         del self.cached[model_version]
-        return model.freed_bytes
+        return Removed(
+            model_version=model_version,
+            freed_bytes=model.freed_bytes,
+            unanswered=self.unanswered,
+        )
 
     async def download(self, spec: LaunchSpec) -> str:
         self._check_worker(spec.worker_ip)
@@ -638,10 +654,14 @@ class FakeCluster:
             return AbortOutcome.DONE
         return AbortOutcome.NO_OP if request_id in asked.ended else AbortOutcome.NOT_FOUND
 
-    async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
+    async def engine_stats(self) -> dict[ReplicaUid, dict[str, float]]:
         self._fail_if_told()
         return {
-            uid: {"num_steps": float(self.num_steps), "num_running": float(len(model.live))}
+            ReplicaUid(uid, 0): {
+                "num_steps": float(self.num_steps),
+                "num_running": float(len(model.live)),
+                **self.more_counters,
+            }
             for uid, model in self._models.items()
             if model.state is ModelState.READY
         }

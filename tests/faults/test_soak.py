@@ -35,12 +35,8 @@ QUICK_PAUSE_SECONDS = (0.5, 1.5)
 GUIDE = ModelUid("guide")
 MAX_MIB_PER_HOUR = 8.0
 """In half an hour, less is not to be told from how an allocator breathes."""
-MAX_ENGINE_MIB_PER_HOUR = 100.0
-"""Of a real engine, which half an hour of few requests does not warm up."""
 MAX_DESCRIPTORS = 8
 """Connections that come and go while one looks."""
-RECOVERY_SECONDS = 10.0
-"""After its death a supervisor may not know yet what runs."""
 GATEWAY_SECONDS = 2.0
 """After its end, a connection that led to it may still be reset."""
 
@@ -59,7 +55,9 @@ TALKING = Asked(
         "max_tokens": 24,
         "temperature": 0,
     },
-    rate_per_second=1.0,
+    # Why so often: an engine takes memory over its first several hundred requests, and the first
+    # half of the time is to be enough for them.
+    rate_per_second=3.0,
 )
 
 
@@ -108,25 +106,14 @@ async def test_nothing_hangs_fails_or_grows_while_processes_are_killed(
         kills=len(killer.killed),
         lost_with_their_gateway=len(lost),
     )
-    # Who asked a gateway that was killed has lost the connection. Nobody else has lost anything;
-    # but a gateway that starts while the supervisor does, too, knows of no replica for a moment.
-    supervisor_deaths = [at for at, victim in killer.killed if victim == "supervisor"]
-    for one in callers.sent:
-        if one.outcome not in {"good", "left", "lost"}:
-            assert "model_not_ready" in one.outcome, one
-            assert any(
-                at <= one.sent_at <= at + RECOVERY_SECONDS
-                and any(abs(at - death) <= RECOVERY_SECONDS for death in gateway_deaths)
-                for at in supervisor_deaths
-            ), one
+    # Who asked a gateway that was killed has lost the connection. Nobody else has lost anything.
+    assert outcomes.keys() <= {"good", "left", "lost"}, outcomes
     for one in lost:
         assert one.ended_at is not None
         assert any(
             one.sent_at <= at + GATEWAY_SECONDS and at <= one.ended_at for at in gateway_deaths
         )
-    for one in growths:
-        is_engine = one.name == "replica of the guide"
-        assert one.mib_per_hour < (MAX_ENGINE_MIB_PER_HOUR if is_engine else MAX_MIB_PER_HOUR), one
+    assert all(one.mib_per_hour < MAX_MIB_PER_HOUR for one in growths), growths
     assert all(abs(one.descriptors) <= MAX_DESCRIPTORS for one in growths)
 
 
@@ -182,8 +169,7 @@ watched. *good* is an answer that is the same, token by token, as that of the fi
 is by the caller, as planned; *lost* is with the connection to a gateway that was killed, and nobody
 else's. Nothing hung, nothing was wrong, no other error was told.
 
-*MiB an hour* is the slope of a process's own memory over the second half of its life. An
-engine is still growing then, and has a bound of its own: it takes memory over its first several
-hundred requests (3,600 asked of one engine without kills left it level from the 600th on). All
-others are to be level.
+*MiB an hour* is the slope of a process's own memory over the second half of its life, in which it
+is to be level: at most {MAX_MIB_PER_HOUR:g} MiB an hour, and that is what an allocator's breath
+amounts to. An engine takes memory over its first several hundred requests, which is the first half.
 """

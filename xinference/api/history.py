@@ -8,13 +8,13 @@ Whoever wants longer has `/metrics` and Prometheus.
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xinference.cluster.interface import Cluster
 from xinference.errors import XinferenceError
-from xinference.identifiers import ModelUid
+from xinference.identifiers import ModelUid, ReplicaUid
 from xinference.protocol.nodes import ClusterInfo, NodeStatus
 
 INTERVAL_SECONDS = 10.0
@@ -72,7 +72,8 @@ class History:
             try:
                 async with asyncio.timeout(LOOK_TIMEOUT_SECONDS):
                     info, stats = await cluster.info(), await cluster.engine_stats()
-                self.take(info, stats, unix=time.time(), monotonic=time.monotonic())
+                now = time.monotonic()
+                self.take(info, by_model(stats), unix=time.time(), monotonic=now)
             except (XinferenceError, TimeoutError):
                 logger.debug("a sample is missing: the supervisor did not answer")
             await asyncio.sleep(INTERVAL_SECONDS)
@@ -112,6 +113,14 @@ class History:
         """Return the samples that are later than a time, for the encoder of JSON."""
         data = [sample for sample in self._samples if sample.time > since]
         return {"interval_seconds": INTERVAL_SECONDS, "data": data}
+
+
+def by_model(stats: Mapping[ReplicaUid, Mapping[str, float]]) -> dict[ModelUid, Counter[str]]:
+    """Return the counters of each model, summed over its replicas."""
+    summed: dict[ModelUid, Counter[str]] = {}
+    for replica, counters in stats.items():
+        summed.setdefault(replica.model, Counter()).update(counters)
+    return summed
 
 
 def _worker_sample(worker: NodeStatus) -> WorkerSample:

@@ -10,11 +10,11 @@ A label never takes a value that a caller made up: only models that took a reque
 """
 
 import asyncio
+import collections
 import os
 import platform
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -29,11 +29,17 @@ from xinference.cluster.interface import Cluster
 from xinference.errors import (
     CapacityError,
     ContextLengthExceeded,
+    DeadlinePassed,
+    InternalError,
+    ModelOverloaded,
+    RateLimitReached,
     ReplicaLost,
+    RequestAborted,
+    RequestCrashesModel,
     XinferenceError,
 )
-from xinference.identifiers import ModelUid
-from xinference.protocol.deployment import ModelStatus
+from xinference.identifiers import ModelUid, ReplicaUid
+from xinference.protocol.deployment import ModelState, ModelStatus
 from xinference.protocol.generation import (
     Accepted,
     Failed,
@@ -45,6 +51,7 @@ from xinference.protocol.generation import (
 )
 from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting
 
+from .engine_metrics import engine_families
 from .inbox import AnswerEvent
 
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -52,20 +59,17 @@ FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 SCRAPE_SECONDS = 5.0
 
-ENGINE_COUNTERS = frozenset(
-    {
-        "num_steps",
-        "num_prefill_tokens",
-        "num_decode_tokens",
-        "num_generated_tokens",
-        "num_preemptions",
-        "num_aborts",
-        "num_failed_steps",
-        "num_cache_hits",
-        "num_cached_tokens",
-    }
-)
-"""What an engine counts; its other numbers go up and down."""
+ABORT_CAUSES: Mapping[type[XinferenceError], str] = {
+    DeadlinePassed: "deadline",
+    InternalError: "failure",
+    ModelOverloaded: "shed",
+    RateLimitReached: "rate_limited",
+    ReplicaLost: "replica_lost",
+    RequestAborted: "abort_by_id",
+    RequestCrashesModel: "crashes_model",
+}
+"""Why a request got no whole answer, by its error; other errors are the caller's."""
+CLIENT_LEFT = "client_left"
 
 
 Child = TypeVar("Child", Counter, Gauge, Histogram)
@@ -83,6 +87,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._directory = directory
         self._children: dict[tuple[object, tuple[object, ...]], object] = {}
+        self._known: set[ModelUid] = set()
         if directory is not None:
             _forget_dead(directory)
         model, streamed = ("model_uid",), ("model_uid", "stream")
@@ -99,6 +104,12 @@ class Metrics:
             "xinference:model_request_disconnects",
             "Requests whose client left before the answer ended.",
             model,
+            registry=self.registry,
+        )
+        self.aborts = Counter(
+            "xinference:model_request_aborts",
+            "Requests that got no whole answer for a reason that was not their own.",
+            ("model_uid", "cause"),
             registry=self.registry,
         )
         self.serving = Gauge(
@@ -171,6 +182,16 @@ class Metrics:
             child = self._children[family, labels] = family.labels(*labels)
         return cast(Child, child)
 
+    def know(self, model: ModelUid) -> None:
+        """Begin to count the aborts of a model at 0.
+
+        Why: of a series that begins at 1 Prometheus sees no increase, and no alert would be raised.
+        """
+        if model not in self._known:
+            self._known.add(model)
+            for cause in (*ABORT_CAUSES.values(), CLIENT_LEFT):
+                self.child(self.aborts, model, cause)
+
     def families(self) -> Iterable[Metric]:
         """Return the numbers of all the gateway's processes."""
         if self._directory is None:
@@ -221,7 +242,7 @@ class Observation:
         self._num_delivered = 0
         self._num_thought = 0
         self._usage: Usage | None = None
-        self._code: str | None = None
+        self._error: XinferenceError | None = None
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
@@ -243,11 +264,12 @@ class Observation:
                 case Accepted(num_prompt_tokens=num_prompt_tokens):
                     self._is_accepted = True
                     self._num_prompt_tokens = num_prompt_tokens
+                    self._metrics.know(self._model)
                     self._metrics.child(self._metrics.serving, self._model).inc()
                 case Finished(usage=usage):
                     self._usage = usage
                 case Failed(error=error):
-                    self._code = error.code
+                    self._error = error
 
     def _note_text(self, text: str) -> None:
         if not text:
@@ -267,10 +289,16 @@ class Observation:
     ) -> None:
         metrics = self._metrics
         if isinstance(error, XinferenceError):
-            self._code = error.code
+            self._error = error
+        code = None if self._error is None else self._error.code
         # Invariant: only a model that exists gets a label, whatever a caller named.
         is_known = self._is_accepted or isinstance(
-            error, CapacityError | ContextLengthExceeded | ReplicaLost
+            error,
+            CapacityError
+            | ContextLengthExceeded
+            | ReplicaLost
+            | RequestAborted
+            | RequestCrashesModel,
         )
         model = self._model if is_known else ModelUid("")
         metrics.child(metrics.requests, model, self._stream).inc()
@@ -278,11 +306,15 @@ class Observation:
             metrics.child(metrics.serving, model).dec()
             metrics.child(metrics.duration, model).observe(time.perf_counter() - self._started)
             self._count_tokens()
-        if self._code is not None:
-            metrics.child(metrics.errors, model, self._code).inc()
+        cause = None if self._error is None else ABORT_CAUSES.get(type(self._error))
+        if code is not None:
+            metrics.child(metrics.errors, model, code).inc()
         elif self._usage is None:
             metrics.child(metrics.disconnects, model).inc()
-        status = self._code or ("disconnected" if self._usage is None else "ok")
+            cause = CLIENT_LEFT
+        if cause is not None:
+            metrics.child(metrics.aborts, model, cause).inc()
+        status = code or ("disconnected" if self._usage is None else "ok")
         metrics.child(metrics.key_requests, self._key_name, model, status).inc()
 
     def _count_tokens(self) -> None:
@@ -356,7 +388,7 @@ class _Families(Collector):
 
 async def _asked(
     cluster: Cluster,
-) -> tuple[ClusterInfo | None, list[ModelStatus], dict[ModelUid, dict[str, float]]]:
+) -> tuple[ClusterInfo | None, list[ModelStatus], dict[ReplicaUid, dict[str, float]]]:
     try:
         async with asyncio.timeout(SCRAPE_SECONDS):
             return await cluster.info(), await cluster.models(), await cluster.engine_stats()
@@ -367,7 +399,7 @@ async def _asked(
 def _cluster_families(
     info: ClusterInfo | None,
     models: Sequence[ModelStatus],
-    engine_stats: dict[ModelUid, dict[str, float]],
+    engine_stats: dict[ReplicaUid, dict[str, float]],
 ) -> Iterator[Metric]:
     build = GaugeMetricFamily(
         "xinference:build_info", "Always 1.", labels=("version", "python_version", "role")
@@ -379,7 +411,10 @@ def _cluster_families(
     if info is not None:
         yield from _node_families(info)
         yield from _model_families(models)
-        yield from _engine_families(engine_stats)
+        yield from engine_families(
+            [((uid.model, str(uid.index)), stats) for uid, stats in engine_stats.items()],
+            labels=("model_uid", "replica_index"),
+        )
 
 
 def _routing_families(routing: GatewayRouting) -> Iterator[Metric]:
@@ -475,6 +510,17 @@ def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:
     replica_state = GaugeMetricFamily(
         "xinference:replica_status", "Always 1.", labels=("model_uid", "replica_index", "status")
     )
+    binding = GaugeMetricFamily(
+        "xinference:model_gpu_binding",
+        "Always 1: this GPU was given to this replica.",
+        labels=(
+            *("model_uid", "model_name", "model_type"),
+            *("worker_address", "gpu_index", "replica_index"),
+        ),
+    )
+    loaded = GaugeMetricFamily(
+        "xinference:models_loaded_total", "Models that serve.", labels=("model_type",)
+    )
     for model in models:
         what = model.description
         about.add_metric(
@@ -492,22 +538,12 @@ def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:
             name = (model.model_uid, str(replica.replica.index))
             restarts.add_metric(name, replica.num_restarts)
             replica_state.add_metric((*name, replica.state), 1)
-    yield from (about, state, restarts, replica_state)
-
-
-def _engine_families(stats: dict[ModelUid, dict[str, float]]) -> Iterator[Metric]:
-    """Yield one family per number of any engine: num_steps → xinference:engine_steps_total."""
-    names = sorted({name for of_model in stats.values() for name in of_model})
-    for name in names:
-        grows = name in ENGINE_COUNTERS
-        kind = CounterMetricFamily if grows else GaugeMetricFamily
-        shown = name.removeprefix("num_") if grows else re.sub(r"[^a-zA-Z0-9_]", "_", name)
-        family = kind(
-            f"xinference:engine_{shown}",
-            "As the engine last reported.",
-            labels=("model_uid",),
-        )
-        for model, of_model in stats.items():
-            if name in of_model:
-                family.add_metric((model,), of_model[name])
-        yield family
+            for gpu in replica.gpu_idx or ():
+                place = (what.model_name, what.model_type, replica.node or "", str(gpu))
+                binding.add_metric((model.model_uid, *place, str(replica.replica.index)), 1)
+    ready = collections.Counter(
+        model.description.model_type for model in models if model.state is ModelState.READY
+    )
+    for model_type, count in sorted(ready.items()):
+        loaded.add_metric((model_type,), count)
+    yield from (about, state, restarts, replica_state, binding, loaded)

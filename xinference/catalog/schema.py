@@ -102,7 +102,7 @@ CARRIED_SPEC_FIELDS = (
     "model_metadata",
     "model_metadata_by_quantization",
 )
-DROPPED_SPEC_FIELDS = ("cache_status", "draft_cache_status", "memory_bytes")
+DROPPED_SPEC_FIELDS = ("cache_status", "draft_cache_status", "fits", "memory_bytes")
 
 _PACKAGE_URI = re.compile(r"package:[A-Za-z_]\w*/[A-Za-z_][\w-]*", re.ASCII)
 """A folder of another Python package."""

@@ -77,6 +77,8 @@ def remove_cache_command(
             say(path)
         if found["used_by"]:
             say(f"In use by {', '.join(found['used_by'])}.")
+        if found.get("unanswered"):
+            say(f"May be kept by {', '.join(found['unanswered'])}, too, which does not answer.")
         if not check:
             size = size_of(found["freed_bytes"])
             click.confirm(f"Remove these files ({size})?", abort=True, err=True)

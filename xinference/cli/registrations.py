@@ -22,6 +22,7 @@ TYPE_OPTION = click.option("--model-type", "-t", default="LLM", show_default=Tru
 @click.option("--min-size", type=click.FloatRange(min=0), help="Billions of parameters.")
 @click.option("--max-size", type=click.FloatRange(min=0), help="Billions of parameters.")
 @click.option("--fits", is_flag=True, help="Only what the cluster has memory for now.")
+@click.option("--cached", is_flag=True, help="Only what needs no download.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything, as JSON.")
 def registrations_command(
     endpoint: str | None,

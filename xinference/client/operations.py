@@ -473,6 +473,7 @@ def list_model_registrations(
     min_size: float | None = None,
     max_size: float | None = None,
     fits: bool = False,
+    cached: bool = False,
 ) -> Operation[list[Json]]:
     """Return the families of a type: name and "is_builtin", or with `detailed` everything.
 
@@ -481,6 +482,7 @@ def list_model_registrations(
         ability: All of these, such as "tools".
         min_size: Billions of parameters, as `max_size`. What is asked of specs narrows them, too.
         fits: Only what the cluster has memory for now.
+        cached: Only what needs no download.
     """
     asked = {
         "query": query,
@@ -490,6 +492,7 @@ def list_model_registrations(
         "min_size": min_size,
         "max_size": max_size,
         "fits": fits or None,
+        "cached": cached or None,
     }
     return Operation(
         Request(

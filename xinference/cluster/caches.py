@@ -27,19 +27,19 @@ from xinference.protocol.downloads import (
     DownloadRequest,
     DownloadStage,
     DownloadStatus,
+    KeptModels,
+    Removed,
 )
 
-from .control_bus import ControlBus, Endpoint, remote
+from .control_bus import ControlBus, remote
 from .downloads import Downloads
-from .placement import is_at
+from .every_worker import Answers, ask_each, nodes_at, unreachable
 from .supervisor import ModelCatalog
-from .worker import CACHE
+from .worker import CACHE, REMOVE_TIMEOUT_SECONDS
 
 logger = logging.getLogger(__name__)
 
 CALL_TIMEOUT_SECONDS = 10.0
-REMOVE_TIMEOUT_SECONDS = 60.0
-"""To remove hundreds of gigabytes may take a file system a while."""
 MAX_ENDED = 256
 """Downloads that have ended and can still be asked about."""
 
@@ -158,48 +158,59 @@ class CachesActor:
         self._nodes = nodes
 
     @remote
-    async def models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
-        """Return what each host keeps.
+    async def models(self, worker_ip: str | None, timeout_seconds: float) -> KeptModels:
+        """Return what each host keeps that says so in time.
 
         Raises:
-            InvalidRequest: no worker is there. PeerUnreachable: one does not answer.
+            InvalidRequest: no worker is there. InsufficientResources: none has joined.
+            PeerUnreachable: the one that is named does not answer.
         """
-        nodes = self._at(worker_ip)
-        kept = await asyncio.gather(
-            *(self._ask(node, "models", returns=list[CachedModel]) for node in nodes)
+        answers = await self._ask(
+            self._at(worker_ip),
+            "models",
+            returns=list[CachedModel],
+            timeout_seconds=min(timeout_seconds, CALL_TIMEOUT_SECONDS),
         )
-        return dict(zip(nodes, kept, strict=True))
+        if worker_ip is not None and answers.unanswered:
+            raise unreachable(answers.unanswered, "it did not say what it keeps")
+        return KeptModels(models=answers.by_node, unanswered=answers.unanswered)
 
     @remote
-    async def remove(self, model_version: str, worker_ip: str | None, is_forced: bool) -> int:
-        """Remove a version from each host that keeps it; return how many bytes that frees.
+    async def remove(self, model_version: str, worker_ip: str | None, is_forced: bool) -> Removed:
+        """Remove a version from each host that keeps it and answers.
 
         Raises:
             ObjectNotFound: none keeps it. CacheInUse: nothing was removed.
-            InvalidRequest, InsufficientResources, PeerUnreachable
+            PeerUnreachable: it is not on those that answer, and others do not.
+            InvalidRequest, InsufficientResources
         """
+        kept = await self.models(worker_ip, CALL_TIMEOUT_SECONDS)
         keeping = {
             node: model
-            for node, kept in (await self.models(worker_ip)).items()
-            for model in kept
+            for node, models in kept.models.items()
+            for model in models
             if model.model_version == model_version
         }
+        if not keeping and kept.unanswered:
+            raise unreachable(kept.unanswered, "nobody else keeps it, and it does not answer")
         if not keeping:
             raise ObjectNotFound(kind="cached model", id=model_version)
         users = sorted({user for model in keeping.values() for user in model.used_by})
         if users and not is_forced:
             raise CacheInUse(model_version=model_version, users=users)
-        freed_bytes = 0
-        for node in keeping:
-            freed_bytes += await self._ask(
-                node,
-                "remove",
-                model_version,
-                is_forced,
-                returns=int,
-                timeout_seconds=REMOVE_TIMEOUT_SECONDS,
-            )
-        return freed_bytes
+        answers = await self._ask(
+            list(keeping),
+            "remove",
+            model_version,
+            is_forced,
+            returns=int,
+            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+        )
+        return Removed(
+            model_version=model_version,
+            freed_bytes=sum(answers.by_node.values()),
+            unanswered=(*kept.unanswered, *answers.unanswered),
+        )
 
     @remote
     async def download(self, spec: LaunchSpec) -> str:
@@ -223,29 +234,29 @@ class CachesActor:
             raise InvalidRequest(
                 field="model_name", problem=f"needs no download: its files are in {source.path}"
             )
-        nodes = self._at(spec.worker_ip)
-        await asyncio.gather(*(self._ask(node, "download", source.download) for node in nodes))
+        answers = await self._ask(self._at(spec.worker_ip), "download", source.download)
+        if answers.unanswered:
+            raise unreachable(answers.unanswered, "it was not told to download; the others were")
         return source.download.model_version
 
     @remote
     async def download_status(self, model_version: str) -> dict[NodeId, DownloadStatus]:
-        """Return how far a download is on each host that was told of it.
+        """Return how far a download is on each host that was told of it and answers.
 
         Raises:
-            PeerUnreachable
+            PeerUnreachable: nobody knows of it who answers, and others do not.
         """
-        nodes = self._at(None)
-        statuses = await asyncio.gather(
-            *(
-                self._ask(node, "download_status", model_version, returns=DownloadStatus)
-                for node in nodes
-            )
+        answers = await self._ask(
+            self._at(None), "download_status", model_version, returns=DownloadStatus
         )
-        return {
+        known: dict[NodeId, DownloadStatus] = {
             node: status
-            for node, status in zip(nodes, statuses, strict=True)
+            for node, status in answers.by_node.items()
             if status.stage is not DownloadStage.PENDING
         }
+        if not known and answers.unanswered:
+            raise unreachable(answers.unanswered, "it did not say how far the download is")
+        return known
 
     @remote
     async def cancel_download(self, model_version: str) -> None:
@@ -254,35 +265,30 @@ class CachesActor:
         Raises:
             ObjectNotFound: it runs nowhere. PeerUnreachable
         """
-        ended = await asyncio.gather(
-            *(
-                self._ask(node, "cancel_download", model_version, returns=bool)
-                for node in self._at(None)
-            )
-        )
-        if not any(ended):
+        answers = await self._ask(self._at(None), "cancel_download", model_version, returns=bool)
+        if answers.unanswered:
+            raise unreachable(answers.unanswered, "it was not told to end the download")
+        if not any(answers.by_node.values()):
             raise ObjectNotFound(kind="running download", id=model_version)
 
     def _at(self, worker_ip: str | None) -> list[NodeId]:
         joined = self._nodes()
         if not joined:
             raise InsufficientResources(problem="No worker has joined this cluster.")
-        nodes = [node for node in joined if is_at(node, worker_ip)]
-        if not nodes:
-            problem = f"no worker is at {worker_ip}; workers: {', '.join(joined)}"
-            raise InvalidRequest(field="worker_ip", problem=problem)
-        return nodes
+        return nodes_at(joined, worker_ip)
 
     async def _ask(
         self,
-        node: NodeId,
+        nodes: list[NodeId],
         method: str,
         *arguments: object,
         returns: Any = None,
         timeout_seconds: float = CALL_TIMEOUT_SECONDS,
-    ) -> Any:
-        return await self._bus.call(
-            Endpoint(node, CACHE),
+    ) -> Answers:
+        return await ask_each(
+            self._bus,
+            nodes,
+            CACHE,
             method,
             *arguments,
             returns=returns,

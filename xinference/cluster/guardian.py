@@ -351,8 +351,10 @@ class _Guardian:
     def _reap(self, child: _Child, *, spares_replicas: bool = False) -> int:
         """Take a child that has ended out of the books, with all it left; return its status.
 
+        While there is a worker, replicas that it has adopted are left alone: it ends them in order.
+
         Args:
-            spares_replicas: leave the processes of models alone: they serve, and will be adopted.
+            spares_replicas: leave replicas alone in any case: they serve, and will be adopted.
         """
         assert child.process is not None
         status = child.process.wait()
@@ -363,7 +365,7 @@ class _Guardian:
         child.process = None
         child.facts = None
         spared: set[str] = set()
-        if spares_replicas:
+        if spares_replicas or self._has_worker:
             tags = {
                 pid: PLATFORM.variable_of(pid, INSTANCE_VARIABLE)
                 for pid in PLATFORM.children_of(os.getpid())
@@ -387,6 +389,13 @@ class _Guardian:
                 has_ended = True
             if has_ended:
                 self._orphans.discard(pid)
+
+    @property
+    def _has_worker(self) -> bool:
+        return any(
+            isinstance(child.config, WorkerConfig) and child.process is not None
+            for child in self._children
+        )
 
     def _living(self) -> list[int]:
         return [child.process.pid for child in self._children if child.process is not None]

@@ -10,7 +10,7 @@ inside has a deadline.
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
-from xinference.identifiers import ModelUid, NodeId, RequestId
+from xinference.identifiers import ModelUid, NodeId, ReplicaUid, RequestId
 from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
@@ -21,7 +21,7 @@ from xinference.protocol.deployment import (
     ReplicaPlacement,
     ReplicaStatus,
 )
-from xinference.protocol.downloads import CachedModel, DownloadStatus
+from xinference.protocol.downloads import DownloadStatus, KeptModels, Removed
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import Accepted, Delta, Finished, GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
@@ -190,8 +190,8 @@ class Cluster(Protocol):
         """
         ...
 
-    async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
-        """Return the latest engine counters of each ready model, for `/metrics`."""
+    async def engine_stats(self) -> dict[ReplicaUid, dict[str, float]]:
+        """Return the latest engine counters of each ready replica, for `/metrics`."""
         ...
 
     def routing(self) -> GatewayRouting:
@@ -222,21 +222,27 @@ class Cluster(Protocol):
         """Return the supervisor and the workers."""
         ...
 
-    async def cached_models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
+    async def cached_models(
+        self, worker_ip: str | None, *, timeout_seconds: float = 10.0
+    ) -> KeptModels:
         """Return what each worker, or the one that is named, keeps of models, by version.
 
+        Args:
+            timeout_seconds: How long any of them is waited for; at most ten are.
+
         Raises:
-            InvalidRequest: no worker is there.
+            InvalidRequest: no worker is there. InsufficientResources: none has joined.
+            PeerUnreachable: the one that is named does not answer.
         """
         ...
 
     async def remove_cached(
         self, model_version: str, worker_ip: str | None, *, is_forced: bool
-    ) -> int:
-        """Remove what one version of a model alone needs; return how many bytes that frees.
+    ) -> Removed:
+        """Remove what one version of a model alone needs, wherever a worker answers.
 
         Raises:
-            ObjectNotFound: no worker keeps it.
+            ObjectNotFound: no worker that answers keeps it.
             CacheInUse: models run from it and this is not forced, or it is being downloaded.
             InvalidRequest: no worker is there, or it lies outside what may be removed.
             InsufficientResources: a file cannot be removed.

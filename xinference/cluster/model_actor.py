@@ -2,8 +2,9 @@
 """`ModelActor`: the life of one replica's process, from its start to the last of its descendants.
 
 In: a `ReplicaSpec`, and orders. Out: an `InstanceReport` that changes as the replica does; the
-worker carries it to the supervisor. It decides nothing: what ends is started again by the
-supervisor, as another instance with another actor. Requests and text pass it by.
+worker carries it to the supervisor. It decides nothing: what ends is started again with another
+actor, by the supervisor as another instance, or while there is none by the worker as the same one.
+Requests and text pass it by.
 """
 
 import asyncio
@@ -45,6 +46,7 @@ from .messages import InstanceLoad, InstanceReport, InstanceState, StartInstance
 from .replica import Bootstrap
 from .replica_environment import replica_environment, without_secrets
 from .supervision import INSTANCE_VARIABLE, PLATFORM, OomWatch, describe_exit
+from .worker import Served
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,7 @@ class ModelActor:
         sweep: Callable[[InstanceId], int],
         on_change: Callable[[], None],
         adopted: RunningReplica | None = None,
+        listens_at: str = "",
     ) -> None:
         """Prepare; nothing runs yet, unless it is `adopted`.
 
@@ -123,7 +126,9 @@ class ModelActor:
             sweep: kills the worker's orphans that the instance left; returns how many remain.
             on_change: called whenever `report` has changed.
             adopted: the process, which an earlier worker has started.
+            listens_at: the address to have; empty: any.
         """
+        self._start = start
         self._spec = start.spec
         self._host = host
         self._sweep = sweep
@@ -136,6 +141,7 @@ class ModelActor:
             gpu_idx=start.spec.gpu_idx,
         )
         self._adopted = adopted
+        self._listens_at = listens_at
         self._process: ChildProcess | AdoptedProcess | None = None
         self._connection: ReplicaConnection | None = None
         self._is_stopping = asyncio.Event()
@@ -144,6 +150,7 @@ class ModelActor:
         self._stats_at = 0.0
         self._load: InstanceLoad | None = None
         self._log_start = 0
+        self._served: Served | None = None
         self._verdict = ""
         """Why it is replaced though its process lives."""
         self._used_before: dict[int, int] = {}
@@ -176,6 +183,11 @@ class ModelActor:
         if self._report.state not in {InstanceState.STOPPING, InstanceState.EXITED}:
             self._change(state=InstanceState.STOPPING)
         self._is_stopping.set()
+
+    @property
+    def served(self) -> Served | None:
+        """What to start to have the same instance again; None: told to end, or never ready."""
+        return None if self._is_stopping.is_set() else self._served
 
     @remote
     async def describe(self) -> InstanceReport:
@@ -327,6 +339,8 @@ class ModelActor:
         """
         spec, shelf = self._spec, self._host.environments
         python = spec.python_executable or sys.executable
+        if shelf is not None and spec.python_executable:
+            shelf.hold(python, user=spec.instance, name=str(spec.replica))
         if spec.virtual_env is not None and not spec.python_executable:
             if shelf is None:
                 raise LoadFailed(
@@ -497,6 +511,7 @@ class ModelActor:
             max_num_seqs=loaded.max_num_seqs,
             virtual_env_packages=loaded.virtual_env_packages,
         )
+        self._served = Served(self._start, address)
         self._note_devices()
         self.settled.set()
         discarding = asyncio.create_task(process.discard_output(), name="discard output")
@@ -639,7 +654,9 @@ class ModelActor:
 
     def _bootstrap(self) -> bytes:
         instance = self._spec.instance
-        if self._host.listen_host is None:
+        if self._listens_at:
+            listen = self._listens_at
+        elif self._host.listen_host is None:
             listen = f"unix:{self._socket_path()}"
         else:
             first, last = self._host.listen_ports or (0, 0)

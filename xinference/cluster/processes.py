@@ -222,6 +222,7 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
     await bus.serve(WORKER, worker)
     await _check_join(bus, directory, config)
     reporting = asyncio.create_task(worker.report_forever(), name="report")
+    restarting = asyncio.create_task(worker.restart_forever(), name="restart alone")
     sweeping = asyncio.create_task(_sweep_forever(devices), name="sweep devices")
     async with asyncio.timeout(JOIN_TIMEOUT_SECONDS):
         await _first_of(worker.joined.wait(), told_to_end.wait(), asyncio.shield(reporting))
@@ -237,8 +238,8 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         await worker.close()
         await cache.close()
         await downloads.close()
-        reporting.cancel()
-        sweeping.cancel()
+        for task in (reporting, restarting, sweeping):
+            task.cancel()
         await worker.leave()
         await bus.close()
     return EXIT_ASKED_TO_END if ended == 1 else EXIT_TERMINATED

@@ -20,7 +20,7 @@ from xinference.errors import (
     ReplicaLost,
     XinferenceError,
 )
-from xinference.identifiers import InstanceId, ModelUid, NodeId, RequestId
+from xinference.identifiers import InstanceId, ModelUid, NodeId, ReplicaUid, RequestId
 from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import (
     AbortOutcome,
@@ -32,7 +32,7 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
-from xinference.protocol.downloads import CachedModel, DownloadStatus
+from xinference.protocol.downloads import DownloadStatus, KeptModels, Removed
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import GenerationRequest
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
@@ -45,7 +45,7 @@ from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesUpdate, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
 from .routing import ready_models, routes_of, updated
-from .worker import CACHES, SUPERVISOR
+from .worker import CACHES, REMOVE_TIMEOUT_SECONDS, SUPERVISOR
 from .xoscar_bus import XoscarBus
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT_SECONDS = 10.0
 CACHES_TIMEOUT_SECONDS = 15.0
 """The supervisor asks every worker meanwhile."""
-REMOVE_TIMEOUT_SECONDS = 120.0
-"""For workers to remove thousands of files, or very large ones."""
+REMOVE_ALL_TIMEOUT_SECONDS = CACHES_TIMEOUT_SECONDS + REMOVE_TIMEOUT_SECONDS
+"""For the supervisor to find out who has something, and for those to remove it at once."""
 POLL_SECONDS = 10.0
 POLL_TIMEOUT_SECONDS = 15.0
 RETRY_SECONDS = 0.2
@@ -64,6 +64,9 @@ TERMINATE_TIMEOUT_SECONDS = 60.0
 SUPERVISOR_AWAY_SECONDS = 30.0
 """Waits for a launch or its end go on over a restart of the supervisor that takes so long."""
 CATCH_UP_SECONDS = 1.0
+FIRST_TABLE_SECONDS = 15.0
+"""A request that comes before the first routing table waits so long for it."""
+RETRY_AFTER_SECONDS = 5
 OPEN_TIMEOUT_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 SILENT_SECONDS = 3.0
@@ -108,7 +111,7 @@ class RemoteCluster:
             continues_streams=continues_streams,
         )
         self._probing: asyncio.Task[None] | None = None
-        self._stats: dict[ModelUid, dict[str, float]] = {}
+        self._stats: dict[ReplicaUid, dict[str, float]] = {}
         self._stats_at = 0.0
 
     @classmethod
@@ -120,7 +123,7 @@ class RemoteCluster:
         socket_directory: Path,
         continues_streams: bool = True,
     ) -> Self:
-        """Open a control bus that only calls, and get the first routing table.
+        """Open a control bus that only calls, and meet the supervisor.
 
         Args:
             socket_directory: private to this process.
@@ -140,7 +143,10 @@ class RemoteCluster:
         return cluster
 
     async def start(self) -> None:
-        """Get the first routing table and follow it from then on.
+        """Meet the supervisor, and follow its routing table from then on.
+
+        One that has started just now may not know yet what runs. There is no table then, and
+        requests wait until there is.
 
         Raises:
             PeerUnreachable
@@ -148,7 +154,7 @@ class RemoteCluster:
         deadline = time.monotonic() + CONNECT_TIMEOUT_SECONDS
         while True:
             try:
-                await self._poll()
+                await self._poll(wait_seconds=0.0)
                 break
             except PeerUnreachable:
                 if time.monotonic() > deadline:
@@ -292,26 +298,28 @@ class RemoteCluster:
         )
         return engines
 
-    async def cached_models(self, worker_ip: str | None) -> dict[NodeId, list[CachedModel]]:
+    async def cached_models(
+        self, worker_ip: str | None, *, timeout_seconds: float = CALL_TIMEOUT_SECONDS
+    ) -> KeptModels:
         """See `Cluster`."""
-        kept: dict[NodeId, list[CachedModel]] = await self._ask_caches(
-            "models", worker_ip, returns=dict[NodeId, list[CachedModel]]
+        kept: KeptModels = await self._ask_caches(
+            "models", worker_ip, timeout_seconds, returns=KeptModels
         )
         return kept
 
     async def remove_cached(
         self, model_version: str, worker_ip: str | None, *, is_forced: bool
-    ) -> int:
+    ) -> Removed:
         """See `Cluster`."""
-        freed_bytes: int = await self._ask_caches(
+        removed: Removed = await self._ask_caches(
             "remove",
             model_version,
             worker_ip,
             is_forced,
-            returns=int,
-            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+            returns=Removed,
+            timeout_seconds=REMOVE_ALL_TIMEOUT_SECONDS,
         )
-        return freed_bytes
+        return removed
 
     async def download(self, spec: LaunchSpec) -> str:
         """See `Cluster`."""
@@ -363,7 +371,7 @@ class RemoteCluster:
             python_version,
             worker_ip,
             returns=int,
-            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+            timeout_seconds=REMOVE_ALL_TIMEOUT_SECONDS,
         )
         return num_removed
 
@@ -371,16 +379,19 @@ class RemoteCluster:
 
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
         """See `Cluster`."""
+        await self._wait_for_table(model)
         return await self._router.start(model, request)
 
     async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
         """See `Cluster`."""
+        await self._wait_for_table(model)
         return await self._router.compute(model, request)
 
     async def abort_request(
         self, model: ModelUid, request_id: RequestId, *, block_seconds: float
     ) -> AbortOutcome:
         """See `Cluster`."""
+        await self._wait_for_table(model)
         routes = routes_of(self._table, model)
 
         async def abort(route: Route) -> AbortOutcome:
@@ -400,16 +411,16 @@ class RemoteCluster:
                 return outcome
         return AbortOutcome.NOT_FOUND
 
-    async def engine_stats(self) -> dict[ModelUid, dict[str, float]]:
+    async def engine_stats(self) -> dict[ReplicaUid, dict[str, float]]:
         """See `Cluster`."""
         if time.monotonic() - self._stats_at > STATS_ARE_GOOD_FOR_SECONDS:
             routes = self._routes()
             counters = await asyncio.gather(*map(self._counters_of, routes))
-            stats: dict[ModelUid, dict[str, float]] = {}
-            for route, found in zip(routes, counters, strict=True):
-                if found is not None:
-                    _add_up(stats.setdefault(route.replica.model, {}), found)
-            self._stats = stats
+            self._stats = {
+                route.replica: found
+                for route, found in zip(routes, counters, strict=True)
+                if found is not None
+            }
             self._stats_at = time.monotonic()
         return self._stats
 
@@ -423,6 +434,21 @@ class RemoteCluster:
 
     async def _wake(self, model: ModelUid) -> None:
         await self._ask("wake", model, returns=None)
+
+    async def _wait_for_table(self, model: ModelUid) -> None:
+        """Wait until a supervisor has said what runs; before that, nothing is known of any model.
+
+        Raises:
+            ModelNotReady: none has for long.
+        """
+        try:
+            async with asyncio.timeout(FIRST_TABLE_SECONDS):
+                while self._table.version == RoutesVersion():
+                    await self._table_changed.wait()
+        except TimeoutError:
+            raise ModelNotReady(
+                model=model, state="not known yet", retry_after_seconds=RETRY_AFTER_SECONDS
+            ) from None
 
     # Connections to replicas.
 
@@ -533,12 +559,12 @@ class RemoteCluster:
                 logger.exception("Routes cannot be followed")
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _poll(self) -> None:
+    async def _poll(self, *, wait_seconds: float = POLL_SECONDS) -> None:
         update = await self._bus.call(
             self._supervisor,
             "watch_routes",
             self._table.version,
-            POLL_SECONDS,
+            wait_seconds,
             returns=RoutesUpdate | None,
             timeout_seconds=POLL_TIMEOUT_SECONDS,
         )
@@ -600,15 +626,6 @@ class RemoteCluster:
         launch = (ticket.model_uid, ticket.launch_id)
         if not await self._wait("wait_ended", launch, TERMINATE_TIMEOUT_SECONDS):
             raise _does_not_end(ticket)
-
-
-def _add_up(totals: dict[str, float], counters: dict[str, float]) -> None:
-    """Add a replica's counters to those of its model; of durations the longest counts."""
-    for name, value in counters.items():
-        if name.endswith("_seconds"):
-            totals[name] = max(totals.get(name, 0.0), value)
-        else:
-            totals[name] = totals.get(name, 0.0) + value
 
 
 def _does_not_end(ticket: LaunchTicket) -> PeerUnreachable:

@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,7 @@ from .dataplane.address import TcpAddress, UnixAddress, listening_socket, parse_
 from .dataplane.server import DataPlaneServer
 from .dataplane.service import Deliver, OnProgress, ReplicaReport, ReplicaService, ServiceEvent
 from .dataplane.tls import new_server_tls
+from .request_counters import RequestCounters
 
 if TYPE_CHECKING:
     from xinference.models.base import Model
@@ -151,6 +153,7 @@ class _Record:
     """
 
     num_chars: int
+    submitted_at: float
     future: "Future[Accepted] | None" = None
     early: list[ServiceEvent] | None = field(default_factory=list)
     is_aborted: bool = False
@@ -178,6 +181,7 @@ class Replica:
         self._grammar_worker = ThreadPoolExecutor(
             max_workers=GRAMMAR_THREADS, thread_name_prefix="prepare-grammar"
         )
+        self._request_counters = RequestCounters()
         self._ended: asyncio.Future[int] = loop.create_future()
         self._watching: asyncio.Task[None] | None = None
 
@@ -192,8 +196,10 @@ class Replica:
         return self._state
 
     def counters(self) -> dict[str, float]:
-        """Return the fields of the engine's statistics; empty before it is loaded."""
-        return {} if self._model is None else self._model.counters()
+        """Return what engine and replica have counted; empty before it is loaded."""
+        if self._model is None:
+            return {}
+        return {**self._model.counters(), **self._request_counters.counters()}
 
     def start(self, deliver: Deliver) -> None:
         """Take the function that every event goes to."""
@@ -266,7 +272,7 @@ class Replica:
                 num_waiting=self._num_preparing,
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        record = _Record(num_chars)
+        record = _Record(num_chars, time.monotonic())
         self._records[request.request_id] = record
         self._num_preparing += 1
         self._num_preparing_chars += num_chars
@@ -341,7 +347,7 @@ class Replica:
                 record.early.append(event)
                 continue
             if isinstance(event, Finished | Failed):
-                del self._records[request_id]
+                self._forget(request_id, event)
             told.append((request_id, event))
         if told:
             self._deliver(told)
@@ -352,14 +358,19 @@ class Replica:
         self._num_preparing_chars -= record.num_chars
         error = RequestAborted(request_id=request_id) if future.cancelled() else future.exception()
         if error is not None:
-            del self._records[request_id]
-            self._deliver([(request_id, Failed(error=_refusal(error)))])
+            failed = Failed(error=_refusal(error))
+            self._forget(request_id, failed)
+            self._deliver([(request_id, failed)])
             return
         early, record.early = record.early or [], None
         self._deliver([(request_id, future.result())])
         self._on_step([(request_id, event) for event in early])  # type: ignore[misc]  # from a step
         if record.is_aborted:
             self.abort(request_id)
+
+    def _forget(self, request_id: RequestId, end: Finished | Failed) -> None:
+        record = self._records.pop(request_id)
+        self._request_counters.note_end(end, submitted_at=record.submitted_at, now=time.monotonic())
 
     # --- the end
 

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from xinference import __version__
 from xinference.errors import (
     InsufficientResources,
-    InvalidRequest,
     PeerUnreachable,
     ProtocolError,
     StateUnwritable,
@@ -40,6 +39,7 @@ from xinference.protocol.nodes import ClusterInfo, NodeResources, largest_room_b
 
 from .control_bus import ControlBus, Endpoint, remote
 from .engine_reasons import with_reasons
+from .every_worker import ask_each, nodes_at, unreachable
 from .messages import (
     CONTROL_VERSION,
     Command,
@@ -53,12 +53,11 @@ from .messages import (
     WorkerEpoch,
     WorkerReport,
 )
-from .placement import is_at
 from .state.autostart import Autostart
 from .state.cluster_state import Admission, ClusterState
 from .state.records import Effect, ForgetModel, Moment, SaveModel, Tell
 from .store import DesiredStore
-from .worker import WORKER
+from .worker import REMOVE_TIMEOUT_SECONDS, WORKER
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +65,6 @@ TICK_SECONDS = 1.0
 COPY_SECONDS = 30.0
 """Between copies of the store, if it has changed."""
 COMMAND_TIMEOUT_SECONDS = 5.0
-REMOVE_TIMEOUT_SECONDS = 60.0
-"""For a worker to remove thousands of files."""
 PROBE_TIMEOUT_SECONDS = 1.0
 MAX_WAIT_SECONDS = 20.0
 """Of one long poll; callers ask again."""
@@ -427,14 +424,13 @@ class SupervisorActor:
     ) -> RoutesUpdate | None:
         """Return what is new in the routing table since `known`; None when the time is up.
 
-        Why not while recovering: what runs is not known yet, and a gateway that has a table of
-        the supervisor before this one serves better by that.
+        Why not while recovering: what runs is not known yet. A gateway that has a table of the
+        supervisor before this one serves better by that, and one that has none waits.
         """
 
         def is_news() -> bool:
-            is_first = known == RoutesVersion()
-            is_settled = is_first or not self._state.is_recovering(now=self._clock())
-            return is_settled and self._state.routes_version != known
+            is_recovering = self._state.is_recovering(now=self._clock())
+            return not is_recovering and self._state.routes_version != known
 
         is_new = await self._wait(is_news, timeout_seconds)
         return self._state.routes_since(known) if is_new else None
@@ -550,26 +546,19 @@ class SupervisorActor:
         Raises:
             InvalidRequest: there is no such worker. PeerUnreachable: it does not answer.
         """
-        nodes = self._nodes_at(worker_ip)
-        asking = [
-            self._bus.call(
-                Endpoint(node, WORKER),
-                "virtual_envs",
-                returns=list[VirtualEnvironment],
-                timeout_seconds=COMMAND_TIMEOUT_SECONDS,
-            )
-            for node in nodes
-        ]
-        found = []
-        answers = await asyncio.gather(*asking, return_exceptions=True)
-        for node, answer in zip(nodes, answers, strict=True):
-            if not isinstance(answer, BaseException):
-                found += answer
-            elif worker_ip is not None or not isinstance(answer, PeerUnreachable):
-                raise answer
-            else:
-                logger.warning("Worker %s did not say what environments it has", node)
-        return self._at_version(found)
+        answers = await ask_each(
+            self._bus,
+            nodes_at(self.nodes(), worker_ip),
+            WORKER,
+            "virtual_envs",
+            returns=list[VirtualEnvironment],
+            timeout_seconds=COMMAND_TIMEOUT_SECONDS,
+        )
+        if worker_ip is not None and answers.unanswered:
+            raise unreachable(answers.unanswered, "it did not say what environments it has")
+        for node in answers.unanswered:
+            logger.warning("Worker %s did not say what environments it has", node)
+        return self._at_version([one for found in answers.by_node.values() for one in found])
 
     @remote
     async def remove_virtual_envs(
@@ -583,30 +572,25 @@ class SupervisorActor:
 
         Raises:
             InvalidRequest: there is no such worker.
-            EnvironmentInUse: a replica runs in one; what was removed before stays removed.
-            PeerUnreachable: a worker does not answer.
+            EnvironmentInUse: a replica runs in one; what was removed elsewhere stays removed.
+            PeerUnreachable: a worker does not answer; the others have removed what they had.
         """
-        num_removed = 0
-        for node in self._nodes_at(worker_ip):
-            num_removed += await self._bus.call(
-                Endpoint(node, WORKER),
-                "remove_virtual_envs",
-                model_name,
-                model_engine,
-                python_version,
-                returns=int,
-                timeout_seconds=REMOVE_TIMEOUT_SECONDS,
-            )
+        answers = await ask_each(
+            self._bus,
+            nodes_at(self.nodes(), worker_ip),
+            WORKER,
+            "remove_virtual_envs",
+            model_name,
+            model_engine,
+            python_version,
+            returns=int,
+            timeout_seconds=REMOVE_TIMEOUT_SECONDS,
+        )
+        num_removed = sum(answers.by_node.values())
+        if answers.unanswered:
+            problem = f"it may still have its own; {num_removed} were removed elsewhere"
+            raise unreachable(answers.unanswered, problem)
         return self._at_version(num_removed)
-
-    def _nodes_at(self, worker_ip: str | None) -> list[NodeId]:
-        nodes = [one.node for one in self._state.nodes(now=self._clock())]
-        at = [node for node in nodes if is_at(node, worker_ip)]
-        if not at and worker_ip is not None:
-            raise InvalidRequest(
-                field="worker_ip", problem=f"there is no worker at {worker_ip}, only {nodes}"
-            )
-        return at
 
     # The loop.
 

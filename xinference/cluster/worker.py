@@ -3,8 +3,8 @@
 
 Requests and text never pass through it. It obeys the supervisor's `apply` and reports what runs:
 at once when something changed, and a heartbeat every second. Without a supervisor it keeps its
-replicas serving and looks for one. It decides nothing. Where its replicas may outlive it, it adopts
-what the worker before it has left.
+replicas serving, starts those again that end, and looks for one; else it decides nothing. Where its
+replicas may outlive it, it adopts what the worker before it has left.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import logging
 import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from xinference.errors import InternalError, PeerUnreachable, ProtocolError, XinferenceError
@@ -44,10 +45,24 @@ CACHE, CACHES = "cache", "caches"
 """What is kept of models: beside a worker, and beside the supervisor."""
 HEARTBEAT_SECONDS = 1.0
 CALL_TIMEOUT_SECONDS = 2.0
+REMOVE_TIMEOUT_SECONDS = 60.0
+"""For a worker to remove thousands of files, or hundreds of gigabytes."""
 FIRST_RETRY_SECONDS = 0.2
 """Between looks for a supervisor; each is twice as late, up to ten times as much."""
+ALONE_RESTART_SECONDS = (0.0, 1.0, 4.0, 16.0, 60.0)
+"""Without a supervisor: from each start of an instance that ends to the next; so many, and then it
+is left for a supervisor to decide."""
 MAX_FORGOTTEN = 100_000
 """Ended instances that are remembered, so that a late order does not start them again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An instance that was ready once."""
+
+    start: StartInstance
+    address: str
+    """Where gateways found it."""
 
 
 class ReplicaActor(Protocol):
@@ -81,6 +96,11 @@ class ReplicaActor(Protocol):
         """End soon."""
         ...
 
+    @property
+    def served(self) -> Served | None:
+        """What to start to have the same instance again; None: told to end, or never ready."""
+        ...
+
 
 class NewReplica(Protocol):
     """Makes the actor of one instance."""
@@ -92,6 +112,7 @@ class NewReplica(Protocol):
         sweep: Callable[[InstanceId], int],
         on_change: Callable[[], None],
         adopted: RunningReplica | None = None,
+        listens_at: str = "",
     ) -> ReplicaActor:
         """See `ModelActor`."""
         ...
@@ -143,6 +164,10 @@ class WorkerActor:
         self._reported_sequence = -1
         self._is_leaving = False
         self._changed = asyncio.Event()
+        self._stirred = asyncio.Event()
+        """Set when something changed, or the supervisor is gone; for `restart_forever`."""
+        self._restarts: dict[InstanceId, list[float]] = {}
+        """When what ended was started again without a supervisor, by the event loop's clock."""
 
     @remote
     async def apply(self, command: Command) -> WorkerReport:
@@ -253,8 +278,59 @@ class WorkerActor:
                     logger.warning("%s. Replicas keep serving; looking for it.", unreachable)
                     delay = self._first_retry_seconds
                 self.joined.clear()
+                self._stirred.set()
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))
                 delay = min(2 * delay, 10 * self._first_retry_seconds)
+
+    async def restart_forever(self) -> None:
+        """While no supervisor is there to decide, start again what served here and ended unasked.
+
+        It is the same instance, at the same address: gateways have its route still, and the next
+        supervisor finds it running.
+        """
+        while True:
+            self._stirred.clear()
+            due_at: float | None = None
+            if self.joined.is_set():
+                self._restarts.clear()
+            elif not self._is_leaving and not self.shutdown_requested.is_set():
+                due_at = await self._restart_ended()
+            try:
+                async with asyncio.timeout_at(due_at):
+                    await self._stirred.wait()
+            except TimeoutError:
+                continue
+
+    async def _restart_ended(self) -> float | None:
+        """Start again what is due; return when the next one is, by the event loop's clock."""
+        now = asyncio.get_running_loop().time()
+        due: list[float] = []
+        begun: list[ReplicaActor] = []
+        living = {one.report.replica for one in self._replicas.values() if not one.ended.is_set()}
+        for instance, ended in list(self._replicas.items()):
+            replica, served = ended.report.replica, ended.served
+            starts = self._restarts.get(instance, [])
+            if served is None or replica in living or len(starts) == len(ALONE_RESTART_SECONDS):
+                continue
+            due_at = starts[-1] + ALONE_RESTART_SECONDS[len(starts)] if starts else now
+            if due_at > now:
+                due.append(due_at)
+                continue
+            logger.warning("No supervisor is there: %s is started again", replica)
+            self._restarts[instance] = [*starts, now]
+            living.add(replica)
+            actor = self._replicas[instance] = self._new_replica(
+                served.start,
+                sweep=self._sweep,
+                on_change=self._on_change,
+                listens_at=served.address,
+            )
+            self._on_change()
+            actor.start()
+            begun.append(actor)
+        for actor in begun:
+            await self._bus.serve(str(actor.report.replica), actor)
+        return min(due, default=None)
 
     async def hand_over(self, *, timeout_seconds: float) -> None:
         """Say that this worker leaves, and let the supervisor end what runs here, for a while.
@@ -418,6 +494,7 @@ class WorkerActor:
     def _on_change(self) -> None:
         self._sequence += 1
         self._changed.set()
+        self._stirred.set()
 
     def _sweep(self, ending: InstanceId) -> int:
         """Kill what an ended instance left behind; return how much is not gone yet."""

@@ -18,6 +18,7 @@ from xinference.protocol.generation import (
     Finished,
     FinishReason,
     GenerationEvent,
+    Phases,
     SamplingParams,
     TextDelta,
     Usage,
@@ -158,7 +159,25 @@ class Choices:
             num_completion_tokens=sum(one.num_completion_tokens for one in usages if one),
             num_cached_tokens=sum(one.num_cached_tokens for one in firsts if one),
         )
-        return Finished(reason=reason, usage=usage)
+        phases = [answer.end.phases for answer in self._answers if answer.end is not None]
+        return Finished(reason=reason, usage=usage, phases=_together(phases))
+
+
+def _together(phases: Iterable[Phases | None]) -> Phases | None:
+    """Return when the first of several answers came how far, and the last one ended."""
+    known = [one for one in phases if one is not None]
+    if not known:
+        return None
+    return Phases(
+        arrived_at=min(one.arrived_at for one in known),
+        admitted_at=_first(one.admitted_at for one in known),
+        first_token_at=_first(one.first_token_at for one in known),
+        ended_at=max(one.ended_at for one in known),
+    )
+
+
+def _first(times: Iterable[float | None]) -> float | None:
+    return min((time for time in times if time is not None), default=None)
 
 
 def _index_of(child: RequestId) -> int:

@@ -9,7 +9,7 @@ as token ids, events go out in the words of `xinference.protocol.generation`.
 import logging
 import time
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from xinference.protocol.generation import (
     SamplingParams,
     TextDelta,
 )
+from xinference.protocol.histograms import COUNTS, SECONDS, Histogram
 
 from .block_pool import BlockPool
 from .choices import Choices, child_id, child_sampling, is_child
@@ -61,6 +62,8 @@ class EngineCounters:
     num_decode_tokens: int = 0
     """Rows that had one token to compute."""
     num_generated_tokens: int = 0
+    num_admissions: int = 0
+    """Of waiting requests; of a preempted one, again."""
     num_preemptions: int = 0
     num_aborts: int = 0
     num_failed_steps: int = 0
@@ -69,6 +72,25 @@ class EngineCounters:
     num_cached_tokens: int = 0
     """The tokens that they found there, which were not computed again."""
     last_step_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    """Of all steps together."""
+    batch_size: Histogram = field(default_factory=lambda: Histogram(COUNTS))
+    """Sequences of a step."""
+    queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    """From a request's arrival to its first admission."""
+    prefill_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    """From there to its first token."""
+    decode_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    """From there to its end."""
+
+    def histograms(self) -> dict[str, float]:
+        """Return the histograms as counters travel. Any thread may call this."""
+        return {
+            **self.batch_size.counters("batch_size"),
+            **self.queue_seconds.counters("queue_seconds"),
+            **self.prefill_seconds.counters("prefill_seconds"),
+            **self.decode_seconds.counters("decode_seconds"),
+        }
 
 
 class Engine:
@@ -313,8 +335,13 @@ class Engine:
             logger.info(
                 "request %s is preempted at %d tokens", sequence.request_id, sequence.num_tokens
             )
+        now = time.monotonic() if schedule.admitted else 0.0
+        self.counters.num_admissions += len(schedule.admitted)
         for sequence in schedule.admitted:
             live = self._live[sequence.request_id]
+            if live.admitted_at is None:
+                live.admitted_at = now
+                self.counters.queue_seconds.observe(now - live.arrived_at)
             assert live.saved_tokens is not None, sequence
             self._slots.fill(sequence, live.saved_tokens, live.sampling)
             live.saved_tokens = None
@@ -397,6 +424,8 @@ class Engine:
                 events += self._end(live, Failed(error=unsound()))
             else:
                 self.counters.num_generated_tokens += 1
+                if live.first_token_at is None:
+                    self._note_first_token(live)
                 events += self._pass_on(
                     live, live.tell(one.token_id, one.logprobs, self._token_bytes)
                 )
@@ -437,7 +466,8 @@ class Engine:
             else:
                 assert isinstance(event, TextDelta | Finished), event
                 for sibling in self._siblings.pop(request_id, ()):
-                    self._add_one(sibling)
+                    # Why now: it has waited for the first on purpose, and not for a place.
+                    self._add_one(replace(sibling, arrived_at=time.monotonic()))
                 merged += choices.take(request_id, event)
                 if isinstance(event, Finished):
                     del self._parents[request_id]
@@ -454,8 +484,9 @@ class Engine:
             self._siblings.pop(child, None)
             live = self._live.get(child)
             if live is not None:
-                ends[child] = Finished(reason=FinishReason.ABORT, usage=live.usage)
-                self._end(live, ends[child])
+                end = Finished(reason=FinishReason.ABORT, usage=live.usage)
+                self._end(live, end)
+                ends[child] = replace(end, phases=live.phases(time.monotonic()))
         return ends
 
     def _pass_on(self, live: LiveRequest, events: list[GenerationEvent]) -> list[Event]:
@@ -465,11 +496,19 @@ class Engine:
             return [(live.sequence.request_id, event) for event in events]
         return [*((live.sequence.request_id, event) for event in told), *self._end(live, last)]
 
+    def _note_first_token(self, live: LiveRequest) -> None:
+        live.first_token_at = now = time.monotonic()
+        assert live.admitted_at is not None, live
+        self.counters.prefill_seconds.observe(now - live.admitted_at)
+
     def _end(self, live: LiveRequest, event: Finished | Failed) -> list[Event]:
         request_id = live.sequence.request_id
         self._scheduler.remove(request_id)
         del self._live[request_id]
-        return [(request_id, event)]
+        now = time.monotonic()
+        if live.first_token_at is not None:
+            self.counters.decode_seconds.observe(now - live.first_token_at)
+        return [(request_id, replace(event, phases=live.phases(now)))]
 
     def _count(self, schedule: Schedule, seconds: float) -> None:
         counters = self.counters
@@ -485,3 +524,5 @@ class Engine:
         counters.num_prefill_tokens += num_prefill_tokens
         counters.num_steps += 1
         counters.last_step_seconds = seconds
+        counters.busy_seconds += seconds
+        counters.batch_size.observe(len(schedule.rows))

@@ -18,6 +18,7 @@ from xinference.protocol.generation import (
     Finished,
     FinishReason,
     GenerationEvent,
+    Phases,
     SamplingParams,
     TextDelta,
     TokenLogprob,
@@ -54,6 +55,10 @@ class LiveRequest:
     """None: nobody wants them."""
     is_echoed: bool
     """Whether that was told; true where there is none."""
+    arrived_at: float
+    admitted_at: float | None = None
+    """When it first got a slot."""
+    first_token_at: float | None = None
 
     @classmethod
     def of(
@@ -103,6 +108,7 @@ class LiveRequest:
             echo=request.echo,
             prompt=PromptLogprobs(request.prompt, tokenizer) if wants_prompt else None,
             is_echoed=not sampling.echo,
+            arrived_at=request.arrived_at,
         )
 
     @property
@@ -113,6 +119,15 @@ class LiveRequest:
             num_completion_tokens=min(self.sequence.num_tokens, self.sequence.max_num_tokens)
             - num_prompt_tokens,
             num_cached_tokens=self.sequence.num_cached_tokens or 0,
+        )
+
+    def phases(self, ended_at: float) -> Phases:
+        """Return when it came how far; it ends now."""
+        return Phases(
+            arrived_at=self.arrived_at,
+            admitted_at=self.admitted_at,
+            first_token_at=self.first_token_at,
+            ended_at=ended_at,
         )
 
     def tell(

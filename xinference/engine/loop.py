@@ -41,6 +41,7 @@ class EngineStats:
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
     num_generated_tokens: int = 0
+    num_admissions: int = 0
     num_preemptions: int = 0
     num_aborts: int = 0
     num_failed_steps: int = 0
@@ -52,6 +53,7 @@ class EngineStats:
     num_blocks_kept: int = 0
     num_blocks: int = 0
     last_step_seconds: float = 0.0
+    busy_seconds: float = 0.0
 
 
 class EngineLoop:
@@ -151,6 +153,10 @@ class EngineLoop:
         with self._wakened:
             return replace(self._stats, num_waiting=self._num_waiting())
 
+    def histograms(self) -> dict[str, float]:
+        """Return how long requests waited and took, and how full steps were, as counters travel."""
+        return self._engine.counters.histograms()
+
     def stop(self, timeout_seconds: float) -> None:
         """Abort every live request and end the thread; wait for it so long.
 
@@ -215,6 +221,7 @@ class EngineLoop:
                 num_prefill_tokens=counters.num_prefill_tokens,
                 num_decode_tokens=counters.num_decode_tokens,
                 num_generated_tokens=counters.num_generated_tokens,
+                num_admissions=counters.num_admissions,
                 num_preemptions=counters.num_preemptions,
                 num_aborts=counters.num_aborts,
                 num_failed_steps=counters.num_failed_steps,
@@ -225,6 +232,7 @@ class EngineLoop:
                 num_blocks_kept=engine.num_blocks_kept,
                 num_blocks=engine.config.num_blocks,
                 last_step_seconds=counters.last_step_seconds,
+                busy_seconds=counters.busy_seconds,
             )
         if events:
             self._sink(events)

@@ -6,6 +6,7 @@ caller's thread; nothing of it knows the scheduler, slots or blocks.
 """
 
 import secrets
+import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -84,6 +85,7 @@ class ValidRequest:
     resume_token_ids: tuple[int, ...] = ()
     others: tuple["ValidRequest", ...] = ()
     """The same request for its other prompts."""
+    arrived_at: float = field(default_factory=time.monotonic)
 
     @property
     def prompt_lens(self) -> list[int]:

@@ -25,7 +25,15 @@ from xinference.errors import (
     ModelOverloaded,
 )
 from xinference.identifiers import RequestId
-from xinference.protocol.generation import Accepted, Failed, Finished, FinishReason, Usage
+from xinference.protocol.generation import (
+    Accepted,
+    Failed,
+    Finished,
+    FinishReason,
+    Phases,
+    Usage,
+)
+from xinference.protocol.histograms import COUNTS, SECONDS, Histogram
 from xinference.protocol.vectors import AnswerEvent, VectorPiece
 
 from .base import Sink
@@ -74,6 +82,17 @@ class _Live:
     num_tokens: int
     num_left: int
     """Texts that have not been computed."""
+    arrived_at: float
+    admitted_at: float | None = None
+    """When its first text was taken into a batch."""
+
+    def phases(self) -> Phases:
+        """Return when it came how far; it ends now."""
+        return Phases(
+            arrived_at=self.arrived_at,
+            admitted_at=self.admitted_at,
+            ended_at=time.monotonic(),
+        )
 
 
 @dataclass(slots=True)
@@ -85,6 +104,11 @@ class _Counts:
     num_aborts: int = 0
     num_failed_batches: int = 0
     last_batch_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    batch_size: Histogram = field(default_factory=lambda: Histogram(COUNTS))
+    """Texts of a batch."""
+    queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    """From a request's arrival to the first batch with a text of it."""
     running: Texts = field(default_factory=tuple)
 
 
@@ -145,6 +169,9 @@ class EncoderLoop:
                 "num_waiting": float(len(self._live) - num_running),
                 "num_waiting_texts": float(len(self._queue)),
                 "last_step_seconds": counts.last_batch_seconds,
+                "busy_seconds": counts.busy_seconds,
+                **counts.batch_size.counters("batch_size"),
+                **counts.queue_seconds.counters("queue_seconds"),
             }
 
     def start(self) -> None:
@@ -174,7 +201,7 @@ class EncoderLoop:
                 now=now,
                 is_crowd=bool(self._live),
             )
-            self._live[job.request_id] = _Live(job, num_tokens, len(lengths))
+            self._live[job.request_id] = _Live(job, num_tokens, len(lengths), arrived_at=now)
             self._wakened.notify()
         return Accepted(num_prompt_tokens=num_tokens)
 
@@ -261,11 +288,19 @@ class EncoderLoop:
                     batch = self._queue.take(now=now, max_tokens=self._pace.max_tokens())
                     texts = [(self._live[one].job, index) for one, index in batch]
                     self._counts.running = texts
+                    self._note_admitted({one for one, _ in batch}, now=now)
                     return texts
                 if not events:
                     self._wakened.wait(seconds)
             if events:
                 self._sink(events)
+
+    def _note_admitted(self, ids: set[RequestId], *, now: float) -> None:
+        for one in ids:
+            live = self._live[one]
+            if live.admitted_at is None:
+                live.admitted_at = now
+                self._counts.queue_seconds.observe(now - live.arrived_at)
 
     def _end_aborted(self) -> list[tuple[RequestId, AnswerEvent]]:
         asked, self._to_abort = self._to_abort, []
@@ -278,7 +313,7 @@ class EncoderLoop:
     def _ended(self, request_id: RequestId, reason: FinishReason) -> Finished:
         live = self._live.pop(request_id)
         usage = Usage(num_prompt_tokens=live.num_tokens, num_completion_tokens=0)
-        return Finished(reason=reason, usage=usage)
+        return Finished(reason=reason, usage=usage, phases=live.phases())
 
     def _run_batch(self, texts: Texts) -> None:
         started = time.monotonic()
@@ -302,8 +337,8 @@ class EncoderLoop:
                     continue  # its end comes before the next batch
                 if one in errors:
                     self._queue.remove(one)
-                    del self._live[one]
-                    events.append((one, Failed(error=_internal(errors[one]))))
+                    phases = self._live.pop(one).phases()
+                    events.append((one, Failed(error=_internal(errors[one]), phases=phases)))
                     continue
                 live = self._live[one]
                 indices = [index for other, index in texts if other is job]
@@ -330,6 +365,8 @@ class EncoderLoop:
         self._pace.observe(num_tokens=num_padded, seconds=seconds)
         counts.num_padding_tokens += num_padded - sum(lengths)
         counts.last_batch_seconds = seconds
+        counts.busy_seconds += seconds
+        counts.batch_size.observe(len(texts))
 
 
 def _internal(error: Exception) -> InternalError:

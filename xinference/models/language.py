@@ -101,10 +101,11 @@ class LanguageModel:
         return asdict(self._engine.config)
 
     def counters(self) -> dict[str, float]:
-        """Return the fields of the engine's statistics."""
+        """Return the fields of the engine's statistics, and its histograms."""
         if self._loop is None:
             return {}
-        return {name: float(value) for name, value in asdict(self._loop.stats()).items()}
+        stats = {name: float(value) for name, value in asdict(self._loop.stats()).items()}
+        return {**stats, **self._loop.histograms()}
 
     def start(self, sink: Sink) -> None:
         """Start the engine's thread; events go to `sink`, in that thread."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from xinference.errors import InvalidRequest
+from xinference.identifiers import NodeId
 
 HUGGINGFACE, MODELSCOPE = "huggingface", "modelscope"
 HUBS = (HUGGINGFACE, MODELSCOPE)
@@ -143,8 +144,19 @@ class CachedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptModels:
+    """What the hosts of a cluster keep."""
+
+    models: dict[NodeId, list[CachedModel]]
+    unanswered: tuple[NodeId, ...] = ()
+    """Workers that did not say in time; what they keep is not among it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
     """What a removal did."""
 
     model_version: str
     freed_bytes: int
+    unanswered: tuple[NodeId, ...] = ()
+    """Workers that did not say in time; what they kept of it they may still keep."""

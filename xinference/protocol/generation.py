@@ -427,6 +427,21 @@ Delta = TextDelta | ReasoningDelta | ToolCallStart | ToolCallArguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Phases:
+    """When a request came how far where it was computed, by `time.monotonic` there.
+
+    It does not travel: it is for the process that computes.
+    """
+
+    arrived_at: float
+    """Checked, and in the queue."""
+    admitted_at: float | None = None
+    """Out of the queue for the first time. None below: it never came so far."""
+    first_token_at: float | None = None
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """Every answer is whole."""
 
@@ -436,6 +451,8 @@ class Finished:
     """Of all: the prompt once, and every token that was generated."""
     stop_string: str | None = None
     """The one that ended the only answer: of the request, or of the model itself."""
+    phases: Phases | None = field(default=None, compare=False)
+    """None: it is not known, or was computed elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -443,6 +460,8 @@ class Failed:
     """The answer ends here without being whole."""
 
     error: XinferenceError
+    phases: Phases | None = field(default=None, compare=False)
+    """As of `Finished`."""
 
 
 GenerationEvent = Delta | Finished | Failed

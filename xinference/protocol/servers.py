@@ -18,6 +18,9 @@ MAX_FLAGS = 256
 CONTEXT = "context_length"
 """Another name of `max_model_len`."""
 _FLAG = re.compile(r"[A-Za-z][\w.-]{0,99}", re.ASCII)
+_SECRET = re.compile(r"(.*[._-])?(token|key|password|secret)", re.ASCII | re.IGNORECASE)
+HIDDEN = "***"
+"""What is shown of a secret."""
 
 LLAMA_CPP_CONTEXT = 8192
 """Tokens of a launch that does not say: a file may promise a million, and memory for all of them
@@ -90,6 +93,22 @@ class ServerOptions:
     """The fields of `EngineOptions` that it sets; the server's own defaults hold for the others."""
     flags: dict[str, Any] = field(default_factory=dict)
     """The server's own options: texts, numbers, true and false, lists and objects."""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The texts among its flags that are nobody's to read: a token, a key, a password."""
+        return tuple(
+            value
+            for name, value in self.flags.items()
+            if _SECRET.fullmatch(name) and isinstance(value, str) and value
+        )
+
+    @property
+    def shown_flags(self) -> dict[str, Any]:
+        """Its flags, without what is secret."""
+        return {
+            name: HIDDEN if _SECRET.fullmatch(name) else value for name, value in self.flags.items()
+        }
 
     @classmethod
     def split(

@@ -13,6 +13,7 @@ from xinference.models.servers.process import ServerProcess
 from xinference.models.servers.tokens import ServerTokens
 
 KEY = "sesame-of-this-server"
+TOKEN = "sesame-of-a-hub"
 SECONDS = 20.0
 
 
@@ -23,7 +24,10 @@ def test_no_log_and_no_error_has_the_key_of_a_server(
     tells = "import sys; print('started with', sys.argv[1:]); sys.exit(3)"
 
     process = ServerProcess(
-        "SGLang", [sys.executable, "-c", tells, "--api-key", KEY], dict(os.environ), key=KEY
+        "SGLang",
+        [sys.executable, "-c", tells, "--api-key", KEY, "--hf-token", TOKEN],
+        dict(os.environ),
+        secrets=(KEY, TOKEN),
     )
 
     assert process.wait(SECONDS)
@@ -32,7 +36,9 @@ def test_no_log_and_no_error_has_the_key_of_a_server(
     assert "exit status 3" in told
     assert "started with" in told
     assert "SGLang starts" in caplog.text
-    assert KEY not in told + caplog.text + capfd.readouterr().err
+    seen = told + caplog.text + capfd.readouterr().err
+    assert KEY not in seen
+    assert TOKEN not in seen
 
 
 def test_a_long_prompt_has_longer_to_be_tokenized_than_a_question_has_to_be_answered() -> None:

@@ -35,15 +35,16 @@ CacheUid = Annotated[str, Path(description="What the start of the download answe
 async def list_cached(
     request: Request, model_name: str | None = None, worker_ip: WorkerIp = None
 ) -> Response:
-    """List what is kept, of every model or of one family."""
+    """List what is kept, of every model or of one family; `unanswered` are workers that did not
+    say."""
     kept = await gateway_of(request).cluster.cached_models(worker_ip or None)
     items = [
         cached_item(node, model)
-        for node, models in kept.items()
+        for node, models in kept.models.items()
         for model in models
         if model_name in (None, "", model.model_name)
     ]
-    return json_answer({"list": items})
+    return json_answer({"list": items, "unanswered": kept.unanswered})
 
 
 @router.get(
@@ -57,13 +58,14 @@ async def list_deletable(
     kept = await gateway_of(request).cluster.cached_models(worker_ip or None)
     models = [
         model
-        for models in kept.values()
+        for models in kept.models.values()
         for model in models
         if model.model_version == model_version
     ]
     if not models:
         raise ObjectNotFound(kind="cached model", id=model_version)
-    return json_answer(deletable(models, model_version, worker_ip))
+    told = deletable(models, model_version, worker_ip)
+    return json_answer({**told, "unanswered": kept.unanswered})
 
 
 @router.delete(
@@ -76,11 +78,17 @@ async def remove_cached(
     worker_ip: WorkerIp = None,
     force: Annotated[bool, Query(description="Remove what a model runs from, too.")] = False,
 ) -> Response:
-    """Remove what one version alone needs."""
-    freed_bytes = await gateway_of(request).cluster.remove_cached(
+    """Remove what one version alone needs; `unanswered` are workers that may still keep it."""
+    removed = await gateway_of(request).cluster.remove_cached(
         model_version, worker_ip or None, is_forced=force
     )
-    return json_answer({"result": True, "freed_bytes": freed_bytes})
+    return json_answer(
+        {
+            "result": True,
+            "freed_bytes": removed.freed_bytes,
+            "unanswered": removed.unanswered,
+        }
+    )
 
 
 @router.post(

@@ -27,7 +27,7 @@ from xinference.protocol.downloads import HUBS, CachedModel, DownloadStage, Down
 from xinference.protocol.encoding import EncoderOptions, split_options
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
-from xinference.protocol.servers import ServerOptions, server_engine_named
+from xinference.protocol.servers import HIDDEN, ServerOptions, server_engine_named
 
 from .schema import (
     AutostartRequest,
@@ -154,12 +154,13 @@ def autostart_summary(status: AutostartStatus, state: ModelState | None) -> dict
 
 
 def launch_item(spec: LaunchSpec) -> dict[str, Any]:
-    """Return what a launch says beside the defaults; the values of `envs` are masked."""
+    """Return what a launch says beside the defaults; values of `envs` and secrets are masked."""
     given = _changed(spec, LaunchSpec(model_name=spec.model_name))
     options = given.pop("engine_options", {}) | given.pop("encoder_options", {})
-    options |= (given.pop("server_options", None) or {}).get("flags", {})
+    given.pop("server_options", None)
+    options |= {} if spec.server_options is None else spec.server_options.shown_flags
     if "envs" in given:
-        given["envs"] = dict.fromkeys(given["envs"], "***")
+        given["envs"] = dict.fromkeys(given["envs"], HIDDEN)
     if "replica_config" in given:
         given["replica_config"] = [{"devices": [device]} for device in given["replica_config"]]
     return {"model_name": spec.model_name, **given, **options}

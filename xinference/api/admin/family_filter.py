@@ -21,6 +21,8 @@ class FamilyFilter:
     max_size: float | None = None
     room_bytes: int | None = None
     """What a spec may take."""
+    is_cached: bool = False
+    """Only specs whose `cache_status` says that their files are here."""
 
     def applied_to(self, families: list[Family]) -> list[Family]:
         """Return the families that are as asked, each with the specs that are, in their order."""
@@ -39,7 +41,7 @@ class FamilyFilter:
     @property
     def _asks_of_specs(self) -> bool:
         asked = (self.model_format, self.min_size, self.max_size, self.room_bytes)
-        return any(one is not None for one in asked)
+        return self.is_cached or any(one is not None for one in asked)
 
     def _takes(self, family: Family) -> bool:
         text = f"{family['model_name']} {family.get('model_description', '')}".casefold()
@@ -52,6 +54,8 @@ class FamilyFilter:
 
     def _takes_spec(self, spec: dict[str, Any]) -> bool:
         if self.model_format not in (None, spec.get("model_format")):
+            return False
+        if self.is_cached and not spec.get("cache_status"):
             return False
         if self.min_size is not None or self.max_size is not None:
             size = _billions(spec.get("model_size_in_billions"))

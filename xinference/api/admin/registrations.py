@@ -10,12 +10,19 @@ from xinference.api.answers import json_answer
 from xinference.api.body import read_body
 from xinference.api.gateway import gateway_of
 from xinference.api.openapi import body_of, refusals
+from xinference.cluster.interface import Cluster
+from xinference.errors import InsufficientResources
+from xinference.protocol.downloads import CachedModel
 from xinference.protocol.nodes import largest_room_bytes
 
 from .family_filter import FamilyFilter
 from .schema import RegistrationRequest
+from .spec_state import with_state
 
 router = APIRouter(tags=["Catalogue"], default_response_class=Response)
+
+LOOK_SECONDS = 1.5
+"""For workers to say what they keep; the catalogue does not wait for one that is silent."""
 
 VirtualEnv = Annotated[
     bool, Query(description="Changes nothing: a virtual environment has the engines of its host.")
@@ -46,12 +53,15 @@ async def list_registrations(
     min_size: Annotated[float | None, Query(ge=0, description="Billions.")] = None,
     max_size: Annotated[float | None, Query(ge=0, description="Billions.")] = None,
     fits: Annotated[bool, Query(description="Only what the cluster has memory for now.")] = False,
+    cached: Annotated[bool, Query(description="Only what needs no download.")] = False,
 ) -> Response:
     """List the families of a type; `detailed` gives all that is known of each, and the specs
-    that are as asked."""
+    that are as asked, with `cache_status` and `fits`."""
     cluster = gateway_of(request).cluster
     families = await cluster.registrations(model_type)
-    room_bytes = largest_room_bytes((await cluster.info()).workers) if fits else None
+    room_bytes = largest_room_bytes((await cluster.info()).workers) if fits or detailed else 0
+    if detailed or cached:
+        families = with_state(families, await _kept(cluster), room_bytes)
     asked = FamilyFilter(
         words=tuple((query or "").casefold().split()),
         abilities=frozenset(ability or ()),
@@ -59,7 +69,8 @@ async def list_registrations(
         model_format=model_format,
         min_size=min_size,
         max_size=max_size,
-        room_bytes=room_bytes,
+        room_bytes=room_bytes if fits else None,
+        is_cached=cached,
     )
     families = asked.applied_to(families)
     if not detailed:
@@ -70,8 +81,12 @@ async def list_registrations(
 
 @router.get("/v1/model_registrations/{model_type}/{model_name}", responses=refusals(400, 404, 503))
 async def describe_registration(request: Request, model_type: str, model_name: str) -> Response:
-    """Return one family."""
-    return json_answer(await gateway_of(request).cluster.registration(model_type, model_name))
+    """Return one family, with `cache_status` and `fits` in each spec."""
+    cluster = gateway_of(request).cluster
+    family = await cluster.registration(model_type, model_name)
+    room_bytes = largest_room_bytes((await cluster.info()).workers)
+    (family,) = with_state([family], await _kept(cluster), room_bytes)
+    return json_answer(family)
 
 
 @router.delete(
@@ -97,3 +112,12 @@ async def list_engines(
 ) -> Response:
     """Return what each engine can run of a model, or why it cannot."""
     return json_answer(await gateway_of(request).cluster.engines(model_type, model_name))
+
+
+async def _kept(cluster: Cluster) -> list[CachedModel]:
+    """Return what the workers keep that say so soon."""
+    try:
+        kept = await cluster.cached_models(None, timeout_seconds=LOOK_SECONDS)
+    except InsufficientResources:  # no worker has joined yet
+        return []
+    return [model for models in kept.models.values() for model in models]

@@ -344,6 +344,7 @@ class CachedList(Answer):
     """`GET /v1/cache/models`."""
 
     items: list[CachedItem] = Field(alias="list")
+    unanswered: list[str]
 
 
 class DeletableAnswer(Answer):
@@ -354,6 +355,7 @@ class DeletableAnswer(Answer):
     paths: list[str]
     freed_bytes: int
     used_by: list[str]
+    unanswered: list[str]
 
 
 class RemovedAnswer(Answer):
@@ -361,6 +363,7 @@ class RemovedAnswer(Answer):
 
     result: bool
     freed_bytes: int
+    unanswered: list[str]
 
 
 class DownloadAnswer(Answer):

@@ -2,7 +2,6 @@
 """`ClusterState`: what should run, what does run, and what to do about the difference."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,7 +57,10 @@ from .views import progress_of, routes_of, status_of
 from .world import World
 
 RECOVERY_SECONDS = 3.0
-"""After its start a supervisor waits this long for workers to say what runs."""
+"""After its start a supervisor waits this long for workers to say what runs,"""
+FIRST_WORKER_SECONDS = 10.0
+"""and this long for the first of them: without it nothing can be started, and a gateway serves
+better by what it knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +118,7 @@ class ClusterState:
         self._routes = Routes(epoch=epoch)
         for model in desired:
             self._world.add_model(Model.of(model))
-        self._recovery_ends_at = now.monotonic + RECOVERY_SECONDS if self._models else -math.inf
+        self._recovers_since: float | None = now.monotonic if self._models else None
         self._routes.change({uid: routes_of(model) for uid, model in self._models.items()})
 
     # What happens.
@@ -380,7 +382,8 @@ class ClusterState:
 
     def is_recovering(self, *, now: Moment) -> bool:
         """Return whether what runs is not known yet: nothing new is started until then."""
-        if now.monotonic >= self._recovery_ends_at:
+        ends_at = self._recovery_ends_at()
+        if ends_at is None or now.monotonic >= ends_at:
             return False
         return (
             self._expected_workers is None
@@ -388,14 +391,22 @@ class ClusterState:
         )
 
     def next_due(self) -> float | None:
-        """Return the monotonic time of the next delayed start, or None."""
-        return self._lifecycle.next_due()
+        """Return the monotonic time of what is due next without any event, or None."""
+        due = (self._lifecycle.next_due(), self._recovery_ends_at())
+        return min((one for one in due if one is not None), default=None)
+
+    def _recovery_ends_at(self) -> float | None:
+        if self._recovers_since is None:
+            return None
+        return self._recovers_since + (
+            RECOVERY_SECONDS if self.has_worker else FIRST_WORKER_SECONDS
+        )
 
     def _pass_time(self, now: Moment) -> None:
         self._world.expire_leases(now)
         self._lifecycle.mark_due(now)
-        if self._recovery_ends_at > -math.inf and not self.is_recovering(now=now):
-            self._recovery_ends_at = -math.inf
+        if self._recovers_since is not None and not self.is_recovering(now=now):
+            self._recovers_since = None
             self._world.wake_waiting()
 
     # What to show.

@@ -8,14 +8,15 @@ matrix product over blocks; the query heads that share a key head are folded int
 Partial results of a row are merged by the log-sum-exp of their scores, as in FlashDecoding
 (https://crfm.stanford.edu/2023/10/12/flashdecoding.html). The block ids are sorted first, and
 ids with small gaps are read as one range *in place*, holes included: reading a few blocks in vain
-is cheaper than copying all the others. The pool hands out low ids first, which keeps holes rare.
+is cheaper than copying all the others. The pool hands out low ids first, which keeps holes rare
+while it is young; where blocks lie so far apart that there would be many ranges, they are copied.
 
 Chunks. One call of the fused kernel per sequence: over its own new keys if it has no past, else
 over a copy of its blocks with a mask; a chunk is bound by arithmetic, the copy does not show. Soft
 caps and unequal key and value sizes are not for that kernel; their softmax is written out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,8 +27,10 @@ from xinference.engine.batch import Batch, IntArray, padded_groups
 
 from .interface import LayerShape, Pages, Scoring
 
-# Why: a range costs two kernel calls, tens of microseconds; a hole costs reading its bytes.
+# Why: a range costs three kernel calls, some 60 us on one thread; a hole costs its products, and
+# copying costs reading and writing (doc/experiments/engine-cpu.md).
 _MAX_HOLE_BYTES = 256 * 1024
+_COPIED_BYTES_PER_RANGE = 2 * 1024 * 1024
 _MAX_QUERIES_AT_ONCE = 256
 
 
@@ -51,6 +54,8 @@ class _DecodePlan:
 
     ranges: tuple[tuple[int, int], ...]
     """Half-open ranges of block ids; their lengths add up to N."""
+    copied: Tensor | None
+    """(N,) block ids that are copied, and then are the one range; None: all are read in place."""
     row_of_block: Tensor
     """(N,) the row each block is read for; 0 for a hole."""
     mask: Tensor
@@ -204,58 +209,64 @@ def _decode(pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Ten
     block_bytes = (
         num_kv_heads * block_size * (pages.key.shape[3] + pages.value.shape[3])
     ) * pages.key.element_size()
-    which = (scoring.window, num_kv_heads, _MAX_HOLE_BYTES // block_bytes)
+    which = (scoring.window, num_kv_heads, block_bytes)
     paged = plan.decode_plans.get(which)
     if paged is None:
         paged = _plan_decode(plan, *which)
         plan.decode_plans[which] = paged
     folded = query.transpose(0, 1).index_select(0, paged.row_of_block)
-    folded = folded.unflatten(1, (num_kv_heads, -1))
-    parts = []
-    done = 0
-    for start, stop in paged.ranges:
-        here = slice(done, done + stop - start)
-        done = here.stop
-        parts.append(
-            _attend_blocks(
-                folded[here].flatten(0, 1),
-                pages.key[start:stop].flatten(0, 1),
-                pages.value[start:stop].flatten(0, 1),
-                paged.mask[here.start * num_kv_heads : here.stop * num_kv_heads],
-                scoring,
-            )
-        )
-    mixed, lse = (
-        part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True)
-    )
-    lse, mixed = lse.view(-1, num_heads), mixed.view(len(folded), num_heads, -1)
+    folded = folded.unflatten(1, (num_kv_heads, -1)).flatten(0, 1)
+    mixed, lse = _attend_blocks(folded, list(_reads(pages, paged)), paged.mask, scoring)
+    lse, mixed = lse.view(-1, num_heads), mixed.view(-1, num_heads, mixed.shape[-1])
     merged = [_merge(mixed, lse, rows, scoring) for rows in paged.rows]
     out = merged[0] if len(merged) == 1 else torch.cat(merged)
     return out.to(query.dtype).flatten(1)
 
 
+def _reads(pages: Pages, paged: _DecodePlan) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield each range's place among all blocks × key heads, and its keys and values."""
+    key, value = pages.key, pages.value
+    if paged.copied is not None:
+        key, value = key.index_select(0, paged.copied), value.index_select(0, paged.copied)
+    num_kv_heads, done = key.shape[1], 0
+    for start, stop in paged.ranges:
+        first, done = done, done + (stop - start) * num_kv_heads
+        here = slice(first, done)
+        yield here, key[start:stop].flatten(0, 1), value[start:stop].flatten(0, 1)
+
+
 def _attend_blocks(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scoring: Scoring
+    query: Tensor,
+    reads: Sequence[tuple[slice, Tensor, Tensor]],
+    mask: Tensor,
+    scoring: Scoring,
 ) -> tuple[Tensor, Tensor]:
     """Attend within each block by itself, for B blocks × key heads.
 
+    Only the products are a call for each range. A cache that has been in use for a while is read
+    in many, and the small operations between the products would cost more than reading it.
+
     Args:
         query: (B, G, Dk).
-        key: (B, P, Dk), in place in the cache; value (B, P, Dv) likewise.
+        reads: which of the B, with their keys (b, P, Dk) and values (b, P, Dv).
         mask: (B, 1, P) float32, 0 or -inf.
         scoring: the layer's.
 
     Returns:
         The mix (B, G, Dv), model dtype, and the log-sum-exp of the scores (B, G), float32.
     """
-    transposed = key.transpose(1, 2)
-    product = torch.bmm(query, transposed)
+    num_queries, block_size, value_dim = query.shape[1], mask.shape[2], reads[0][2].shape[2]
+    product = query.new_empty(len(query), num_queries, block_size)
+    for here, key, _ in reads:
+        torch.bmm(query[here], key.transpose(1, 2), out=product[here])
     scores = product.float()
     if product.dtype != torch.float32:
         # Why twice: the product is accumulated in float32 but rounded to the model's type, and
         # scores in the hundreds would lose what tells them apart. The second one is what the
         # first has lost by that, and nearly exact.
-        scores = scores.add_(torch.baddbmm(product, query, transposed, beta=-1))
+        for here, key, _ in reads:
+            product[here].baddbmm_(query[here], key.transpose(1, 2), beta=-1)
+        scores = scores.add_(product)
     if scoring.softcap is None:
         scores = torch.add(mask, scores, alpha=scoring.scaling)
     else:
@@ -264,7 +275,11 @@ def _attend_blocks(
     weights = scores.softmax(-1)
     # Why not `logsumexp`: it takes as long as all the rest, and the best token's weight tells it.
     lse = scores.amax(-1) - weights.amax(-1).log_()
-    return torch.bmm(weights.to(value.dtype), value), lse
+    weights = weights.to(query.dtype)
+    mixed = query.new_empty(len(query), num_queries, value_dim)
+    for here, _, value in reads:
+        torch.bmm(weights[here], value, out=mixed[here])
+    return mixed, lse
 
 
 def _merge(mixed: Tensor, lse: Tensor, rows: _Rows, scoring: Scoring) -> Tensor:
@@ -288,7 +303,9 @@ def _merge(mixed: Tensor, lse: Tensor, rows: _Rows, scoring: Scoring) -> Tensor:
     return (mixed.index_select(0, rows.parts).view(*by_row, mixed.shape[2]) * shares).sum(1)
 
 
-def _plan_decode(plan: CpuPlan, window: int | None, num_kv_heads: int, max_gap: int) -> _DecodePlan:
+def _plan_decode(
+    plan: CpuPlan, window: int | None, num_kv_heads: int, block_bytes: int
+) -> _DecodePlan:
     batch, block_size = plan.batch, plan.batch.block_size
     num_rows = plan.num_decode_rows
     context_lens = batch.context_lens[:num_rows]
@@ -315,16 +332,14 @@ def _plan_decode(plan: CpuPlan, window: int | None, num_kv_heads: int, max_gap: 
         rows, nth, block_ids, layer = rows[order], nth[order], block_ids[order], layer[order]
 
     gaps = np.diff(block_ids)
-    breaks = np.flatnonzero((np.diff(layer) != 0) | (gaps > max_gap + 1)) + 1
-    ranges: list[tuple[int, int]] = []
-    places: list[IntArray] = []
-    num_read = 0
-    for part in np.split(np.arange(len(block_ids)), breaks):
-        start, stop = int(block_ids[part[0]]), int(block_ids[part[-1]]) + 1
-        ranges.append((start, stop))
-        places.append(block_ids[part] - start + num_read)
-        num_read += stop - start
-    place = np.concatenate(places)
+    max_hole = _MAX_HOLE_BYTES // block_bytes
+    breaks = np.flatnonzero((np.diff(layer) != 0) | (gaps > max_hole + 1)) + 1
+    must_copy = len(block_ids) * block_bytes < len(breaks) * _COPIED_BYTES_PER_RANGE
+    if must_copy:
+        ranges, place = [(0, len(block_ids))], np.arange(len(block_ids))
+    else:
+        ranges, place = _ranges(block_ids, breaks)
+    num_read = sum(stop - start for start, stop in ranges)
 
     row_of_block = np.zeros(num_read, np.int64)
     row_of_block[place] = rows
@@ -334,10 +349,24 @@ def _plan_decode(plan: CpuPlan, window: int | None, num_kv_heads: int, max_gap: 
     mask[place] = np.where(visible, 0.0, -np.inf)
     return _DecodePlan(
         ranges=tuple(ranges),
+        copied=torch.from_numpy(block_ids) if must_copy else None,
         row_of_block=torch.from_numpy(row_of_block),
         mask=torch.from_numpy(mask.repeat(num_kv_heads, axis=0)).unsqueeze(1),
         rows=tuple(_group_rows(rows, place, counts)),
     )
+
+
+def _ranges(block_ids: IntArray, breaks: IntArray) -> tuple[list[tuple[int, int]], IntArray]:
+    """Return the half-open ranges of ids between the breaks, and each block's place in them all."""
+    ranges: list[tuple[int, int]] = []
+    places: list[IntArray] = []
+    num_read = 0
+    for part in np.split(block_ids, breaks):
+        start, stop = int(part[0]), int(part[-1]) + 1
+        ranges.append((start, stop))
+        places.append(part - start + num_read)
+        num_read += stop - start
+    return ranges, np.concatenate(places)
 
 
 def _group_rows(rows: IntArray, places: IntArray, counts: IntArray) -> Iterator[_Rows]:

@@ -67,7 +67,12 @@ def load_served_model(
     started = dialect.start(spec, path, port=port, key=key)
     environment = {**os.environ, **started.environment}
     with contextlib.ExitStack() as undo:
-        process = ServerProcess(dialect.name, started.command, environment, key=key)
+        process = ServerProcess(
+            dialect.name,
+            started.command,
+            environment,
+            secrets=(key, *spec.server_options.secrets),
+        )
         undo.callback(process.stop, STOP_SECONDS)
         # Why: it would write a line for every request.
         logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -36,9 +36,11 @@ from xinference.protocol.generation import (
     Finished,
     FinishReason,
     GenerationEvent,
+    Phases,
     TextDelta,
     Usage,
 )
+from xinference.protocol.histograms import SECONDS, Histogram
 
 from .dialect import LIMITS, Dialect, Piece
 from .process import ServerProcess
@@ -95,10 +97,23 @@ class _Live:
     num_cached_tokens: int = 0
     reason: FinishReason = FinishReason.STOP
     stop_string: str | None = None
+    arrived_at: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
+    """When the server was first asked for an answer."""
+    first_token_at: float | None = None
 
     @property
     def is_single(self) -> bool:
         return len(self.request.branches) == 1
+
+    def phases(self) -> Phases:
+        """Return when it came how far; it ends now."""
+        return Phases(
+            arrived_at=self.arrived_at,
+            admitted_at=self.admitted_at,
+            first_token_at=self.first_token_at,
+            ended_at=time.monotonic(),
+        )
 
 
 @dataclass(eq=False, slots=True)
@@ -167,6 +182,9 @@ class ServerLoop:
         self._page: dict[str, float] = {}
         self._progress = 0
         self._num_aborts = 0
+        self._queue_seconds = Histogram(SECONDS)
+        self._prefill_seconds = Histogram(SECONDS)
+        self._decode_seconds = Histogram(SECONDS)
         self._client: httpx.AsyncClient | None = None
         self._stopped = asyncio.Event()
 
@@ -236,6 +254,9 @@ class ServerLoop:
             "num_aborts": float(self._num_aborts),
             "num_running": float(num_running),
             "num_waiting": float(max(0, num_live - num_running)),
+            **self._queue_seconds.counters("queue_seconds"),
+            **self._prefill_seconds.counters("prefill_seconds"),
+            **self._decode_seconds.counters("decode_seconds"),
         }
 
     def stop(self, timeout_seconds: float) -> None:
@@ -309,8 +330,19 @@ class ServerLoop:
             and len(self._running) < self._max_num_seqs
         ):
             waiting = self._queue.pop()
+            self._note_admitted(waiting.live)
             self._running.add(waiting)
             waiting.task = asyncio.create_task(self._answer(waiting), name="answer")
+
+    def _note_admitted(self, live: _Live) -> None:
+        if live.admitted_at is None:
+            live.admitted_at = time.monotonic()
+            self._queue_seconds.observe(live.admitted_at - live.arrived_at)
+
+    def _note_first_token(self, live: _Live) -> None:
+        live.first_token_at = time.monotonic()
+        assert live.admitted_at is not None, "the server was asked for it"
+        self._prefill_seconds.observe(live.first_token_at - live.admitted_at)
 
     async def _answer(self, waiting: _Waiting) -> None:
         """Ask for one answer and tell it, to its end."""
@@ -371,6 +403,8 @@ class ServerLoop:
             num_new = piece.num_generated - waiting.num_generated
         waiting.num_generated += num_new
         live.num_completion_tokens += num_new
+        if live.first_token_at is None and num_new:
+            self._note_first_token(live)
         if piece.num_cached is not None and branch.index == 0:
             live.num_cached_tokens = piece.num_cached
         waiting.untold_ids += piece.token_ids
@@ -491,6 +525,9 @@ class ServerLoop:
 
     def _finish(self, live: _Live, end: Finished | Failed) -> None:
         request_id = live.request.request_id
+        end = replace(end, phases=live.phases())
+        if live.first_token_at is not None:
+            self._decode_seconds.observe(time.monotonic() - live.first_token_at)
         del self._lives[request_id]
         self._progress += 1
         self._post([(request_id, one) for one in self._read(request_id, end, 0)])

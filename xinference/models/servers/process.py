@@ -30,7 +30,12 @@ class ServerProcess:
     """A running or ended server. Any thread may call any method."""
 
     def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], *, key: str
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        secrets: Sequence[str],
     ) -> None:
         """Start it.
 
@@ -38,7 +43,7 @@ class ServerProcess:
             name: of the engine, for messages.
             command: what the leash is given.
             environment: the whole of it.
-            key: that it asks its callers for; no log has it.
+            secrets: the key that it asks its callers for, and others; no log has them.
 
         Raises:
             OSError: the interpreter does not start.
@@ -46,8 +51,8 @@ class ServerProcess:
         self._name = name
         self._lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         self._ended = threading.Event()
-        self._key = key.encode()
-        logger.info("%s starts: %s", name, " ".join(command).replace(key, "***"))
+        self._secrets = [secret.encode() for secret in secrets]
+        logger.info("%s starts: %s", name, self._hide(" ".join(command).encode()).decode())
         self._popen = subprocess.Popen(
             [sys.executable, "-I", "-S", str(LEASH), *command],
             env=dict(environment),
@@ -97,12 +102,18 @@ class ServerProcess:
         if not is_over:
             self._ended.wait(grace_seconds)
 
+    def _hide(self, text: bytes) -> bytes:
+        """Return a text without the secrets in it."""
+        for secret in self._secrets:
+            text = text.replace(secret, b"***")
+        return text
+
     def _read(self) -> None:
         assert self._popen.stdout is not None
         with self._popen.stdout as written:
             for line_read in written:
                 # Why: some servers write down all of their arguments.
-                raw = line_read.replace(self._key, b"***")
+                raw = self._hide(line_read)
                 with contextlib.suppress(OSError):
                     os.write(2, raw)
                 line = raw.decode(errors="replace").strip()
