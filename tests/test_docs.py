@@ -20,8 +20,12 @@ from tests.pages.reference import COMMAND, FOLDER, REFERENCE, commands, routes
 from xinference.api.access import ACCESS
 from xinference.api.app import create_app
 from xinference.api.engine_metrics import COUNTERS, DOCUMENTATION
+from xinference.api.worker_exporter import worker_families
 from xinference.cli.main import COMMANDS
+from xinference.identifiers import ModelUid, NodeId, ReplicaUid
 from xinference.protocol.histograms import SECONDS, Histogram
+from xinference.protocol.nodes import NodeResources
+from xinference.protocol.worker_reading import ReplicaReading, WorkerReading
 from xinference.settings import OBSOLETE, VARIABLES
 
 DOC = ROOT / "doc"
@@ -95,7 +99,7 @@ def test_the_pages_name_every_metric_and_no_other() -> None:
 
 
 async def declared_metrics() -> set[str]:
-    """Return the names of what `/metrics` declares, as Prometheus shows them."""
+    """Return the names of what gateways and workers declare, as Prometheus shows them."""
     # Why here: it imports torch.
     from xinference.engine.loop import EngineStats
 
@@ -111,9 +115,37 @@ async def declared_metrics() -> set[str]:
         page = (await http.get("/metrics")).text
     return {
         family.name.removeprefix("xinference:") + ("_total" if family.type == "counter" else "")
-        for family in text_string_to_metric_families(page)
+        for family in (
+            *text_string_to_metric_families(page),
+            *worker_families(a_worker(cluster.more_counters)),
+        )
         if family.name.startswith("xinference:")
     }
+
+
+def a_worker(counters: dict[str, float]) -> WorkerReading:
+    """Return a reading of a worker with one replica."""
+    replica = ReplicaReading(
+        replica=ReplicaUid(ModelUid("guide"), 0),
+        state="ready",
+        model_name="guide",
+        model_type="LLM",
+        model_engine="transformers",
+        model_format="pytorch",
+        quantization="none",
+        load_seconds=1.0,
+        counters=counters,
+    )
+    host = NodeResources(
+        cpu_count=1,
+        cpu_utilization=0.0,
+        memory_total_bytes=1,
+        memory_used_bytes=0,
+        memory_available_bytes=1,
+    )
+    return WorkerReading(
+        node=NodeId("127.0.0.1:5001"), has_joined=True, resources=host, replicas=(replica,)
+    )
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:

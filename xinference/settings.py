@@ -77,6 +77,10 @@ class Settings:
     cluster_key: str | None = None
     """Shared by the hosts of a cluster. None: the file `cluster.key` under `home`."""
     log_level: str = "INFO"
+    log_format: str = "text"
+    """How log lines are written: text or json."""
+    log_requests: str = "none"
+    """What the gateway logs of each request: none, summary, or prompts, which is its body, too."""
     disable_metrics: bool = False
     restart_limit: int = 5
     """Deaths of one replica within five minutes before it is given up."""
@@ -229,6 +233,20 @@ def _log_level(name: str, value: str) -> str:
     return value.strip().upper()
 
 
+def _log_format(name: str, value: str) -> str:
+    return _one_of(("text", "json"), name, value)
+
+
+def _log_requests(name: str, value: str) -> str:
+    return _one_of(("none", "summary", "prompts"), name, value)
+
+
+def _one_of(words: tuple[str, ...], name: str, value: str) -> str:
+    if value.strip().lower() not in words:
+        raise InvalidSetting(name=name, value=value, expected="one of " + ", ".join(words))
+    return value.strip().lower()
+
+
 def _ports(name: str, value: str) -> PortRange:
     first, _, last = value.partition("-")
     if first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536:
@@ -251,6 +269,10 @@ VARIABLES: Mapping[str, Variable] = {
     "XINFERENCE_API_KEY": Variable("api_key", _text, "sent by the client commands"),
     "XINFERENCE_CLUSTER_KEY": Variable("cluster_key", _text, "shared by the hosts of a cluster"),
     "XINFERENCE_LOG_LEVEL": Variable("log_level", _log_level, "DEBUG to CRITICAL"),
+    "XINFERENCE_LOG_FORMAT": Variable("log_format", _log_format, "text or json"),
+    "XINFERENCE_LOG_REQUESTS": Variable(
+        "log_requests", _log_requests, "of each request: none, summary or prompts"
+    ),
     "XINFERENCE_DISABLE_METRICS": Variable("disable_metrics", _flag, "1: no /metrics"),
     "XINFERENCE_MODEL_ACTOR_AUTO_RECOVER_LIMIT": Variable(
         "restart_limit", _count, "deaths within five minutes before a replica is given up"

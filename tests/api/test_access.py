@@ -307,6 +307,7 @@ async def test_what_was_used_adds_up_by_key_and_model(http: httpx.AsyncClient, a
     assert found["admin", "guide"]["completion_tokens"] == 2
     assert set(await usage(http, app)) == {("app", "guide")}
     page = (await http.get("/metrics", headers=bearer(admin))).text
+    assert "xinference:api_keys_expired_total 0.0" in page
     counted = 'api_key_tokens_total{api_key_name="app",kind="completion",model_uid="guide"}'
     assert f"{counted} {float(row['completion_tokens'])}" in page
 

@@ -62,7 +62,7 @@ class FakeGuardian:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeGuardian:
     made = FakeGuardian()
     monkeypatch.setattr(guardian, "run", made.run)
-    monkeypatch.setattr("xinference.cli.serve.set_up_logging", lambda *_, **__: None)
+    monkeypatch.setattr("xinference.cli.serve.set_up_file_logging", lambda *_, **__: None)
     return made
 
 
@@ -157,25 +157,62 @@ def test_a_busy_port_that_was_chosen_stops_the_start(
     assert fake.configs == {}
 
 
-@pytest.mark.parametrize(
-    "words", [["-MH", "10.0.0.1"], ["-mp", "9998"], ["--metrics-exporter-port", "1"]]
-)
-def test_an_exporter_elsewhere_is_refused_by_name(
-    fake: FakeGuardian, run: Callable[..., Result], words: list[str]
+def test_a_worker_has_no_page_of_its_own_unless_it_is_asked_for(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int
 ) -> None:
-    done = run(local_command, *words)
+    assert run(local_command, "-p", str(free_port)).exit_code == 0
 
-    assert done.exit_code == 2
-    assert "--metrics-exporter-" in done.stderr
+    worker = fake.configs["worker"]
+    assert isinstance(worker, WorkerConfig)
+    assert worker.exporter_port is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_worker_is_told_where_its_own_page_is(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int, host: str
+) -> None:
+    key = {"XINFERENCE_CLUSTER_KEY": "0123456789abcdef"}
+    words = ["-e", "http://127.0.0.1:9997", "-mp", str(free_port)]
+    if host != "127.0.0.1":
+        words += ["-MH", host]
+
+    done = run(worker_command, *words, **key)
+
+    assert done.exit_code == 0, done.stderr
+    worker = fake.configs["worker"]
+    assert isinstance(worker, WorkerConfig)
+    assert (worker.exporter_host, worker.exporter_port) == (host, free_port)
+
+
+def test_a_worker_whose_page_has_no_port_says_so(
+    fake: FakeGuardian, run: Callable[..., Result], busy_port: int, free_port: int
+) -> None:
+    done = run(local_command, "-p", str(free_port), "-mp", str(busy_port))
+
+    assert done.exit_code == 1
+    assert "--metrics-exporter-port: cannot listen on" in done.stderr
+    assert str(busy_port) in done.stderr
     assert fake.configs == {}
 
 
-def test_an_exporter_where_metrics_are_anyway_is_fine(
+def test_words_about_the_page_that_contradict_each_other_are_refused(
     fake: FakeGuardian, run: Callable[..., Result], free_port: int
 ) -> None:
     port = str(free_port)
+    refused = (
+        run(local_command, "-MH", "127.0.0.1"),
+        run(local_command, "-p", port, "-mp", port),
+        run(local_command, "-mp", port, XINFERENCE_DISABLE_METRICS="1"),
+    )
 
-    assert run(local_command, "-p", port, "-MH", "127.0.0.1", "-mp", port).exit_code == 0
+    for done, named in zip(
+        refused,
+        ("--metrics-exporter-host", "port of HTTP", "XINFERENCE_DISABLE_METRICS"),
+        strict=True,
+    ):
+        assert done.exit_code == 2
+        assert named in done.stderr
+    assert fake.configs == {}
 
 
 def test_several_gateway_processes_share_the_port_and_have_names(

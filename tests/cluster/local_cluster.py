@@ -19,6 +19,7 @@ from xinference.cluster.caches import CacheActor, CachesActor
 from xinference.cluster.dataplane.handshake import instance_key
 from xinference.cluster.downloads import Downloads
 from xinference.cluster.local_bus import LocalBus, LocalNetwork
+from xinference.cluster.logs import LogActor, LogsActor
 from xinference.cluster.messages import (
     InstanceLoad,
     InstanceReport,
@@ -34,6 +35,8 @@ from xinference.cluster.supervisor import ModelCatalog, SupervisorActor, system_
 from xinference.cluster.worker import (
     CACHE,
     CACHES,
+    LOG,
+    LOGS,
     SUPERVISOR,
     WORKER,
     NewReplica,
@@ -42,6 +45,7 @@ from xinference.cluster.worker import (
 )
 from xinference.errors import ReplicaLost, XinferenceError
 from xinference.identifiers import InstanceId
+from xinference.protocol.logs import SUPERVISOR_NODE
 from xinference.settings import DownloadSettings
 
 SUPERVISOR_ADDRESS = "127.0.0.1:1000"
@@ -208,6 +212,13 @@ class LocalCluster:
         await bus.serve(SUPERVISOR, self.supervisor)
         nodes = self.supervisor.nodes
         await bus.serve(CACHES, CachesActor(bus=bus, catalog=self._catalog, nodes=nodes))
+        logs = LogsActor(
+            bus=bus,
+            own=LogActor(self._home, node=SUPERVISOR_NODE),
+            nodes=nodes,
+            check_model=self.supervisor.check_model,
+        )
+        await bus.serve(LOGS, logs)
         if is_ticking:
             ticking = asyncio.create_task(self.supervisor.reconcile_forever())
             self._tasks[SUPERVISOR_ADDRESS] = [ticking]
@@ -234,6 +245,7 @@ class LocalCluster:
         )
         downloads = Downloads(home=self._home / address, settings=self._downloads)
         await bus.serve(CACHE, CacheActor(downloads))
+        await bus.serve(LOG, LogActor(self._home / address, node=worker.node))
         await bus.serve(WORKER, worker)
         self.workers[address] = worker
         self._tasks[address] = [

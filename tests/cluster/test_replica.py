@@ -209,6 +209,8 @@ async def test_requests_are_counted_with_their_tokens_and_times(loaded: ReplicaP
     assert grown["requests"] == grown["request_seconds:+Inf"] == 2
     assert grown["request_errors"] == 1
     assert grown["request_first_token_seconds:+Inf"] == grown["queue_seconds:+Inf"] == 1
+    assert grown["request_token_seconds:+Inf"] == 1
+    assert grown["request_token_seconds:sum"] == pytest.approx(grown["decode_seconds:sum"] / 2)
     assert grown["request_input_tokens"] == end.usage.num_prompt_tokens
     assert grown["request_output_tokens"] == 3
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.otlp import otlp_receiver
 from tests.fakes.replica import COUNTING, POISON, FakeReplica, serve_fake_replica
 from xinference.cluster import request_router
 from xinference.cluster.dataplane.client import ReplicaConnection
@@ -33,6 +34,7 @@ from xinference.protocol.generation import (
     TextPrompt,
 )
 from xinference.protocol.vectors import DenseVectors, EmbeddingRequest
+from xinference.tracing import open_tracer, working_for
 
 KEY = b"k" * 32
 DEADLINE_SECONDS = 10.0
@@ -201,6 +203,28 @@ async def test_a_stream_goes_on_at_another_replica_from_where_it_was(replicas: R
     assert replicas.router.num_continued == 1
     second = [fake for fake in replicas.fakes.values() if fake._num_generated_tokens < 300]
     assert len(second) == 2, "none of the two did all the work"
+
+
+async def test_a_trace_shows_that_a_stream_moved(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await replicas.add()
+    await replicas.add()
+    with otlp_receiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        tracer = open_tracer("gateway")
+        assert tracer is not None
+        span = tracer.begin("POST", {}, {})
+        with working_for(span):
+            stream = await replicas.ask(max_tokens=300)
+            await stream.__anext__()
+            replicas.fakes[replicas.working()].crash()
+            await read(stream)
+        span.end()
+        await asyncio.to_thread(tracer.close, 30)
+        (received,) = receiver.spans
+
+    assert received.events == ("moved to another replica",)
 
 
 async def test_an_answer_that_was_all_there_but_its_end_gets_its_end(replicas: Replicas) -> None:

@@ -39,7 +39,7 @@ from xinference.errors import (
     ObjectNotFound,
     UnsupportedVariant,
 )
-from xinference.identifiers import ModelUid, ReplicaUid, RequestId, new_request_id
+from xinference.identifiers import ModelUid, NodeId, ReplicaUid, RequestId, new_request_id
 from xinference.protocol.autostart import AutostartEntry
 from xinference.protocol.deployment import (
     AbortOutcome,
@@ -57,6 +57,7 @@ from xinference.protocol.generation import (
     TextPrompt,
     Usage,
 )
+from xinference.protocol.logs import SUPERVISOR_NODE, LogQuery
 from xinference.protocol.vectors import (
     DenseVectors,
     EmbeddingRequest,
@@ -289,6 +290,19 @@ async def test_a_cache_of_a_worker_that_is_not_there_is_refused(subject: Subject
     ):
         with pytest.raises(InvalidRequest, match="worker_ip"):
             await question
+
+
+async def test_a_model_has_a_log_and_nobody_knows_of_another(cluster: Cluster) -> None:
+    batch = await cluster.logs(LogQuery(model=GUIDE))
+
+    assert (batch.lines, dict(batch.silent)) == ((), {})
+    again = await cluster.logs(LogQuery(model=GUIDE, positions=batch.positions))
+    assert again.lines == ()
+    assert (await cluster.logs(LogQuery(node=SUPERVISOR_NODE))).lines == ()
+    with pytest.raises(ModelNotFound):
+        await cluster.logs(LogQuery(model=ModelUid("nobody")))
+    with pytest.raises(InvalidRequest, match="node"):
+        await cluster.logs(LogQuery(node=NodeId("10.0.0.9")))
 
 
 async def test_a_request_for_vectors_is_pieces_and_one_end(cluster: Cluster) -> None:

@@ -85,6 +85,14 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
+from xinference.protocol.logs import (
+    SUPERVISOR_NODE,
+    LogBatch,
+    LogLine,
+    LogPosition,
+    LogQuery,
+    is_at_least,
+)
 from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting, NodeResources, NodeStatus
 from xinference.protocol.vectors import VectorPiece, VectorRequest
 
@@ -355,6 +363,11 @@ class FakeCluster:
 
         self.launched: list[LaunchSpec] = []
         self.cached: dict[str, CachedModel] = {}
+        self.log: list[LogLine] = []
+        """Of models, those with a replica; of the hosts, the others."""
+        self.silent: dict[NodeId, str] = {}
+        """Hosts that do not say what they logged, and why."""
+        self.num_log_queries = 0
         self.unanswered: tuple[NodeId, ...] = ()
         """Other workers, which do not say what they keep."""
         self.downloads: dict[str, DownloadStatus] = {}
@@ -759,6 +772,23 @@ class FakeCluster:
             for spec in specs
         ]
         return {"transformers": usable, "vLLM": "not in this version"}
+
+    async def logs(self, query: LogQuery) -> LogBatch:
+        self._fail_if_told()
+        self.num_log_queries += 1
+        if query.node != SUPERVISOR_NODE and not is_at(NODE, query.node):
+            raise InvalidRequest(field="node", problem=f"no worker is at {query.node}")
+        wanted = None if query.model is None else ReplicaUid(query.model, query.replica or 0)
+        ours = [line for line in self.log if line.replica == (wanted and str(wanted))]
+        if wanted is not None and not ours and query.model not in self._models:
+            raise ModelNotFound(model=str(query.model), running=sorted(self._models))
+        (position,) = query.positions or (None,)
+        first = 0 if position is None else position.offset
+        lines = [line for line in ours[first:] if is_at_least(line, query.level)]
+        if query.positions is None:
+            lines = lines[max(0, len(lines) - query.num_lines) :]
+        read = LogPosition(node=NODE, name="log", inode=1, offset=len(ours))
+        return LogBatch(lines=tuple(lines), positions=(read,), silent=dict(self.silent))
 
     async def virtual_envs(self, worker_ip: str | None) -> list[VirtualEnvironment]:
         self._fail_if_told()

@@ -4,10 +4,13 @@
 Every test fails on what the browser's console complains of, and on what axe-core finds serious.
 """
 
+import ast
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -27,12 +30,15 @@ from tests.e2e.reciting_model import (
     save_reciting_model,
 )
 from tests.e2e.reciting_model import NAME as RECITER
+from tests.encoders_tiny import save_cross_encoder
+from xinference.cli.models import launch_command
 
 GUIDE = "xinference-guide"
 MINILM = "all-MiniLM-L6-v2"
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
-PAGES = ("models", "launch", "playground", "register", "cluster", "keys")
+RERANKER = "tiny-reranker"
+PAGES = ("models", "launch", "playground", "register", "cluster", "logs", "keys")
 WAIT_MS = 60_000
 TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
 
@@ -57,8 +63,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 @pytest.fixture(scope="module")
 def models(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Platform:
-    """The platform with a reciting model, the guide and an embedding model on it."""
+    """The platform with a reciting model, the guide, an embedding and a rerank model on it."""
     family = registration(save_reciting_model(tmp_path_factory.mktemp(RECITER)))
+    reranker = save_cross_encoder(tmp_path_factory.mktemp("reranker"), max_tokens=128)
     url = f"{platform.endpoint}/v1/model_registrations/LLM"
     body = {"model": json.dumps(family), "persist": False}
     httpx.post(url, json=body, timeout=30).raise_for_status()
@@ -70,6 +77,9 @@ def models(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Plat
         words = ("launch", "-en", engine, "-n", name, "-u", name, "-t", kind)
         launched = platform.command(*words)
         assert launched.returncode == 0, launched.stderr
+    words = ("launch", "-n", "bge-reranker-base", "-t", "rerank", "-u", RERANKER)
+    launched = platform.command(*words, "-mp", str(reranker))
+    assert launched.returncode == 0, launched.stderr
     return platform
 
 
@@ -247,6 +257,145 @@ def test_alike_texts_are_shown_as_alike(browser: Browser, models: Platform) -> N
         assert values[0] == pytest.approx(1.0, abs=0.001)
         assert values[1] > values[2]
         check_access(page)
+
+
+def test_documents_are_ranked(browser: Browser, models: Platform) -> None:
+    with opened(browser, models, DESKTOP) as page:
+        page.goto(f"{models.endpoint}/#/playground?model={RERANKER}")
+        page.get_by_label("Question").fill("where can I read")
+        page.get_by_label("Documents").fill("a library\nof the old harbour\nbread and flour")
+        page.get_by_role("button", name="Rerank").click()
+        lines = page.get_by_role("main").get_by_role("listitem")
+        expect(lines).to_have_count(3)
+        scores = [float(line.split()[-1]) for line in lines.all_inner_texts()]
+
+        assert scores == sorted(scores, reverse=True)
+        check_access(page)
+
+
+def test_the_catalogue_is_narrowed_to_what_is_here_and_what_fits(
+    browser: Browser, models: Platform
+) -> None:
+    def names() -> list[str]:
+        return page.locator(".family strong").all_inner_texts()
+
+    with opened(browser, models, DESKTOP) as page:
+        go(page, "Launch")
+        count = page.get_by_role("status").filter(has_text="families")
+        expect(count).to_be_visible()
+        everything = names()
+        page.get_by_label("Needs no download").check()
+        expect(count).not_to_have_text(f"{len(everything)} families")
+        cached = names()
+        page.get_by_label("Needs no download").uncheck()
+        page.get_by_label("Fits here now").check()
+        expect(count).not_to_have_text(f"{len(everything)} families")
+        fitting = names()
+
+        assert {GUIDE, MINILM} <= set(cached)
+        assert len(cached) < len(fitting) < len(everything)
+        assert "deepseek-v3-0324" in everything
+        assert "deepseek-v3-0324" not in fitting
+
+
+def test_every_option_of_a_launch_is_in_what_is_copied(browser: Browser, models: Platform) -> None:
+    with opened(browser, models, DESKTOP) as page:
+        page.goto(f"{models.endpoint}/#/launch?name={GUIDE}")
+        page.get_by_text("More options").click()
+        for label, text in {
+            "Model UID": "mine",
+            "Worker": "127.0.0.1",
+            "GPUs by number": "0, 1",
+            "Most replicas": "2",
+            "Sleeps after seconds": "60",
+            "Packages of its own": "einops\nsome-package>=2",
+            "Environment variables": "SOME_NAME = some value",
+            "Other options of the engine": "block_size = 32",
+        }.items():
+            page.get_by_label(label, exact=True).fill(text)
+        page.get_by_label("May sleep to make room for others").check()
+        command = page.locator(".snippets pre").first.inner_text()
+        check_access(page)
+        check_width(page)
+
+        words = shlex.split(command.replace("\\\n", " "))
+        assert words[:2] == ["xinference", "launch"]
+        context = launch_command.make_context("launch", words[2:])
+        assert context.params["model_uid"] == "mine"
+        assert context.params["worker_ip"] == "127.0.0.1"
+        assert context.params["gpu_idx"] == "0,1"
+        assert context.params["max_replicas"] == 2
+        assert context.params["idle_timeout"] == 60
+        assert context.params["virtual_env_packages"] == ("einops", "some-package>=2")
+        assert context.params["envs"] == (("SOME_NAME", "some value"),)
+        assert context.params["autoload"] is True
+        assert "--block_size 32" in command
+        # The same body is what would be sent: Python that can be read.
+        page.locator(".snippets summary", has_text="Python").click()
+        ast.parse(page.locator(".snippets pre").last.inner_text())
+
+
+def test_a_log_is_followed_searched_paused_and_copied(browser: Browser, models: Platform) -> None:
+    log = models.home / "logs" / f"{GUIDE}-rep0.log"
+
+    def write(text: str, level: str = "INFO") -> None:
+        now = datetime.now().isoformat(" ", "milliseconds").replace(".", ",")
+        with log.open("a") as file:
+            file.write(f"{now} {level} xinference.engine: {text}\n")
+
+    with opened(browser, models, DESKTOP) as page:
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.get_by_role("article", name=GUIDE).get_by_role("link", name="Logs").click()
+        lines = page.get_by_role("log")
+        expect(lines).to_contain_text(f"{GUIDE}-rep0")
+        expect(page.get_by_role("list", name="Events")).to_contain_text("ready")
+        write("first of three")
+        expect(lines).to_contain_text("first of three")
+
+        page.get_by_role("button", name="Pause").click()
+        write("second of three")
+        expect(page.get_by_text("paused, 1 more came")).to_be_visible()
+        expect(lines).not_to_contain_text("second of three")
+        page.get_by_role("button", name="Pause").click()
+        expect(lines).to_contain_text("second of three")
+
+        write("third of three", level="ERROR")
+        page.get_by_label("Level, and graver").select_option("ERROR")
+        expect(lines).to_contain_text("third of three")
+        expect(lines).not_to_contain_text("first of three")
+        page.get_by_label("Level, and graver").select_option("INFO")
+        page.get_by_role("searchbox", name="Search").fill("OF THREE")
+        expect(lines.locator(".line")).to_have_count(3)
+        expect(lines.locator("mark").first).to_have_text("of three")
+        check_access(page)
+        check_width(page)
+        page.get_by_role("button", name="Copy").click()
+        copied = page.evaluate("navigator.clipboard.readText()")
+        told = [line.rpartition(": ")[2] for line in copied.splitlines()]
+        assert told == ["first of three", "second of three", "third of three"]
+
+        page.get_by_role("searchbox", name="Search").fill("")
+        page.get_by_label("Log of").select_option("Supervisor")
+        expect(lines).to_contain_text("supervisor[")
+        page.reload()
+        expect(lines).to_contain_text("supervisor[")
+
+
+def test_a_log_that_may_not_be_read_says_which_key_may(browser: Browser, tmp_path: Path) -> None:
+    with started(tmp_path) as platform:
+        made = platform.command("keys", "create", "-n", "boss", "-s", "admin", "--json")
+        boss = json.loads(made.stdout)["key"]
+        words = ("keys", "create", "-n", "eye", "-s", "monitor", "--json", "-ak", boss)
+        eye = json.loads(platform.command(*words).stdout)["key"]
+        context = browser.new_context(viewport=PHONE, locale="en-GB")
+        page = context.new_page()
+        page.add_init_script(f"sessionStorage.setItem('xinference.key', '{eye}')")
+        page.goto(f"{platform.endpoint}/#/logs")
+
+        expect(page.get_by_role("alert")).to_contain_text("Use one with the scope that is needed")
+        check_access(page)
+        check_width(page)
+        context.close()
 
 
 def test_charts_move_while_models_work(browser: Browser, models: Platform) -> None:

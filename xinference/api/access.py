@@ -83,6 +83,7 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/models/{model_uid}/progress": MONITOR,
     "POST /v1/models/{model_uid}/cancel": ADMIN,
     "GET /v1/models/{model_uid}/events": MONITOR,
+    "GET /v1/models/{model_uid}/logs": ADMIN,
     "GET /v1/models/{model_uid}/replicas": MONITOR,
     "POST /v1/models/{model_uid}/replicas": ADMIN,
     "DELETE /v1/models/{model_uid}/replicas/{replica_id}": ADMIN,
@@ -107,6 +108,7 @@ ACCESS: Mapping[str, KeyScope | None] = {
     # The cluster.
     "GET /v1/cluster/history": MONITOR,
     "GET /v1/cluster/info": MONITOR,
+    "GET /v1/cluster/logs": ADMIN,
     "GET /v1/cluster/devices": MONITOR,
     "GET /v1/workers": MONITOR,
     "GET /v1/supervisor": MONITOR,

@@ -27,12 +27,14 @@ from starlette.types import ASGIApp
 
 from xinference import __version__
 from xinference.cluster.interface import Cluster
+from xinference.tracing import Tracer
 
 from .access import guarded
 from .admin import autostart, environments, registrations
 from .admin import cache as cache_routes
 from .admin import cluster as cluster_routes
 from .admin import keys as key_routes
+from .admin import logs as log_routes
 from .admin import models as model_routes
 from .answers import json_answer
 from .anthropic import messages
@@ -52,6 +54,7 @@ from .openai.batches.endpoints import ENDPOINTS
 from .openai.batches.runner import BatchRunner
 from .openai.responses import routes as responses
 from .openapi import document_of, page_of
+from .request_log import RequestLog
 from .store.store import Store
 from .vectors import embeddings, rerank
 from .web import INDEX, wants_page, web_answer, web_file
@@ -75,10 +78,13 @@ ROUTES = (
     cache_routes,
     cluster_routes,
     environments,
+    log_routes,
     key_routes,
 )
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies and clients close what is silent for a minute, some for half of one."""
+TRACES_SECONDS = 2.0
+"""For the last spans to be sent."""
 TEXT_OF_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -91,6 +97,8 @@ def create_app(
     metrics_directory: Path | None = None,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     answer_timeout_seconds: float | None = None,
+    log_requests: str = "none",
+    tracer: Tracer | None = None,
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """Return the application that serves `cluster` over HTTP.
@@ -105,6 +113,8 @@ def create_app(
         keep_alive_seconds: a stream that has had nothing to say for so long says that it lives.
         answer_timeout_seconds: how long a request may wait for the beginning of its answer, where
             its caller does not say. None: for ever.
+        log_requests: what is logged of each request: none, summary or prompts.
+        tracer: makes the spans of requests; closed when the server ends. None: there are none.
         on_shutdown: awaited once when the server ends.
     """
     kept = store or Store()
@@ -127,10 +137,14 @@ def create_app(
             await on_shutdown()
         await kept.aclose()
         keyring.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close, TRACES_SECONDS)
 
     metrics = Metrics(directory=metrics_directory)
     app = _Application(
         metrics=metrics,
+        request_log=RequestLog(log_requests),
+        tracer=tracer,
         routes=[route for routes in ROUTES for route in routes.router.routes],
         title="Xinference",
         version=__version__,
@@ -164,9 +178,18 @@ def create_app(
 class _Application(FastAPI):
     """The framework's, with two layers around its router instead of seven."""
 
-    def __init__(self, *, metrics: Metrics, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        request_log: RequestLog,
+        tracer: Tracer | None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self._metrics = metrics
+        self._request_log = request_log
+        self._tracer = tracer
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what every request goes through.
@@ -175,7 +198,12 @@ class _Application(FastAPI):
         caught, and the routes that need an exit stack have one of their own.
         """
         handlers = self.exception_handlers
-        return Edge(ExceptionMiddleware(self.router, handlers=handlers), metrics=self._metrics)
+        return Edge(
+            ExceptionMiddleware(self.router, handlers=handlers),
+            metrics=self._metrics,
+            request_log=self._request_log,
+            tracer=self._tracer,
+        )
 
 
 async def _root(request: Request) -> Response:
@@ -197,7 +225,8 @@ async def _document(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     gateway = gateway_of(request)
-    page = await metrics_page(gateway.metrics, gateway.cluster)
+    keys = gateway.keyring.all_keys()
+    page = await metrics_page(gateway.metrics, gateway.cluster, keys)
     return Response(page, media_type=TEXT_OF_PROMETHEUS)
 
 

@@ -13,10 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xinference.errors import InternalError
 from xinference.identifiers import RequestId, new_request_id
+from xinference.protocol.logs import REQUEST_ID
+from xinference.tracing import Tracer, current_span, working_for
 
 from .error_shapes import shape_of
 from .errors import TRACE_ID, error_response
+from .http_trace import begin_http_span, end_http_span
 from .metrics import Metrics
+from .request_log import RequestLog
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +35,30 @@ def name_request(request: Request, given: str | None) -> RequestId:
     the caller finds it again.
     """
     request_id = RequestId(given) if given is not None else new_request_id()
+    span = current_span()
+    if span is not None:
+        span.name_request(request_id)
     if _given_id(request.scope) is None:
         request.scope[TRACE_ID] = request_id
+        REQUEST_ID.set(request_id)
     return request_id
 
 
 class Edge:
     """Middleware; see the module."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        request_log: RequestLog,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._request_log = request_log
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; an unexpected error becomes a 500 that names the log line."""
@@ -49,6 +66,24 @@ class Edge:
             await self._app(scope, receive, send)
             return
         scope[TRACE_ID] = _given_id(scope) or new_request_id()
+        REQUEST_ID.set(scope[TRACE_ID])
+        span = None if self._tracer is None else begin_http_span(self._tracer, scope)
+        if span is None:
+            await self._answer(scope, receive, send)
+            return
+        with working_for(span):
+            status = 0
+            try:
+                status = await self._answer(scope, receive, send)
+            except BaseException as error:
+                span.fail(f"its answer broke off: {error!r}")
+                raise
+            finally:
+                end_http_span(span, scope, status)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """Return the status of the answer; 0: the client left before there was one."""
+        receive = self._request_log.begin(scope, receive)
         status = 0
 
         async def send_marked(message: Message) -> None:
@@ -74,6 +109,8 @@ class Edge:
             await error_response(error)(scope, receive, send_marked)
         finally:
             self._count(scope, status)
+            self._request_log.end(scope, status)
+        return status
 
     def _count(self, scope: Scope, status: int) -> None:
         route = getattr(scope.get("route"), "path", "none")

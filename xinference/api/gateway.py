@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the routes of one application share, as one caller may use it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fastapi import FastAPI, Request
 
@@ -32,6 +32,8 @@ class Gateway:
     """For the beginning of an answer, where its caller does not say; None: for ever."""
     key: ApiKey | None = None
     """The caller's; None while the gateway is open."""
+    log_followers: set[object] = field(default_factory=set)
+    """Streams of logs that are under way; the same set for every caller."""
 
     @property
     def owner(self) -> str:

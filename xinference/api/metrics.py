@@ -49,14 +49,18 @@ from xinference.protocol.generation import (
     ToolCallStart,
     Usage,
 )
-from xinference.protocol.nodes import ClusterInfo, Device, GatewayRouting
+from xinference.protocol.histograms import TOKEN_SECONDS
+from xinference.protocol.nodes import ClusterInfo, GatewayRouting
+from xinference.tracing import current_span
 
 from .engine_metrics import engine_families
+from .host_metrics import host_families
+from .http_trace import note_outcome
 from .inbox import AnswerEvent
+from .keys.key import ApiKey
 
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 SCRAPE_SECONDS = 5.0
 
 ABORT_CAUSES: Mapping[type[XinferenceError], str] = {
@@ -137,7 +141,7 @@ class Metrics:
             "xinference:time_per_output_token_seconds",
             "Of a streamed answer: from its first text to its last, by the tokens between.",
             model,
-            buckets=TOKEN_BUCKETS,
+            buckets=TOKEN_SECONDS,
             registry=self.registry,
         )
         self.input_tokens = Counter(
@@ -314,6 +318,9 @@ class Observation:
             cause = CLIENT_LEFT
         if cause is not None:
             metrics.child(metrics.aborts, model, cause).inc()
+        span = current_span()
+        if span is not None:
+            note_outcome(span, model, error=self._error, cause=cause, usage=self._usage)
         status = code or ("disconnected" if self._usage is None else "ok")
         metrics.child(metrics.key_requests, self._key_name, model, status).inc()
 
@@ -344,9 +351,10 @@ class Observation:
                 metrics.child(metrics.key_tokens, self._key_name, model, kind).inc(num_tokens)
 
 
-async def metrics_page(metrics: Metrics, cluster: Cluster) -> bytes:
+async def metrics_page(metrics: Metrics, cluster: Cluster, keys: Sequence[ApiKey] = ()) -> bytes:
     """Return everything as Prometheus text."""
     families = [
+        *_key_families(keys),
         *_cluster_families(*await _asked(cluster)),
         *_routing_families(cluster.routing()),
     ]
@@ -417,6 +425,13 @@ def _cluster_families(
         )
 
 
+def _key_families(keys: Sequence[ApiKey]) -> Iterator[Metric]:
+    states = collections.Counter(key.state(now=time.time()) for key in keys)
+    for state in ("active", "expired"):
+        name, documentation = f"xinference:api_keys_{state}_total", f"API keys that are {state}."
+        yield GaugeMetricFamily(name, documentation, value=states[state])
+
+
 def _routing_families(routing: GatewayRouting) -> Iterator[Metric]:
     """Yield what the gateway process that makes the page has done; others have their own."""
     gateway = (str(os.getpid()),)
@@ -461,39 +476,7 @@ def _node_families(info: ClusterInfo) -> Iterator[Metric]:
     for worker in info.workers:
         state.add_metric((worker.node, worker.state), 1)
     yield state
-    readings = {
-        "xinference:worker_cpu_utilization": "cpu_utilization",
-        "xinference:worker_memory_used_bytes": "memory_used_bytes",
-        "xinference:worker_memory_total_bytes": "memory_total_bytes",
-    }
-    for name, reading in readings.items():
-        family = GaugeMetricFamily(name, "As the worker last reported.", labels=("worker_address",))
-        for worker in info.workers:
-            family.add_metric((worker.node,), getattr(worker.resources, reading))
-        yield family
-    yield from _device_families(info)
-
-
-def _device_families(info: ClusterInfo) -> Iterator[Metric]:
-    readings: dict[str, tuple[str, Callable[[Device], float]]] = {
-        "utilization_percent": ("As last reported.", lambda gpu: 100.0 * gpu.utilization),
-        "memory_used_bytes": ("As last reported.", lambda gpu: gpu.used_bytes),
-        "memory_total_bytes": ("As last reported.", lambda gpu: gpu.total_bytes),
-        "quarantined": (
-            "1: an ended replica still holds it, and nothing is placed there.",
-            lambda gpu: float(bool(gpu.quarantine)),
-        ),
-    }
-    for name, (documentation, reading) in readings.items():
-        family = GaugeMetricFamily(
-            f"xinference:worker_gpu_{name}",
-            documentation,
-            labels=("worker_address", "gpu_index", "gpu_name"),
-        )
-        for worker in info.workers:
-            for gpu in worker.resources.devices:
-                family.add_metric((worker.node, str(gpu.index), gpu.name), reading(gpu))
-        yield family
+    yield from host_families([(worker.node, worker.resources) for worker in info.workers])
 
 
 def _model_families(models: Sequence[ModelStatus]) -> Iterator[Metric]:

@@ -23,6 +23,7 @@ COMMANDS = {
     "launch": "models",
     "list": "models",
     "login": "keys",
+    "logs": "logs",
     "quickstart": "quickstart",
     "register": "registrations",
     "registrations": "registrations",

@@ -6,12 +6,14 @@ work; log lines on stderr and in the log file. Supervisor and worker are put tog
 `xinference.cluster.processes`, the gateway here: it is the one place where cluster and HTTP meet.
 """
 
+import functools
 import gc
 import logging
 import os
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xinference.cluster.configuration import (
     GatewayConfig,
@@ -22,8 +24,12 @@ from xinference.cluster.configuration import (
     private_directory,
 )
 from xinference.errors import XinferenceError
+from xinference.tracing import open_tracer
 
-from .logs import set_up_logging
+from .log_file import set_up_file_logging
+
+if TYPE_CHECKING:
+    from xinference.cluster import processes
 
 logger = logging.getLogger("xinference.cli.process")  # not "__main__"
 
@@ -42,7 +48,9 @@ def main() -> None:
 
 def run(config: RoleConfig) -> None:
     """Run the process of a role until it is told to end."""
-    set_up_logging(config.home, role=config.role, level=config.log_level)
+    set_up_file_logging(
+        config.home, role=config.role, level=config.log_level, log_format=config.log_format
+    )
     # Why here: each process pays for its own part only.
     from xinference.cluster import processes
 
@@ -50,12 +58,22 @@ def run(config: RoleConfig) -> None:
         case SupervisorConfig():
             processes.supervisor_main(config)
         case WorkerConfig():
-            processes.worker_main(config)
+            processes.worker_main(config, export=_exporter_of(config))
         case GatewayConfig():
             processes.forbid_heavy_modules()
             gateway_main(config)
         case _:
             raise AssertionError(f"no role {config.role}")
+
+
+def _exporter_of(config: WorkerConfig) -> "processes.Export | None":
+    """Return what gives a worker its own page for Prometheus; None: it has none."""
+    port = config.exporter_port
+    if port is None:
+        return None
+    from xinference.api.worker_exporter import WorkerExporter
+
+    return functools.partial(WorkerExporter, config.exporter_host, port)
 
 
 def gateway_main(config: GatewayConfig) -> None:
@@ -100,6 +118,8 @@ async def _serve(config: GatewayConfig) -> None:
             disable_metrics=config.disable_metrics,
             metrics_directory=metrics_directory,
             answer_timeout_seconds=config.answer_timeout_seconds,
+            log_requests=config.log_requests,
+            tracer=open_tracer("gateway"),
             on_shutdown=cluster.aclose,
         )
         logger.info("Gateway at %s:%d", *listener.getsockname()[:2])

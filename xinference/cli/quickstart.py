@@ -3,6 +3,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import click
 
@@ -71,7 +72,8 @@ def quickstart_command(
     say(f"Starting a cluster at {endpoint} …")
     status = guard(
         *local_configs(
-            settings, GatewayOptions(host=host, port=port), log_level=log_level or "WARNING"
+            replace(settings, log_level=log_level or "WARNING"),
+            GatewayOptions(host=host, port=port),
         ),
         on_ready=on_ready,
     )

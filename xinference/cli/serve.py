@@ -6,7 +6,7 @@ processes of its host; `process.py` is what those run.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ from xinference.settings import DEFAULT_ENDPOINT, DEFAULT_PORT, Settings
 
 from .addresses import advertised_host, check_tls, is_loopback, port_to_listen_on, url_of
 from .connection import CONTEXT_SETTINGS, connected, endpoint_options, read_settings
-from .logs import set_up_logging
+from .log_file import set_up_file_logging
 from .output import say, show, show_json
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ LOG_LEVEL_OPTION = click.option(
     "--log-level",
     type=click.Choice(LOG_LEVELS, case_sensitive=False),
     help="[env: XINFERENCE_LOG_LEVEL; default: INFO]",
+)
+LOG_FORMAT_OPTION = click.option(
+    "--log-format",
+    type=click.Choice(("text", "json"), case_sensitive=False),
+    help="[env: XINFERENCE_LOG_FORMAT; default: text]",
 )
 PORT_OPTION = click.option(
     "--port",
@@ -103,10 +108,21 @@ def gateway_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def metrics_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a metrics exporter of its own, which there is none of."""
-    command = click.option("--metrics-exporter-port", "-mp", type=PORTS, hidden=True)(command)
-    return click.option("--metrics-exporter-host", "-MH", hidden=True)(command)
+def exporter_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a worker's own page for Prometheus."""
+    command = click.option(
+        "--metrics-exporter-port",
+        "-mp",
+        type=click.IntRange(1, 65535),
+        help="Of the worker's own page for Prometheus; without it there is none.",
+    )(command)
+    return click.option(
+        "--metrics-exporter-host",
+        "-MH",
+        default="127.0.0.1",
+        show_default=True,
+        help="The address that page listens on. It asks for no key.",
+    )(command)
 
 
 @click.command("xinference-local", context_settings=CONTEXT_SETTINGS)
@@ -114,21 +130,25 @@ def metrics_options(command: Callable[..., None]) -> Callable[..., None]:
 @PORT_OPTION
 @gateway_options
 @LOG_LEVEL_OPTION
-@metrics_options
+@LOG_FORMAT_OPTION
+@exporter_options
 def local_command(
     host: str,
     port: int,
     log_level: str | None,
-    metrics_exporter_host: str | None,
+    log_format: str | None,
+    metrics_exporter_host: str,
     metrics_exporter_port: int | None,
     **words: Any,
 ) -> None:
     """Run a whole cluster on this host: supervisor, worker and gateway. Ctrl-C stops it."""
-    _refuse_exporter(metrics_exporter_host, metrics_exporter_port, host=host, port=port)
-    settings = read_settings()
+    settings = _logging(read_settings(), log_level, log_format)
     options = _listening(host, port, words, settings)
+    exporter = _exporter_of(
+        metrics_exporter_host, metrics_exporter_port, settings, http_port=options.port
+    )
     code = guard(
-        *local_configs(settings, options, log_level=log_level),
+        *local_configs(settings, options, **exporter),
         on_ready=lambda: show(gateway_banner(options.endpoint, settings.home)),
     )
     raise SystemExit(code)
@@ -140,19 +160,24 @@ def local_command(
 @click.option("--supervisor-port", type=PORTS, default=0, help="Where workers reach it.")
 @gateway_options
 @LOG_LEVEL_OPTION
+@LOG_FORMAT_OPTION
 def supervisor_command(
-    host: str, port: int, supervisor_port: int, log_level: str | None, **words: Any
+    host: str,
+    port: int,
+    supervisor_port: int,
+    log_level: str | None,
+    log_format: str | None,
+    **words: Any,
 ) -> None:
     """Run the supervisor and the gateway of a cluster. Ctrl-C stops them."""
-    settings = read_settings()
+    settings = _logging(read_settings(), log_level, log_format)
     told = advertised_host(host)
     options = _listening(host, port, words, settings)
-    level = log_level or settings.log_level
     key = _own_key(settings)
     supervisor = _supervisor_config(
-        settings, key, level, listen_host=host, port=supervisor_port, advertised=told
+        settings, key, listen_host=host, port=supervisor_port, advertised=told
     )
-    gateways = _gateway_configs(settings, key, level, options)
+    gateways = _gateway_configs(settings, key, options)
 
     def ready() -> None:
         show(gateway_banner(options.endpoint, settings.home))
@@ -160,6 +185,15 @@ def supervisor_command(
 
     code = guard(supervisor, *gateways, on_ready=ready)
     raise SystemExit(code)
+
+
+def _logging(settings: Settings, level: str | None, log_format: str | None) -> Settings:
+    """Return the settings with what the words of a command say of its log."""
+    return replace(
+        settings,
+        log_level=level or settings.log_level,
+        log_format=log_format or settings.log_format,
+    )
 
 
 def _listening(host: str, port: int, words: dict[str, Any], settings: Settings) -> GatewayOptions:
@@ -184,13 +218,15 @@ def _listening(host: str, port: int, words: dict[str, Any], settings: Settings) 
 @host_option("0.0.0.0")
 @click.option("--worker-port", type=PORTS, default=0, help="Where the supervisor reaches it.")
 @LOG_LEVEL_OPTION
-@metrics_options
+@LOG_FORMAT_OPTION
+@exporter_options
 def worker_command(
     endpoint: str | None,
     host: str,
     worker_port: int,
     log_level: str | None,
-    metrics_exporter_host: str | None,
+    log_format: str | None,
+    metrics_exporter_host: str,
     metrics_exporter_port: int | None,
 ) -> None:
     """Run a worker that joins the cluster of a gateway. Ctrl-C stops it and its models.
@@ -201,8 +237,8 @@ def worker_command(
     from xinference.cluster.cluster_key import check_cluster_key, key_refused, read_cluster_key
     from xinference.cluster.configuration import WorkerConfig
 
-    _refuse_exporter(metrics_exporter_host, metrics_exporter_port)
-    settings = read_settings()
+    settings = _logging(read_settings(), log_level, log_format)
+    exporter = _exporter_of(metrics_exporter_host, metrics_exporter_port, settings)
     endpoint = (endpoint or settings.endpoint).rstrip("/")
     gateway_host = urlsplit(endpoint).hostname
     if gateway_host is None or urlsplit(endpoint).scheme not in {"http", "https"}:
@@ -221,7 +257,8 @@ def worker_command(
     config = WorkerConfig(
         home=settings.home,
         cluster_key=key,
-        log_level=log_level or settings.log_level,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
         listen=_listen(host, worker_port),
         advertised_host=advertised_host(host, towards=gateway_host),
         endpoint=endpoint,
@@ -230,36 +267,41 @@ def worker_command(
         drain_seconds=settings.drain_seconds,
         downloads=settings.downloads,
         **_environment_policy(settings),
+        **exporter,
     )
     code = guard(config, on_ready=lambda: show(f"The worker has joined the cluster at {endpoint}."))
     raise SystemExit(code)
 
 
 def local_configs(
-    settings: Settings, options: GatewayOptions, *, log_level: str | None
+    settings: Settings, options: GatewayOptions, **of_worker: Any
 ) -> "list[RoleConfig]":
     """Return what the processes of a cluster on this host are told.
+
+    Args:
+        of_worker: what only the worker is told.
 
     Raises:
         click.ClickException: the cluster key cannot be made or is none.
     """
     from xinference.cluster.configuration import WorkerConfig
 
-    level = log_level or settings.log_level
     key = _own_key(settings)
     worker = WorkerConfig(
         home=settings.home,
         cluster_key=key,
-        log_level=level,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
         drain_seconds=settings.drain_seconds,
         downloads=settings.downloads,
         **_environment_policy(settings),
+        **of_worker,
     )
     # Only HTTP listens on the host of the options; the actors of one need no more than loopback.
     return [
-        _supervisor_config(settings, key, level, expected_workers=1),
+        _supervisor_config(settings, key, expected_workers=1),
         worker,
-        *_gateway_configs(settings, key, level, options),
+        *_gateway_configs(settings, key, options),
     ]
 
 
@@ -275,7 +317,6 @@ def _environment_policy(settings: Settings) -> dict[str, Any]:
 def _supervisor_config(
     settings: Settings,
     key: str,
-    log_level: str,
     *,
     listen_host: str = "127.0.0.1",
     port: int = 0,
@@ -287,7 +328,8 @@ def _supervisor_config(
     return SupervisorConfig(
         home=settings.home,
         cluster_key=key,
-        log_level=log_level,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
         listen=_listen(listen_host, port),
         advertised_host=advertised,
         restart_limit=settings.restart_limit,
@@ -300,7 +342,7 @@ def _supervisor_config(
 
 
 def _gateway_configs(
-    settings: Settings, key: str, log_level: str, options: GatewayOptions
+    settings: Settings, key: str, options: GatewayOptions
 ) -> "list[GatewayConfig]":
     from xinference.cluster.configuration import GatewayConfig
 
@@ -308,12 +350,14 @@ def _gateway_configs(
         GatewayConfig(
             home=settings.home,
             cluster_key=key,
-            log_level=log_level,
+            log_level=settings.log_level,
+            log_format=settings.log_format,
             host=options.host,
             port=options.port,
             disable_metrics=settings.disable_metrics,
             http_keep_alive_seconds=settings.http_keep_alive_seconds,
             answer_timeout_seconds=settings.answer_timeout_seconds,
+            log_requests=settings.log_requests,
             continues_streams=settings.continue_streams,
             drain_seconds=settings.drain_seconds,
             ssl_certfile=options.ssl_certfile,
@@ -349,23 +393,37 @@ def is_chosen(name: str) -> bool:
     return source is not ParameterSource.DEFAULT
 
 
-def _refuse_exporter(
-    exporter_host: str | None,
-    exporter_port: int | None,
-    *,
-    host: str | None = None,
-    port: int | None = None,
-) -> None:
-    """Refuse an exporter elsewhere than at the endpoint."""
-    for option, given, here in (
-        ("--metrics-exporter-host", exporter_host, host),
-        ("--metrics-exporter-port", exporter_port, port),
-    ):
-        if given not in (None, here):
+def _exporter_of(
+    host: str, port: int | None, settings: Settings, *, http_port: int | None = None
+) -> dict[str, Any]:
+    """Return what a worker is told of its own page for Prometheus, after a look at whether it can.
+
+    Args:
+        http_port: of the gateway, where it is on this host.
+
+    Raises:
+        click.ClickException: the port is taken, or the words contradict each other.
+    """
+    if port is None:
+        if is_chosen("metrics_exporter_host"):
             raise click.UsageError(
-                f"{option} is not supported: /metrics is on the port of HTTP, "
-                "for the whole cluster."
+                "--metrics-exporter-host is of no use without --metrics-exporter-port."
             )
+        return {}
+    if settings.disable_metrics:
+        raise click.UsageError(
+            "--metrics-exporter-port contradicts XINFERENCE_DISABLE_METRICS=1; leave one out."
+        )
+    if port == http_port:
+        raise click.UsageError(
+            f"--metrics-exporter-port: {port} is the port of HTTP, where the cluster's /metrics "
+            "is; the worker's own page needs another one."
+        )
+    try:
+        port_to_listen_on(host, port, is_chosen=True)
+    except click.ClickException as error:
+        raise click.ClickException(f"--metrics-exporter-port: {error.message}") from error
+    return {"exporter_host": host, "exporter_port": port}
 
 
 def warn_if_open(host: str, home: Path) -> None:
@@ -431,7 +489,12 @@ def guard(*configs: "RoleConfig", on_ready: "OnReady") -> int:
 
     home = configs[0].home
     try:
-        set_up_logging(home, role="guardian", level=configs[0].log_level)
+        set_up_file_logging(
+            home,
+            role="guardian",
+            level=configs[0].log_level,
+            log_format=configs[0].log_format,
+        )
     except OSError as error:
         raise click.ClickException(f"{home} cannot be used: {error}") from error
     return guardian.run(configs, on_ready=on_ready)

@@ -29,6 +29,19 @@ def _sends(
     return as_method(method, describe)
 
 
+def _streams(
+    describe: Callable[Parameters, StreamOperation],
+) -> "Callable[Concatenate[AsyncClient, Parameters], Coroutine[Any, Any, AsyncStream]]":
+    """Make the method that awaits the stream of the operation which `describe` returns."""
+
+    async def method(
+        self: "AsyncClient", /, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> AsyncStream:
+        return await self.stream(describe(*args, **kwargs))
+
+    return as_method(method, describe)
+
+
 class AsyncClient:
     """The calls of one endpoint, awaited. Close it, or use it in `async with`.
 
@@ -56,6 +69,10 @@ class AsyncClient:
     get_instance_info = _sends(operations.get_instance_info)
     get_status = _sends(operations.get_status)
     get_model_events = _sends(operations.get_model_events)
+    get_model_logs = _sends(operations.get_model_logs)
+    follow_model_logs = _streams(operations.follow_model_logs)
+    get_node_logs = _sends(operations.get_node_logs)
+    follow_node_logs = _streams(operations.follow_node_logs)
     get_model_replicas = _sends(operations.get_model_replicas)
     get_autostart_config = _sends(operations.get_autostart_config)
     get_autostart_model_summary = _sends(operations.get_autostart_model_summary)

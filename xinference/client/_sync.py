@@ -27,6 +27,17 @@ def _sends(
     return as_method(method, describe)
 
 
+def _streams(
+    describe: Callable[Parameters, StreamOperation],
+) -> "Callable[Concatenate[Client, Parameters], Stream]":
+    """Make the method that returns the stream of the operation which `describe` returns."""
+
+    def method(self: "Client", /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Stream:
+        return self.stream(describe(*args, **kwargs))
+
+    return as_method(method, describe)
+
+
 class Client:
     """The calls of one endpoint. Threads may share it; close it, or use it in `with`.
 
@@ -53,6 +64,10 @@ class Client:
     get_instance_info = _sends(operations.get_instance_info)
     get_status = _sends(operations.get_status)
     get_model_events = _sends(operations.get_model_events)
+    get_model_logs = _sends(operations.get_model_logs)
+    follow_model_logs = _streams(operations.follow_model_logs)
+    get_node_logs = _sends(operations.get_node_logs)
+    follow_node_logs = _streams(operations.follow_node_logs)
     get_model_replicas = _sends(operations.get_model_replicas)
     get_autostart_config = _sends(operations.get_autostart_config)
     get_autostart_model_summary = _sends(operations.get_autostart_model_summary)

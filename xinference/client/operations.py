@@ -275,6 +275,100 @@ def get_model_events(model_uid: str) -> Operation[list[Json]]:
     )
 
 
+def get_model_logs(
+    model_uid: str,
+    lines: int = 100,
+    *,
+    replica: int | None = None,
+    level: str = "DEBUG",
+    cursor: str | None = None,
+) -> Operation[Json]:
+    """Return what the replicas of a model logged, on every worker, by its time.
+
+    Args:
+        lines: At most; the last ones.
+        replica: Only this one; None: all.
+        level: The lowest that is wanted.
+        cursor: Of an earlier reply: only what came since.
+
+    Returns:
+        "lines", each with "time", "level", "node", "replica", "process", "logger", "request_id"
+        and "message"; "silent", the hosts that did not answer; and a "cursor".
+
+    Raises:
+        NotFound: neither such a model nor a log of one.
+    """
+    query = {"lines": lines, "replica": replica, "level": level, "cursor": cursor}
+    return Operation(_model_log(model_uid, query), _as_it_is)
+
+
+def follow_model_logs(
+    model_uid: str,
+    lines: int = 100,
+    *,
+    replica: int | None = None,
+    level: str = "DEBUG",
+    cursor: str | None = None,
+) -> StreamOperation:
+    """Return a stream of what `get_model_logs` returns, first what is there, then what comes.
+
+    The server ends it after an hour; the last "cursor" is where to go on.
+
+    Raises:
+        NotFound: neither such a model nor a log of one.
+    """
+    query = {"lines": lines, "replica": replica, "level": level, "cursor": cursor}
+    return StreamOperation(_model_log(model_uid, query | {"follow": True}))
+
+
+def get_node_logs(
+    node: str = "supervisor", lines: int = 100, *, level: str = "DEBUG", cursor: str | None = None
+) -> Operation[Json]:
+    """Return what supervisor, worker, gateways and downloads of a host logged, by its time.
+
+    Args:
+        node: A worker: its host, or "host:port"; or "supervisor".
+
+    Returns:
+        As `get_model_logs`.
+
+    Raises:
+        BadRequest: no worker is there.
+    """
+    query = {"lines": lines, "level": level, "cursor": cursor}
+    return Operation(_node_log(node, query), _as_it_is)
+
+
+def follow_node_logs(
+    node: str = "supervisor", lines: int = 100, *, level: str = "DEBUG", cursor: str | None = None
+) -> StreamOperation:
+    """Return a stream of what `get_node_logs` returns, as `follow_model_logs` does.
+
+    Raises:
+        BadRequest: no worker is there.
+    """
+    query = {"lines": lines, "level": level, "cursor": cursor}
+    return StreamOperation(_node_log(node, query | {"follow": True}))
+
+
+def _model_log(model_uid: str, query: Mapping[str, Any]) -> Request:
+    return Request(
+        purpose=f"read the log of {model_uid}",
+        method="GET",
+        path=f"/v1/models/{_segment(model_uid)}/logs",
+        query=_given(query),
+    )
+
+
+def _node_log(node: str, query: Mapping[str, Any]) -> Request:
+    return Request(
+        purpose=f"read the log of {node}",
+        method="GET",
+        path="/v1/cluster/logs",
+        query=_given({"node": node, **query}),
+    )
+
+
 def get_model_replicas(model_uid: str) -> Operation[list[Json]]:
     """Return the replicas of a model: where each is, how, and why if it is down.
 

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import BinaryIO, Self
 
 from .supervision import PLATFORM, kill_tree, launch_argv
@@ -21,17 +20,8 @@ from .supervision import PLATFORM, kill_tree, launch_argv
 logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 * 1024
-MAX_LOG_BYTES = 16 * 2**20
 POLL_SECONDS = 0.2
 """Where no pidfd tells of an end."""
-
-
-def open_log(path: Path) -> BinaryIO:
-    """Open a log to append to; one that has grown large is kept as `<name>.1` and begun anew."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-        path.replace(path.with_name(f"{path.name}.1"))
-    return path.open("ab")
 
 
 class ChildProcess:

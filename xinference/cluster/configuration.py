@@ -33,6 +33,8 @@ class RoleConfig:
     home: Path
     cluster_key: str = field(repr=False)
     log_level: str = "INFO"
+    log_format: str = "text"
+    """Of its lines, and of what it starts: a `protocol.logs.LogFormat`."""
     run_directory: Path | None = None
     """For sockets; private to one guardian, which fills it in."""
     supervisor_address: str | None = None
@@ -112,6 +114,9 @@ class WorkerConfig(RoleConfig):
     """A file descriptor that ends with the guardian, which fills it in. Replicas live by it and
     not by the worker, so that they go on when it is replaced."""
     downloads: DownloadSettings = field(default_factory=DownloadSettings)
+    exporter_host: str = "127.0.0.1"
+    exporter_port: int | None = None
+    """Of its own page for Prometheus; None: it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +131,8 @@ class GatewayConfig(RoleConfig):
     http_keep_alive_seconds: float = 5.0
     answer_timeout_seconds: float = 600.0
     """How long a request may wait for the beginning of its answer, if its caller does not say."""
+    log_requests: str = "none"
+    """What is logged of each request: none, summary or prompts."""
     continues_streams: bool = True
     """Whether an answer that was begun goes on at another replica when its own dies."""
     ssl_certfile: str | None = None

@@ -23,7 +23,8 @@ from xinference.errors import DownloadFailed, from_wire
 from xinference.protocol.downloads import DownloadProgress, DownloadRequest, FileProgress
 from xinference.settings import DownloadSettings
 
-from .child_process import ChildProcess, open_log
+from .child_process import ChildProcess
+from .log_rotation import open_log
 from .replica_environment import without_secrets
 from .supervision import describe_exit
 
@@ -48,17 +49,24 @@ class Downloads:
     """The models on a host's disk. Belongs to one event loop; its methods interleave at awaits."""
 
     def __init__(
-        self, *, home: Path, settings: DownloadSettings, command: Sequence[str] = COMMAND
+        self,
+        *,
+        home: Path,
+        settings: DownloadSettings,
+        command: Sequence[str] = COMMAND,
+        log_format: str = "text",
     ) -> None:
         """Look after `<home>/cache`; nothing runs yet.
 
         Args:
             command: what the interpreter is given.
+            log_format: of the downloads' log.
         """
         self.cache = ModelCache(home)
         self._home = home
         self._settings = settings
         self._command = tuple(command)
+        self._log_format = log_format
         self._running: dict[DownloadRequest, _Running] = {}
         self._processes: set[ChildProcess] = set()
         self._users: dict[str, Counter[str]] = {}
@@ -126,6 +134,7 @@ class Downloads:
                 "request": asdict(request),
                 "home": str(self._home),
                 "settings": asdict(self._settings),
+                "log_format": self._log_format,
             }
         )
         try:

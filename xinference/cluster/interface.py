@@ -24,6 +24,7 @@ from xinference.protocol.deployment import (
 from xinference.protocol.downloads import DownloadStatus, KeptModels, Removed
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import Accepted, Delta, Finished, GenerationRequest
+from xinference.protocol.logs import LogBatch, LogQuery
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 from xinference.protocol.vectors import VectorPiece, VectorRequest
 
@@ -270,6 +271,15 @@ class Cluster(Protocol):
 
         Raises:
             ObjectNotFound: it runs nowhere.
+        """
+        ...
+
+    async def logs(self, query: LogQuery) -> LogBatch:
+        """Return lines of the log of a model or of a host, and which hosts did not answer.
+
+        Raises:
+            ModelNotFound: there is neither such a model nor a log of one.
+            InvalidRequest: no such worker has joined.
         """
         ...
 

@@ -32,8 +32,9 @@ from xinference.errors import (
 from xinference.identifiers import InstanceId, RequestId
 from xinference.protocol.deployment import AbortOutcome
 from xinference.protocol.downloads import DownloadProgress
+from xinference.protocol.worker_reading import ReplicaReading
 
-from .child_process import AdoptedProcess, ChildProcess, open_log
+from .child_process import AdoptedProcess, ChildProcess
 from .control_bus import remote
 from .dataplane.client import ReplicaConnection
 from .dataplane.handshake import instance_key
@@ -42,6 +43,7 @@ from .downloads import Downloads
 from .environments import EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
 from .liveness import Liveness
+from .log_rotation import open_log
 from .messages import InstanceLoad, InstanceReport, InstanceState, StartInstance
 from .replica import Bootstrap
 from .replica_environment import replica_environment, without_secrets
@@ -93,6 +95,9 @@ class ReplicaHost:
     """Whether what other hosts send to a replica, and get, is encrypted."""
     drain_seconds: float = DRAIN_SECONDS
     """For what runs on a replica to end, once it is told to stop."""
+    log_level: str = "INFO"
+    """Of what replicas log."""
+    log_format: str = "text"
     lifeline: int | None = None
     """What replicas live by, so that they outlive this worker; None: they end with it."""
     journal: ReplicaJournal | None = None
@@ -149,6 +154,7 @@ class ModelActor:
         self._stats: dict[str, float] = {}
         self._stats_at = 0.0
         self._load: InstanceLoad | None = None
+        self._load_seconds: float | None = None
         self._log_start = 0
         self._served: Served | None = None
         self._verdict = ""
@@ -168,6 +174,24 @@ class ModelActor:
     def load(self) -> InstanceLoad | None:
         """How much it has to do, at most a second old; None while it is not ready."""
         return self._load if self._report.state is InstanceState.READY else None
+
+    @property
+    def reading(self) -> ReplicaReading:
+        """Return it for those who watch the worker, its counters at most some seconds old."""
+        spec, report = self._spec, self._report
+        return ReplicaReading(
+            replica=spec.replica,
+            state=report.state.value,
+            model_name=spec.model_name,
+            model_type=spec.model_type,
+            model_engine=spec.model_engine,
+            model_format=spec.model_format,
+            quantization=spec.quantization,
+            gpu_idx=spec.gpu_idx or (),
+            request_limits=spec.request_limits,
+            load_seconds=self._load_seconds,
+            counters=self._stats if report.state is InstanceState.READY else {},
+        )
 
     @property
     def pid(self) -> int | None:
@@ -498,9 +522,12 @@ class ModelActor:
             raise ReplicaLost(model=model, problem=str(error)) from error
         self._connection = connection
         self._change(state=InstanceState.LOADING)
+        began_at = time.monotonic()
         loaded = await connection.load(
             self._spec, on_progress=self._on_progress, timeout_seconds=LOAD_TIMEOUT_SECONDS
         )
+        if self._adopted is None:
+            self._load_seconds = time.monotonic() - began_at
         self._change(
             state=InstanceState.READY,
             address=address,
@@ -540,6 +567,7 @@ class ModelActor:
                 counters = (await connection.ping(SILENT_SECONDS)).counters
             if counters is not None:
                 self._load = _load_of(counters)
+                self._stats, self._stats_at = counters, time.monotonic()
             is_stopped = counters is None and PLATFORM.is_stopped(pid)
             problem = liveness.observe(counters, is_stopped=is_stopped, now=time.monotonic())
             if problem is not None and not connection.is_closed:
@@ -670,6 +698,9 @@ class ModelActor:
             listen=listen,
             model_uid=self._spec.replica.model,
             lifeline=self._host.lifeline,
+            log_path=str(self._log_path()),
+            log_level=self._host.log_level,
+            log_format=self._host.log_format,
         ).to_line()
 
     def _socket_path(self) -> Path:
@@ -688,7 +719,9 @@ class ModelActor:
         try:
             with self._log_path().open("rb") as log:
                 end = log.seek(0, os.SEEK_END)
-                log.seek(max(self._log_start, end - 64 * 1024))
+                # It was begun anew meanwhile if it is shorter than it was.
+                start = self._log_start if self._log_start <= end else 0
+                log.seek(max(start, end - 64 * 1024))
                 text = log.read().decode(errors="replace")
         except OSError:
             return []

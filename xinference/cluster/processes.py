@@ -29,7 +29,9 @@ from xinference import __version__
 from xinference.catalog import Catalog
 from xinference.errors import InvalidSetting, PeerUnreachable, ProtocolError, XinferenceError
 from xinference.identifiers import Address, new_instance_id
+from xinference.protocol.logs import SUPERVISOR_NODE
 from xinference.protocol.nodes import NodeResources
+from xinference.protocol.worker_reading import WorkerReading
 
 from .caches import CacheActor, CachesActor
 from .cluster_key import key_refused
@@ -40,6 +42,7 @@ from .devices import DeviceReader
 from .downloads import Downloads
 from .environments import EnvironmentPolicy, EnvironmentShelf
 from .journal import ReplicaJournal, RunningReplica
+from .logs import LogActor, LogsActor
 from .messages import CONTROL_VERSION, LaunchId
 from .model_actor import ModelActor, ReplicaHost
 from .placement import LaunchStrategy
@@ -51,6 +54,8 @@ from .worker import (
     CACHE,
     CACHES,
     CALL_TIMEOUT_SECONDS,
+    LOG,
+    LOGS,
     SUPERVISOR,
     WORKER,
     WorkerActor,
@@ -76,6 +81,9 @@ SWEEP_SECONDS = 1.0
 ADOPT_SECONDS = 3.0
 """For what the last worker has left to be ready again, before this one says what runs."""
 
+READ_TIMEOUT_SECONDS = 5.0
+"""For a reading of the worker."""
+
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -98,12 +106,23 @@ def supervisor_main(
     _run(_supervise(config, load_catalog))
 
 
+Export = Callable[[Callable[[], WorkerReading]], object]
+"""Lets others see what a function returns, which any thread may call and may raise TimeoutError."""
+
+
 def worker_main(
-    config: WorkerConfig, *, new_reader: Callable[[], HostReader] = DeviceReader
+    config: WorkerConfig,
+    *,
+    new_reader: Callable[[], HostReader] = DeviceReader,
+    export: Export | None = None,
 ) -> NoReturn:
-    """Run the worker actor and its replicas until told to end; ends the process."""
+    """Run the worker actor and its replicas until told to end; ends the process.
+
+    Args:
+        export: is called once, with what reads the worker; may raise OSError.
+    """
     PLATFORM.become_subreaper()
-    _run(_work(config, new_reader))
+    _run(_work(config, new_reader, export))
 
 
 def report_ready(**facts: object) -> None:
@@ -177,6 +196,13 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
     )
     await bus.serve(SUPERVISOR, supervisor)
     await bus.serve(CACHES, CachesActor(bus=bus, catalog=catalog, nodes=supervisor.nodes))
+    logs = LogsActor(
+        bus=bus,
+        own=LogActor(config.home, node=SUPERVISOR_NODE),
+        nodes=supervisor.nodes,
+        check_model=supervisor.check_model,
+    )
+    await bus.serve(LOGS, logs)
     reconciling = asyncio.create_task(supervisor.reconcile_forever(), name="reconcile")
     logger.info("Supervisor at %s, epoch %d", bus.address, epoch)
     report_ready(address=bus.address)
@@ -190,7 +216,9 @@ async def _supervise(config: SupervisorConfig, load_catalog: Callable[[Path], Mo
     return EXIT_ASKED_TO_END if ended == 1 else EXIT_TERMINATED
 
 
-async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> int:
+async def _work(
+    config: WorkerConfig, new_reader: Callable[[], HostReader], export: Export | None
+) -> int:
     told_to_end = _on_signals()
     bus = await XoscarBus.open(
         Address.parse(config.listen),
@@ -201,7 +229,7 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
     directory = _SupervisorDirectory(config)
     reader = new_reader()
     devices = DeviceLedger(reader.uses)
-    downloads = Downloads(home=config.home, settings=config.downloads)
+    downloads = Downloads(home=config.home, settings=config.downloads, log_format=config.log_format)
     host = _replica_host(config, devices, downloads)
     worker = WorkerActor(
         bus=bus,
@@ -213,12 +241,15 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         environments=host.environments,
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _die_with_replicas, worker)
+    if export is not None:
+        export(functools.partial(_read_from_thread, worker, asyncio.get_running_loop()))
     if host.journal is not None:
         running = host.journal.read()
         _kill_unnoted(running)
         await worker.adopt(running, timeout_seconds=ADOPT_SECONDS)
     cache = CacheActor(downloads)
     await bus.serve(CACHE, cache)
+    await bus.serve(LOG, LogActor(config.home, node=worker.node))
     await bus.serve(WORKER, worker)
     await _check_join(bus, directory, config)
     reporting = asyncio.create_task(worker.report_forever(), name="report")
@@ -243,6 +274,19 @@ async def _work(config: WorkerConfig, new_reader: Callable[[], HostReader]) -> i
         await worker.leave()
         await bus.close()
     return EXIT_ASKED_TO_END if ended == 1 else EXIT_TERMINATED
+
+
+def _read_from_thread(worker: WorkerActor, loop: asyncio.AbstractEventLoop) -> WorkerReading:
+    """Read a worker, in the thread that its tables belong to, from another one.
+
+    Raises:
+        TimeoutError: it did not answer in time.
+    """
+
+    async def read() -> WorkerReading:
+        return worker.reading()
+
+    return asyncio.run_coroutine_threadsafe(read(), loop).result(READ_TIMEOUT_SECONDS)
 
 
 async def _sweep_forever(devices: DeviceLedger) -> None:
@@ -332,6 +376,9 @@ def _replica_host(config: WorkerConfig, devices: DeviceLedger, downloads: Downlo
         listen_ports=config.replica_ports,
         encrypts=config.encrypts,
         drain_seconds=config.drain_seconds,
+        # Why: a server that is quiet on its terminal still wants to know what its models do.
+        log_level="DEBUG" if config.log_level == "DEBUG" else "INFO",
+        log_format=config.log_format,
         lifeline=config.lifeline,
         devices=devices,
         downloads=downloads,

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,8 +36,10 @@ from xinference.protocol.deployment import (
 from xinference.protocol.downloads import DownloadStatus, KeptModels, Removed
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.generation import GenerationRequest
+from xinference.protocol.logs import LogBatch, LogQuery
 from xinference.protocol.nodes import ClusterInfo, GatewayRouting
 from xinference.protocol.vectors import VectorRequest
+from xinference.tracing import current_context
 
 from .control_bus import ControlBus, Endpoint
 from .dataplane.client import ReplicaConnection
@@ -45,7 +48,7 @@ from .interface import GenerationStream, VectorStream
 from .messages import LaunchTicket, Route, RoutesUpdate, RoutesVersion, RoutingTable
 from .request_router import RequestRouter
 from .routing import ready_models, routes_of, updated
-from .worker import CACHES, REMOVE_TIMEOUT_SECONDS, SUPERVISOR
+from .worker import CACHES, LOGS, REMOVE_TIMEOUT_SECONDS, SUPERVISOR
 from .xoscar_bus import XoscarBus
 
 logger = logging.getLogger(__name__)
@@ -96,6 +99,7 @@ class RemoteCluster:
         self._bus = bus
         self._supervisor = Endpoint(supervisor_address, SUPERVISOR)
         self._caches = Endpoint(supervisor_address, CACHES)
+        self._logs = Endpoint(supervisor_address, LOGS)
         self._cluster_key = cluster_key.encode()
         self._table = RoutingTable(version=RoutesVersion(), models={})
         self._table_changed = asyncio.Event()
@@ -265,6 +269,13 @@ class RemoteCluster:
         info: ClusterInfo = await self._ask("info", returns=ClusterInfo)
         return info
 
+    async def logs(self, query: LogQuery) -> LogBatch:
+        """See `Cluster`."""
+        batch: LogBatch = await self._bus.call(
+            self._logs, "read", query, returns=LogBatch, timeout_seconds=CALL_TIMEOUT_SECONDS
+        )
+        return batch
+
     async def stop(self) -> None:
         """See `Cluster`."""
         await self._bus.call(self._supervisor, "stop", timeout_seconds=CALL_TIMEOUT_SECONDS)
@@ -380,11 +391,17 @@ class RemoteCluster:
     async def generate(self, model: ModelUid, request: GenerationRequest) -> GenerationStream:
         """See `Cluster`."""
         await self._wait_for_table(model)
+        trace = current_context()
+        if trace is not None:
+            request = replace(request, trace=trace)
         return await self._router.start(model, request)
 
     async def compute(self, model: ModelUid, request: VectorRequest) -> VectorStream:
         """See `Cluster`."""
         await self._wait_for_table(model)
+        trace = current_context()
+        if trace is not None:
+            request = replace(request, trace=trace)
         return await self._router.compute(model, request)
 
     async def abort_request(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of one replica: `python -m xinference.cluster.replica`.
 
-In: one line of JSON on stdin, {"instance", "key", "listen", "model_uid", "lifeline"}; then LOAD and
-requests over the data plane. Out: one line of JSON on stdout, {"address", "pid"}, as soon as it
-listens, which is before torch is imported; logs on stderr. It ends when it is told to stop, on
-SIGTERM, when its engine dies, and when its lifeline does: then all that could want it is gone.
+In: one line of JSON on stdin, a `Bootstrap`; then LOAD and requests over the data plane. Out: one
+line of JSON on stdout, {"address", "pid"}, as soon as it listens, before torch is imported; logs on
+stderr. It ends when it is told to stop, on SIGTERM, when its engine dies, and when its
+lifeline does: then all that could want it is gone.
 
 Its threads: the event loop, which only carries; the engine's, inside `xinference.models`; one
 that imports, loads and then turns prompts into tokens; and those that do so with long prompts and
@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 import uvloop
@@ -49,6 +50,7 @@ from xinference.protocol.generation import (
     GenerationRequest,
     TextPrompt,
 )
+from xinference.protocol.logs import set_up_logging
 from xinference.protocol.vectors import (
     AnswerEvent,
     EmbeddingRequest,
@@ -56,12 +58,15 @@ from xinference.protocol.vectors import (
     RerankRequest,
 )
 from xinference.settings import Settings
+from xinference.tracing import open_tracer
 
 from .dataplane.address import TcpAddress, UnixAddress, listening_socket, parse_address
 from .dataplane.server import DataPlaneServer
 from .dataplane.service import Deliver, OnProgress, ReplicaReport, ReplicaService, ServiceEvent
 from .dataplane.tls import new_server_tls
+from .log_rotation import keep_small
 from .request_counters import RequestCounters
+from .request_trace import RequestTracer, Traced
 
 if TYPE_CHECKING:
     from xinference.models.base import Model
@@ -95,6 +100,10 @@ class Bootstrap:
     model_uid: ModelUid
     lifeline: int | None = None
     """A file descriptor at whose end the process ends; None: its stdin."""
+    log_path: str | None = None
+    """The file that its stderr goes to, which it keeps small; None: that is somebody else's."""
+    log_level: str = "INFO"
+    log_format: str = "text"
 
     def to_line(self) -> bytes:
         """Return it as the line that `from_line` reads."""
@@ -104,6 +113,9 @@ class Bootstrap:
             "listen": self.listen,
             "model_uid": self.model_uid,
             "lifeline": self.lifeline,
+            "log_path": self.log_path,
+            "log_level": self.log_level,
+            "log_format": self.log_format,
         }
         return json.dumps(named).encode() + b"\n"
 
@@ -122,6 +134,9 @@ class Bootstrap:
                 listen=str(named["listen"]),
                 model_uid=model_uid(named["model_uid"]),
                 lifeline=None if named.get("lifeline") is None else int(named["lifeline"]),
+                log_path=named.get("log_path"),
+                log_level=str(named.get("log_level", "INFO")),
+                log_format=str(named.get("log_format", "text")),
             )
         except (ValueError, KeyError, TypeError, XinferenceError) as error:
             raise InvalidSetting(
@@ -154,6 +169,7 @@ class _Record:
 
     num_chars: int
     submitted_at: float
+    traced: Traced | None = None
     future: "Future[Accepted] | None" = None
     early: list[ServiceEvent] | None = field(default_factory=list)
     is_aborted: bool = False
@@ -182,6 +198,7 @@ class Replica:
             max_workers=GRAMMAR_THREADS, thread_name_prefix="prepare-grammar"
         )
         self._request_counters = RequestCounters()
+        self._tracer: RequestTracer | None = None
         self._ended: asyncio.Future[int] = loop.create_future()
         self._watching: asyncio.Task[None] | None = None
 
@@ -218,6 +235,11 @@ class Replica:
             self._post(on_progress, progress, stage, info)
 
         def load_in_thread() -> "Model":
+            tracer = open_tracer("replica")
+            if tracer is not None:
+                self._tracer = RequestTracer(
+                    tracer=tracer, replica=spec.replica, instance=spec.instance
+                )
             tell(0.02, "loading", "importing what the model needs")
             completed = with_process_defaults(spec, os.environ)
             with _quick_imports(without_scipy=spec.model_type == "LLM"):
@@ -272,7 +294,7 @@ class Replica:
                 num_waiting=self._num_preparing,
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
-        record = _Record(num_chars, time.monotonic())
+        record = _Record(num_chars, time.monotonic(), Traced.of(request))
         self._records[request.request_id] = record
         self._num_preparing += 1
         self._num_preparing_chars += num_chars
@@ -324,6 +346,8 @@ class Replica:
             worker.shutdown(wait=False, cancel_futures=True)
         # Invariant: what the engine's thread posted is ahead of this in the loop's queue.
         await asyncio.sleep(0)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.tracer.close, timeout_seconds)
 
     # --- from the other threads
 
@@ -358,7 +382,7 @@ class Replica:
         self._num_preparing_chars -= record.num_chars
         error = RequestAborted(request_id=request_id) if future.cancelled() else future.exception()
         if error is not None:
-            failed = Failed(error=_refusal(error))
+            failed = Failed(error=_refusal(error, request_id))
             self._forget(request_id, failed)
             self._deliver([(request_id, failed)])
             return
@@ -371,6 +395,8 @@ class Replica:
     def _forget(self, request_id: RequestId, end: Finished | Failed) -> None:
         record = self._records.pop(request_id)
         self._request_counters.note_end(end, submitted_at=record.submitted_at, now=time.monotonic())
+        if record.traced is not None and self._tracer is not None:
+            self._tracer.tell(record.traced, end, submitted_at=record.submitted_at)
 
     # --- the end
 
@@ -434,10 +460,10 @@ def _nobody_listens(events: Sequence[tuple[RequestId, ServiceEvent]]) -> None:
     raise AssertionError(f"{len(events)} events before start()")
 
 
-def _refusal(error: BaseException) -> XinferenceError:
+def _refusal(error: BaseException, request_id: RequestId) -> XinferenceError:
     if isinstance(error, XinferenceError):
         return error
-    logger.error("a request could not be submitted", exc_info=error)
+    logger.error("request %s could not be submitted", request_id, exc_info=error)
     return InternalError(where="the replica", problem=f"{type(error).__name__}: {error}")
 
 
@@ -491,10 +517,14 @@ async def serve(service: ProcessService, bootstrap: Bootstrap, parent: asyncio.S
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         ended = asyncio.create_task(service.wait_ended(), name="wait for the end")
         orphaned = asyncio.create_task(parent.read(), name="wait for the end of stdin")
+        tasks = [ended, orphaned]
+        if bootstrap.log_path is not None:
+            keeping = keep_small(Path(bootstrap.log_path))
+            tasks.append(asyncio.create_task(keeping, name="keep the log small"))
         await asyncio.wait({ended, orphaned}, return_when=asyncio.FIRST_COMPLETED)
         exit_code = ended.result() if ended.done() else 0
         logger.info("model %s: ending with exit code %d", bootstrap.model_uid, exit_code)
-        for task in (ended, orphaned):
+        for task in tasks:
             task.cancel()
         # Why first: a request that is aborted is over, one that is given up may go on elsewhere.
         server.give_up()
@@ -522,6 +552,7 @@ async def _main(make_service: MakeService) -> int:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
     async with asyncio.timeout(BOOTSTRAP_SECONDS):
         bootstrap = Bootstrap.from_line(await parent.readline())
+    _log_as(level=bootstrap.log_level, log_format=bootstrap.log_format)
     if bootstrap.lifeline is not None:
         # Why not stdin: a worker may be replaced by another one, and this process goes on.
         parent = asyncio.StreamReader()
@@ -530,11 +561,14 @@ async def _main(make_service: MakeService) -> int:
     return await serve(make_service(bootstrap.model_uid, loop), bootstrap, parent)
 
 
+def _log_as(*, level: str, log_format: str) -> None:
+    handlers = (logging.StreamHandler(sys.stderr),)
+    set_up_logging(handlers, role="replica", level=level, log_format=log_format)
+
+
 def main(make_service: MakeService = Replica) -> int:
     """Run the process; return its exit code."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    _log_as(level="INFO", log_format="text")
     # Who finds this process stuck sends SIGABRT; then the log says where its threads were.
     faulthandler.enable()
     try:

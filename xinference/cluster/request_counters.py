@@ -5,7 +5,7 @@ In: each request once, when it ends. Out: counters that travel with those of the
 """
 
 from xinference.protocol.generation import Failed, Finished
-from xinference.protocol.histograms import SECONDS, Histogram
+from xinference.protocol.histograms import SECONDS, TOKEN_SECONDS, Histogram
 
 
 class RequestCounters:
@@ -18,6 +18,7 @@ class RequestCounters:
         self._num_output_tokens = 0
         self._seconds = Histogram(SECONDS)
         self._first_token_seconds = Histogram(SECONDS)
+        self._token_seconds = Histogram(TOKEN_SECONDS)
 
     def note_end(self, end: Finished | Failed, *, submitted_at: float, now: float) -> None:
         """Count a request.
@@ -30,11 +31,15 @@ class RequestCounters:
         self._num_requests += 1
         self._num_errors += isinstance(end, Failed)
         self._seconds.observe(now - submitted_at)
-        if end.phases is not None and end.phases.first_token_at is not None:
-            self._first_token_seconds.observe(end.phases.first_token_at - submitted_at)
+        first_token_at = None if end.phases is None else end.phases.first_token_at
+        if first_token_at is not None:
+            self._first_token_seconds.observe(first_token_at - submitted_at)
         if isinstance(end, Finished):
             self._num_input_tokens += end.usage.num_prompt_tokens
             self._num_output_tokens += end.usage.num_completion_tokens
+            num_later = end.usage.num_completion_tokens - 1
+            if end.phases is not None and first_token_at is not None and num_later > 0:
+                self._token_seconds.observe((end.phases.ended_at - first_token_at) / num_later)
 
     def counters(self) -> dict[str, float]:
         """Return them as they travel."""
@@ -45,4 +50,5 @@ class RequestCounters:
             "request_output_tokens": float(self._num_output_tokens),
             **self._seconds.counters("request_seconds"),
             **self._first_token_seconds.counters("request_first_token_seconds"),
+            **self._token_seconds.counters("request_token_seconds"),
         }

@@ -42,6 +42,7 @@ from xinference.protocol.generation import (
     TextDelta,
 )
 from xinference.protocol.vectors import ModelRequest, VectorPiece, VectorRequest
+from xinference.tracing import current_span
 
 from .dataplane.client import ReplicaConnection, ReplicaStream
 from .messages import Route, RoutingTable
@@ -329,6 +330,9 @@ class RequestRouter:
                 flight.request.request_id,
                 len(flight.token_ids),
             )
+        span = current_span()
+        if span is not None:
+            span.note("moved to another replica", {"num_tokens": len(flight.token_ids)})
 
     def _can_continue(self, flight: _Flight) -> bool:
         request = flight.request

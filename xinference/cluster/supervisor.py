@@ -626,6 +626,10 @@ class SupervisorActor:
         """Return the workers that have joined, sorted."""
         return [status.node for status in self._state.nodes(now=self._clock())]
 
+    def check_model(self, uid: ModelUid) -> None:
+        """Raise `ModelNotFound` for a model that there is not."""
+        self._state.model(uid)
+
     async def close(self) -> None:
         """End every task; the cluster runs on."""
         for _, unwatch in self._watched.values():

@@ -19,6 +19,7 @@ from xinference.errors import InternalError, PeerUnreachable, ProtocolError, Xin
 from xinference.identifiers import InstanceId, NodeId
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import NodeResources
+from xinference.protocol.worker_reading import ReplicaReading, WorkerReading
 
 from .control_bus import ControlBus, Endpoint, Presence, remote
 from .environments import EnvironmentShelf
@@ -43,6 +44,8 @@ WORKER = "worker"
 SUPERVISOR = "supervisor"
 CACHE, CACHES = "cache", "caches"
 """What is kept of models: beside a worker, and beside the supervisor."""
+LOG, LOGS = "log", "logs"
+"""What was logged: beside a worker, and beside the supervisor."""
 HEARTBEAT_SECONDS = 1.0
 CALL_TIMEOUT_SECONDS = 2.0
 REMOVE_TIMEOUT_SECONDS = 60.0
@@ -81,6 +84,11 @@ class ReplicaActor(Protocol):
     @property
     def load(self) -> InstanceLoad | None:
         """How much it has to do; None while it is not ready."""
+        ...
+
+    @property
+    def reading(self) -> ReplicaReading:
+        """How it is, for those who watch the worker."""
         ...
 
     @property
@@ -248,6 +256,17 @@ class WorkerActor:
     def pids(self) -> list[int]:
         """The processes of all replicas here."""
         return [actor.pid for actor in self._replicas.values() if actor.pid is not None]
+
+    def reading(self) -> WorkerReading:
+        """Return how host and replicas are, for those who watch this worker."""
+        return WorkerReading(
+            node=self.node,
+            has_joined=self.joined.is_set(),
+            resources=self._read_resources(),
+            replicas=tuple(
+                actor.reading for actor in self._replicas.values() if not actor.ended.is_set()
+            ),
+        )
 
     def report(self) -> WorkerReport:
         """Return all that runs here."""

@@ -402,6 +402,11 @@ class ReplicaSpec:
     """What its process runs in; its worker makes it first. None: the host's own."""
     server_options: ServerOptions | None = None
     """Of an engine that is a server of its own, which the process then starts and asks."""
+    model_name: str = ""
+    """This and what follows is for those who watch; nothing is decided by it."""
+    model_engine: str = ""
+    model_format: str = ""
+    quantization: str = ""
 
 
 class ModelState(StrEnum):

@@ -13,6 +13,8 @@ from typing import Any
 from xinference.errors import InvalidRequest, XinferenceError
 from xinference.identifiers import RequestId
 
+from .tracing import TraceContext
+
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64
 MAX_PRIORITY = 2**31 - 1
@@ -301,6 +303,8 @@ class GenerationRequest:
     more_prompts: tuple[TextPrompt | TokenPrompt, ...] = ()
     """Of a completion: prompts that are answered as well, each by itself and with the same seed.
     `choice_index` counts the answers of all, prompt after prompt."""
+    trace: TraceContext | None = None
+    """None: nobody wants a trace."""
 
     @property
     def num_choices(self) -> int:

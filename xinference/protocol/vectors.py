@@ -13,6 +13,7 @@ from xinference.errors import InvalidRequest
 from xinference.identifiers import RequestId
 
 from .generation import GenerationEvent, GenerationRequest
+from .tracing import TraceContext
 
 MAX_INPUTS = 65536
 """Of one request."""
@@ -59,6 +60,8 @@ class EmbeddingRequest:
     """Takes the prompt that the model has for it, if it has one."""
     truncate_to: int | None = None
     """Longer inputs are cut to so many tokens, or `CUT_TO_MODEL`. None: they are refused."""
+    trace: TraceContext | None = None
+    """None: nobody wants a trace; the same below."""
 
     def __post_init__(self) -> None:
         _check_num_inputs("input", len(self.inputs))
@@ -100,6 +103,7 @@ class RerankRequest:
     """A longer document is scored by so many of its first chunks. None: by all of them."""
     max_tokens_per_doc: int | None = None
     """Longer documents are cut to so many tokens first."""
+    trace: TraceContext | None = None
 
     def __post_init__(self) -> None:
         if not self.query:

@@ -10,11 +10,12 @@ import { switchTheme, useTheme } from "./theme.js";
 import * as cluster from "./pages/cluster.js";
 import * as keys from "./pages/keys.js";
 import * as launch from "./pages/launch.js";
+import * as logs from "./pages/logs.js";
 import * as models from "./pages/models.js";
 import * as playground from "./pages/playground.js";
 import * as register from "./pages/register.js";
 
-const PAGES = { models, launch, playground, register, cluster, keys };
+const PAGES = { models, launch, playground, register, cluster, logs, keys };
 
 let shown = new AbortController();
 

@@ -59,7 +59,8 @@ export async function every(seconds, signal, poll) {
   }
 }
 
-function pause(seconds, signal) {
+/** Wait, but no longer than the page is shown. */
+export function pause(seconds, signal) {
   return new Promise((resolve) => {
     const done = () => {
       clearTimeout(timer);

@@ -33,6 +33,7 @@ export async function launchForm(root, family, signal) {
 
   const variant = variantFields(engines, usable);
   const options = optionFields();
+  const more = moreFields(family);
   const problems = h("div");
   const launches = h("div");
   const copies = h("div", { class: "snippets" });
@@ -46,6 +47,7 @@ export async function launchForm(root, family, signal) {
     h("div", { class: "grid" }, variant.elements),
     reasons,
     h("div", { class: "grid" }, options.elements),
+    h("details", {}, h("summary", {}, t("more_options")), h("div", { class: "grid" }, more.elements)),
     problems,
     h("div", { class: "actions" }, launchButton),
   );
@@ -56,6 +58,7 @@ export async function launchForm(root, family, signal) {
     ...(family.model_type !== "LLM" && { model_type: family.model_type }),
     ...variant.values(),
     ...options.values(),
+    ...more.values(),
   });
 
   function preview() {
@@ -76,7 +79,7 @@ export async function launchForm(root, family, signal) {
     try {
       const answer = await call("v1/models?wait_ready=false", { method: "POST", body: body() });
       fill(problems);
-      fill(launches, launchProgress(answer.model_uid, signal));
+      fill(launches, launchProgress(answer.model_uid, signal, { tellsReplicas: true }));
     } catch (error) {
       fill(problems, problem(error));
     } finally {
@@ -163,7 +166,6 @@ function optionFields() {
   const gpus = select([["auto", t("gpu_auto")], ["none", t("gpu_none")], "1", "2", "4", "8"]);
   const context = whole();
   const sequences = whole();
-  const extra = h("textarea", { rows: 3, spellcheck: "false" });
 
   function values() {
     const given = {};
@@ -173,7 +175,7 @@ function optionFields() {
     if (gpus.value !== "auto") given.n_gpu = gpus.value === "none" ? null : Number(gpus.value);
     if (context.value) given.context_length = Number(context.value);
     if (sequences.value) given.max_num_seqs = Number(sequences.value);
-    return { ...given, ...pairsOf(extra.value) };
+    return given;
   }
 
   return {
@@ -185,24 +187,74 @@ function optionFields() {
       field(t("gpus"), gpus),
       field(t("context_length"), context, t("default_hint")),
       field(t("max_num_seqs"), sequences, t("default_hint")),
-      field(t("more_options"), extra, t("more_options_hint")),
     ],
   };
 }
 
-/** "name = value" lines; a value that is JSON is what it says, any other is a text. */
-function pairsOf(text) {
-  const lines = text.split("\n").filter((line) => line.trim());
+/** What few launches want: where, how many with the load, its environment, any option by name. */
+function moreFields(family) {
+  const text = (properties) => h("input", { autocomplete: "off", spellcheck: "false", ...properties });
+  const number = (properties) => h("input", { type: "number", min: 1, step: 1, ...properties });
+  const lines = () => h("textarea", { rows: 2, spellcheck: "false" });
+  const inputs = {
+    worker_ip: text(),
+    gpu_idx: text({ placeholder: "0, 1" }),
+    download_hub: select([["", t("any")], "huggingface", "modelscope"]),
+    min_replicas: number(),
+    max_replicas: number(),
+    idle_timeout: number(),
+    request_limits: number(),
+    enable_thinking: select([["", "–"], ["true", t("on")], ["false", t("off")]]),
+  };
+  const [autoload, trusts] = [0, 1].map(() => h("input", { type: "checkbox" }));
+  const [packages, envs, extra] = [lines(), lines(), lines()];
+
+  function values() {
+    const filled = Object.entries(inputs).filter(([, input]) => input.value.trim());
+    const given = Object.fromEntries(filled.map(([name, input]) => [name, jsonOrText(input.value.trim())]));
+    if (given.gpu_idx !== undefined) given.gpu_idx = inputs.gpu_idx.value.split(",").map(Number);
+    if (autoload.checked) given.autoload = true;
+    if (trusts.checked) given.trust_remote_code = true;
+    if (packages.value.trim()) given.virtual_env_packages = linesOf(packages.value);
+    if (envs.value.trim()) given.envs = pairsOf(t("envs"), envs.value, String);
+    return { ...given, ...pairsOf(t("other_options"), extra.value, jsonOrText) };
+  }
+
+  const isHybrid = (family.model_ability ?? []).includes("hybrid");
+  const check = (box, label) => h("label", { class: "check" }, box, " ", label);
+  return {
+    values,
+    elements: [
+      field(t("worker"), inputs.worker_ip, t("worker_hint")),
+      field(t("gpu_indices"), inputs.gpu_idx, t("gpu_indices_hint")),
+      field(t("download_hub"), inputs.download_hub),
+      field(t("min_replicas"), inputs.min_replicas, t("scaling_hint")),
+      field(t("max_replicas"), inputs.max_replicas, t("scaling_hint")),
+      field(t("idle_timeout"), inputs.idle_timeout, t("idle_hint")),
+      field(t("request_limits"), inputs.request_limits, t("unlimited_hint")),
+      isHybrid && field(t("thinking"), inputs.enable_thinking),
+      field(t("packages"), packages, t("packages_hint")),
+      field(t("envs"), envs, t("envs_hint")),
+      field(t("other_options"), extra, t("other_options_hint")),
+      h("div", {}, check(autoload, t("autoload")), check(trusts, t("trust_remote_code"))),
+    ],
+  };
+}
+
+const linesOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
+
+/** "name = value" lines, each value as `read` takes it. */
+function pairsOf(label, text, read) {
   return Object.fromEntries(
-    lines.map((line) => {
-      const [, name, value] = /^\s*(\w+)\s*=\s*(.*?)\s*$/.exec(line) ?? [];
-      if (!name) throw new Error(t("bad_option", { line: line.trim() }));
-      return [name, jsonOrText(value)];
+    linesOf(text).map((line) => {
+      const [, name, value] = /^(\w+)\s*=\s*(.*)$/.exec(line) ?? [];
+      if (!name) throw new Error(t("bad_option", { label, line }));
+      return [name, read(value)];
     }),
   );
 }
 
-function jsonOrText(value) {
+/** A value that is JSON is what it says, any other is a text. */function jsonOrText(value) {
   try {
     return JSON.parse(value);
   } catch {

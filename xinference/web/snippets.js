@@ -15,6 +15,21 @@ const OPTIONS = {
   replica: "--replica",
   n_gpu: "--n-gpu",
   context_length: "--context-length",
+  worker_ip: "--worker-ip",
+  download_hub: "--download-hub",
+  min_replicas: "--min-replicas",
+  max_replicas: "--max-replicas",
+  idle_timeout: "--idle-timeout",
+  trust_remote_code: "--trust-remote-code",
+};
+
+/** Options that are not written as a name and a value. */
+const SPECIAL = {
+  envs: (pairs) => Object.entries(pairs).map(([name, text]) => `--env ${quoted(name)} ${quoted(text)}`),
+  gpu_idx: (indices) => [`--gpu-idx ${quoted(indices.join(","))}`],
+  virtual_env_packages: (names) => names.map((name) => `--virtual-env-package ${quoted(name)}`),
+  enable_thinking: (isOn) => [isOn ? "--enable-thinking" : "--disable-thinking"],
+  autoload: () => ["--autoload"],
 };
 
 /** @param {object} launch the body of `POST /v1/models` */
@@ -23,14 +38,13 @@ export function snippets(launch, { hasKey }) {
 }
 
 const quoted = (text) =>
-  /^[\w./:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
+  /^[\w./:@%+=,-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 
 function cli(launch) {
   const words = ["xinference launch", `--endpoint ${quoted(endpoint)}`];
   for (const [name, value] of Object.entries(launch)) {
-    if (name === "envs") {
-      const pairs = Object.entries(value);
-      words.push(...pairs.map(([key, text]) => `--env ${quoted(key)} ${quoted(text)}`));
+    if (name in SPECIAL) {
+      words.push(...SPECIAL[name](value));
       continue;
     }
     let text = typeof value === "string" ? value : JSON.stringify(value);

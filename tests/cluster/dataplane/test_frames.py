@@ -2,6 +2,7 @@
 """Frames become bytes and come back; bytes that are no frames do no harm."""
 
 import contextlib
+from dataclasses import replace
 from itertools import pairwise
 
 import msgspec
@@ -34,6 +35,7 @@ from xinference.protocol.generation import (
     ToolCallStart,
     ToolChoice,
 )
+from xinference.protocol.tracing import TraceContext
 from xinference.protocol.vectors import (
     DenseVectors,
     EmbeddingRequest,
@@ -307,6 +309,19 @@ def test_several_prompts_come_back_as_they_went() -> None:
     (received,) = frames.FrameDecoder.of_client_frames().feed(frames.encode_request(3, request))
 
     assert frames.decode_request(received.request) == request
+
+
+def test_what_a_trace_wants_comes_back_as_it_went() -> None:
+    trace = TraceContext(traceparent=f"00-{'1' * 32}-{'2' * 16}-01", request_id="mine")
+    for request, kind in (
+        (GenerationRequest(request_id=RequestId("r"), prompt=TextPrompt(text="a")), "generate"),
+        (EmbeddingRequest(request_id=RequestId("r"), inputs=("a",)), "embed"),
+        (RerankRequest(request_id=RequestId("r"), query="a", documents=("b",)), "rerank"),
+    ):
+        traced = replace(request, trace=trace)
+        (received,) = frames.FrameDecoder.of_client_frames().feed(frames.encode_request(3, traced))
+
+        assert frames.decode_request(received.request, kind) == traced
 
 
 def test_the_bytes_of_a_frame_are_those_of_the_written_protocol() -> None:

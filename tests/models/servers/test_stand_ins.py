@@ -159,6 +159,7 @@ def test_launch_options_become_the_flags_of_vllm(stand_in: StandIn) -> None:
     assert json.loads(options["hf_overrides"]) == {"a": 1}
     assert options["middleware"] == ["x", "y"]
     assert options["host"] == "127.0.0.1"
+    assert options["max_log_len"] == "0"  # no prompt in the log
     assert (running.model.context_length, running.model.max_num_seqs) == (256, 3)
 
 

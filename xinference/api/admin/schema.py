@@ -554,3 +554,37 @@ class UsageList(Answer):
 
     object: str
     data: list[UsageItem]
+
+
+class LogItem(Answer):
+    """One record of a log: a line, with the lines of a traceback behind it."""
+
+    time: float
+    """In seconds since 1970, by the clock of the host that wrote it."""
+    level: str
+    node: str
+    """The host that it was read on."""
+    replica: str | None
+    """Whose log it is from; null: that of the host's own processes."""
+    process: str
+    """Such as "gateway[812]"."""
+    logger: str
+    request_id: str | None
+    message: str
+
+
+class SilentHost(Answer):
+    """A host whose lines are missing."""
+
+    node: str
+    problem: str
+
+
+class LogAnswer(Answer):
+    """`GET /v1/models/{model_uid}/logs` and `GET /v1/cluster/logs`."""
+
+    lines: list[LogItem]
+    """By their time."""
+    silent: list[SilentHost]
+    cursor: str
+    """To ask for what comes later."""

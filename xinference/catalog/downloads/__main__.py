@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of one download.
 
-In: one line of JSON on stdin, `{"request", "home", "settings"}`. Out: lines of JSON on stdout,
-`{"info", "files"}` with the files that have got further, now and then, and at last `{"path"}` or
-`{"error"}`. To cancel it, kill it.
+In: one line of JSON on stdin, `{"request", "home", "settings", "log_format"}`. Out: lines of JSON
+on stdout, `{"info", "files"}` with the files that have got further, now and then, and at last
+`{"path"}` or `{"error"}`. To cancel it, kill it.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 from xinference.errors import InternalError, XinferenceError
 from xinference.protocol.downloads import DownloadProgress, FileProgress
+from xinference.protocol.logs import LogFormat, set_up_logging
 from xinference.settings import DownloadSettings
 
 from .cache import ModelCache, as_request
@@ -28,12 +29,12 @@ FILES_IN_A_LINE = 100
 
 def main() -> None:
     """Download what stdin says."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(message)s"
-    )
-    # Why: it tells of every request, with addresses that are keys to files for some minutes.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     given = json.loads(sys.stdin.readline())
+    # Hazard: httpx tells of every request, with addresses that are keys to files for some minutes;
+    # it is among those that are kept quiet.
+    handlers = (logging.StreamHandler(sys.stderr),)
+    log_format = given.get("log_format", LogFormat.TEXT)
+    set_up_logging(handlers, role="download", level="INFO", log_format=log_format)
     teller = _Teller()
     request = as_request(given["request"])
     try:

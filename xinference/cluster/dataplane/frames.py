@@ -35,6 +35,7 @@ from xinference.protocol.generation import (
     ToolChoice,
 )
 from xinference.protocol.generation import Delta as PieceOfAnswer
+from xinference.protocol.tracing import TraceContext
 from xinference.protocol.vectors import (
     DenseVectors,
     EmbeddingRequest,
@@ -477,6 +478,7 @@ class WireRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count_only: bool = False
     max_total_tokens: int | None = None
     more_prompts: tuple[WireText | WireTokens, ...] = ()
+    trace: TraceContext | None = None
 
 
 def _closed(value_type: type[Any]) -> type[msgspec.Struct]:
@@ -562,6 +564,7 @@ def encode_request(stream: int, request: ModelRequest) -> bytes:
         resume_token_ids=request.resume_token_ids,
         count_only=request.count_only,
         max_total_tokens=request.max_total_tokens,
+        trace=request.trace,
     )
     return encode(Req(stream, _raw(wire_request)))
 
@@ -606,6 +609,7 @@ def decode_request(raw: msgspec.Raw, kind: str = "generate") -> ModelRequest:
         resume_token_ids=wire.resume_token_ids,
         count_only=wire.count_only,
         max_total_tokens=wire.max_total_tokens,
+        trace=wire.trace,
     )
 
 

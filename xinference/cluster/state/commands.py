@@ -75,6 +75,10 @@ def _spec(node: Node, replica: Replica, assigned: Assignment) -> ReplicaSpec:
         encoder_options=desired.spec.encoder_options,
         virtual_env=desired.virtual_env,
         server_options=desired.spec.server_options,
+        model_name=desired.description.model_name,
+        model_engine=desired.description.model_engine,
+        model_format=desired.description.model_format,
+        quantization=desired.description.quantization,
     )
 
 

@@ -438,7 +438,8 @@ class ServerLoop:
             await asyncio.sleep(0.05)
         if self._process.has_ended:
             return
-        logger.error("a request got no answer of the server", exc_info=error)
+        request_id = live.request.request_id
+        logger.error("request %s got no answer of the server", request_id, exc_info=error)
         problem = f"{type(error).__name__}: {error}"
         self._fail(live, InternalError(where="the engine's server", problem=problem))
 

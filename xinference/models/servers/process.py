@@ -2,13 +2,12 @@
 """`ServerProcess`: the server of an engine as a child, with all below it; its log and its end.
 
 It runs behind `leash.py`, so that it ends with this process however this process ends. What it
-writes goes to this process's stderr, which is the log of the replica, and the last lines are kept
-for the error of a launch that fails.
+writes goes to the log of the replica, a record for each line, and the last lines are kept for the
+error of a launch that fails.
 """
 
 import contextlib
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -52,6 +51,7 @@ class ServerProcess:
         self._lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         self._ended = threading.Event()
         self._secrets = [secret.encode() for secret in secrets]
+        self._log = logging.getLogger(f"{__name__}.{name}")
         logger.info("%s starts: %s", name, self._hide(" ".join(command).encode()).decode())
         self._popen = subprocess.Popen(
             [sys.executable, "-I", "-S", str(LEASH), *command],
@@ -114,10 +114,9 @@ class ServerProcess:
             for line_read in written:
                 # Why: some servers write down all of their arguments.
                 raw = self._hide(line_read)
-                with contextlib.suppress(OSError):
-                    os.write(2, raw)
                 line = raw.decode(errors="replace").strip()
                 if line:
+                    self._log.info("%s", line)
                     self._lines.append(line[:MAX_LINE_LEN])
         self._popen.wait()
         self._ended.set()

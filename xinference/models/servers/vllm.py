@@ -57,6 +57,8 @@ class Vllm(OpenAiServer):
                 *("--model", str(path), "--served-model-name", SERVED_NAME),
                 *("--host", "127.0.0.1", "--port", str(port)),
                 *("--uvicorn-log-level", "warning", "--enable-prompt-tokens-details"),
+                # Why: some versions log each request; what it asks is for no log.
+                *("--max-log-len", "0"),
                 *words,
                 *own_flags(spec.server_options, dash="-", denial="no-"),
             ],

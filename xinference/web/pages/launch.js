@@ -20,6 +20,8 @@ export async function show(root, { signal, query }) {
     Object.keys(SIZES).map((name) => [name, name || t("any")]),
     { onchange: list },
   );
+  const isCached = h("input", { type: "checkbox", onchange: list });
+  const fits = h("input", { type: "checkbox", onchange: list });
   const count = h("p", { class: "quiet", role: "status" });
   const results = h("ul", { class: "families" });
   const chosen = h("section", { "aria-label": t("launch_options") });
@@ -30,10 +32,21 @@ export async function show(root, { signal, query }) {
       (family) =>
         `${family.model_name} ${family.model_description ?? ""}`.toLowerCase().includes(wanted) &&
         (!ability.value || abilitiesOf(family).includes(ability.value)) &&
-        isOfSize(family, SIZES[size.value]),
+        hasSpec(family),
     );
     count.textContent = found.length ? t("num_found", { count: found.length }) : t("none_found");
     fill(results, found.map((family) => h("li", {}, familyButton(family))));
+  }
+
+  /** Whether one and the same variant of a family is as all filters want it. */
+  function hasSpec(family) {
+    const [above, most] = SIZES[size.value];
+    if (!size.value && !isCached.checked && !fits.checked) return true;
+    return (family.model_specs ?? []).some((spec) => {
+      const billion = billions(spec.model_size_in_billions ?? 0);
+      return (!size.value || (billion > above && billion <= most)) &&
+        (!isCached.checked || spec.cache_status) && (!fits.checked || spec.fits);
+    });
   }
 
   const familyButton = (family) =>
@@ -41,7 +54,9 @@ export async function show(root, { signal, query }) {
       "button",
       { type: "button", class: "family", onclick: () => choose(family) },
       h("strong", {}, family.model_name),
-      h("span", {}, abilitiesOf(family).map((name) => h("span", { class: "tag" }, name))),
+      h("span", {}, abilitiesOf(family).map((name) => h("span", { class: "tag" }, name)),
+        (family.model_specs ?? []).some((spec) => spec.cache_status) &&
+          h("span", { class: "tag good" }, t("cached"))),
       h("small", {}, family.model_description),
     );
 
@@ -58,6 +73,8 @@ export async function show(root, { signal, query }) {
     field(t("search"), search),
     field(t("ability"), ability),
     field(t("size"), size),
+    h("div", { class: "checks" }, h("label", { class: "check" }, isCached, " ", t("only_cached")),
+      h("label", { class: "check" }, fits, " ", t("only_fitting"))),
   );
   fill(root, h("div", { class: "columns" }, h("section", { "aria-label": t("catalogue") },
     filters, count, results), chosen));
@@ -65,12 +82,4 @@ export async function show(root, { signal, query }) {
   fill(chosen, h("p", { class: "empty" }, t("choose_family")));
   const named = all.find((family) => family.model_name === query.get("name"));
   if (named) await choose(named);
-}
-
-function isOfSize(family, [above, most]) {
-  if (most === Infinity && above === 0) return true;
-  return (family.model_specs ?? []).some((spec) => {
-    const size = billions(spec.model_size_in_billions);
-    return size > above && size <= most;
-  });
 }

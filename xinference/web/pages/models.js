@@ -5,6 +5,7 @@ import { call, path } from "../api.js";
 import { chart, percent } from "../chart.js";
 import { isConfirmed, notify, problem } from "../dialog.js";
 import { every, fill, h } from "../dom.js";
+import { eventLine, eventsOf } from "../events.js";
 import { lastHour } from "../history.js";
 import { t } from "../i18n.js";
 import { modelMetrics } from "../metrics.js";
@@ -74,6 +75,7 @@ function modelCard(first, signal) {
     { class: "button", href: `#/playground?model=${encodeURIComponent(uid)}` },
     t("use_it"),
   );
+  const log = h("a", { class: "button", href: `#/logs?model=${encodeURIComponent(uid)}` }, t("page_logs"));
   const add = h("button", { type: "button", onclick: () => act(add, addReplica) }, t("add_replica"));
   const stop = h("button", { type: "button", class: "danger", onclick: () => act(stop, terminate) }, t("terminate"));
   const story = h("details", { ontoggle: tell }, h("summary", {}, t("events")), events);
@@ -89,7 +91,7 @@ function modelCard(first, signal) {
     replicas,
     story,
     trouble,
-    h("div", { class: "actions" }, use, add, stop),
+    h("div", { class: "actions" }, use, add, log, stop),
   );
   const speed = speedometer();
   const lines = new Map();
@@ -130,8 +132,7 @@ function modelCard(first, signal) {
   async function tell() {
     if (!story.open) return;
     try {
-      const told = await call(path`v1/models/${uid}/events`, { signal });
-      fill(events, told.reverse().map(eventLine));
+      fill(events, (await eventsOf([uid], signal)).map((event) => eventLine(event)));
     } catch (error) {
       fill(trouble, problem(error));
     }
@@ -227,11 +228,3 @@ function replicaLine(remove) {
 
   return { element, update };
 }
-
-const eventLine = (event) =>
-  h(
-    "li",
-    {},
-    h("time", {}, new Date(event.event_ts * 1000).toLocaleString()),
-    ` ${event.event_type === "INFO" ? "" : `${event.event_type}: `}${event.event_content}`,
-  );

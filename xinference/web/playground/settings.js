@@ -19,18 +19,27 @@ export function samplingFields() {
     top_p: number({ max: 1, step: 0.05 }),
     max_tokens: number({ min: 1, step: 1 }),
     seed: number({ step: 1 }),
+    top_k: number({ min: 1, step: 1 }),
+    presence_penalty: number({ min: -2, max: 2, step: 0.1 }),
+    frequency_penalty: number({ min: -2, max: 2, step: 0.1 }),
   };
   const labels = { temperature: t("temperature"), max_tokens: t("max_tokens") };
+  const stop = h("textarea", { rows: 2, spellcheck: "false" });
   return {
-    elements: Object.entries(inputs).map(([name, input]) =>
-      field(labels[name] ?? name, input, t("default_hint")),
-    ),
-    values: () =>
-      Object.fromEntries(
+    elements: [
+      h("div", { class: "pairs" }, Object.entries(inputs).map(([name, input]) =>
+        field(labels[name] ?? name, input))),
+      h("small", {}, t("default_hint")),
+      field("stop", stop, t("stop_hint")),
+    ],
+    values: () => ({
+      ...Object.fromEntries(
         Object.entries(inputs)
           .filter(([, input]) => input.value !== "")
           .map(([name, input]) => [name, Number(input.value)]),
       ),
+      ...(stop.value && { stop: stop.value.split("\n").filter(Boolean) }),
+    }),
   };
 }
 

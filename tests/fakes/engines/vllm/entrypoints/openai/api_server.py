@@ -7,7 +7,7 @@ from stand_in import StandIn, parser, serve
 
 FLAGS = {
     **dict.fromkeys(("model", "served_model_name", "host", "port"), "one"),
-    **dict.fromkeys(("uvicorn_log_level", "max_num_seqs", "max_model_len"), "one"),
+    **dict.fromkeys(("uvicorn_log_level", "max_log_len", "max_num_seqs", "max_model_len"), "one"),
     **dict.fromkeys(("max_num_batched_tokens", "dtype", "kv_cache_memory_bytes"), "one"),
     **dict.fromkeys(("block_size", "tensor_parallel_size", "gpu_memory_utilization"), "one"),
     "hf_overrides": "one",
