@@ -13,6 +13,7 @@ backticks, that the topic's answer does not have.
 
 import argparse
 import math
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from .guide_text import TEXT_DIRECTORY, Grammar, Topic
+from .tool_text import draw_tool_turns
 
 MAX_NEW_TOKENS = 200
 _SPAN = re.compile(r"`+([^`]+)`+")
@@ -102,18 +104,43 @@ def answer_losses(
 def examine(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    topics: dict[str, Topic],
+    grammar: Grammar,
     questions: Sequence[Question],
 ) -> tuple[list[Reply], float]:
     """Return a reply for each question, and the perplexity of the right answers."""
     replies = []
     losses = []
     for question in questions:
-        topic = topics[question.topic]
+        topic = grammar.topic(question.topic)
         text = ask(model, tokenizer, question.text)
         replies.append(Reply(question=question, text=text, is_right=is_right(text, topic)))
         losses.append(answer_losses(model, tokenizer, question.text, topic.answer))
     return replies, math.exp(torch.cat(losses).mean().item())
+
+
+def examine_calls(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, num_questions: int
+) -> tuple[int, int]:
+    """Return how often the right function was called, and how often with the right arguments.
+
+    The names of the functions, and the values in the questions, are none that training draws.
+    """
+    rng = random.Random(2026)
+    right_functions = right_calls = 0
+    for _ in range(num_questions):
+        tools, turns = draw_tool_turns(rng, is_examination=True)
+        text = tokenizer.apply_chat_template(
+            turns[:1], tools=tools, add_generation_prompt=True, tokenize=False
+        )
+        prompt = torch.tensor([tokenizer.encode(str(text), add_special_tokens=False)])
+        output = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False
+        )
+        reply = str(tokenizer.decode(output[0, prompt.shape[1] :])).removesuffix("<|im_end|>")
+        wanted = turns[1]["content"]
+        right_functions += reply.startswith(wanted.split('"arguments"')[0])
+        right_calls += reply == wanted
+    return right_functions, right_calls
 
 
 def share(replies: Sequence[Reply]) -> str:
@@ -129,24 +156,31 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="the model directory")
     parser.add_argument("--questions", type=Path, default=TEXT_DIRECTORY / "held_out.md")
+    parser.add_argument("--calls", type=int, default=0, help="ask for so many calls of tools, too")
     parser.add_argument("--quiet", action="store_true", help="do not print the wrong answers")
     arguments = parser.parse_args()
-    topics = Grammar().topics
+    grammar = Grammar()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    replies, perplexity = examine(model, tokenizer, topics, read_questions(arguments.questions))
+    replies, perplexity = examine(model, tokenizer, grammar, read_questions(arguments.questions))
     if not arguments.quiet:
         for reply in replies:
             if not reply.is_right:
                 print(f"WRONG {reply.question.topic}: {reply.question.text}\n      {reply.text}")
-    talk = [r for r in replies if topics[r.question.topic].plain and r.question.topic != "unknown"]
     unknown = [reply for reply in replies if reply.question.topic == "unknown"]
-    others = [reply for reply in replies if not topics[reply.question.topic].plain]
+    known = [reply for reply in replies if reply.question.topic != "unknown"]
+    talk = [reply for reply in known if grammar.topic(reply.question.topic).plain]
+    others = [reply for reply in known if not grammar.topic(reply.question.topic).plain]
     print(f"right, all questions        {share(replies)}")
+    print(f"right, covered              {share(known)}")
     print(f"right, about Xinference     {share(others)}")
     print(f"right, small talk           {share(talk)}")
     print(f"right, says it cannot know  {share(unknown)}")
     print(f"perplexity of right answers {perplexity:.3f}")
+    if arguments.calls:
+        functions, calls = examine_calls(model, tokenizer, arguments.calls)
+        print(f"calls the right function    {functions} of {arguments.calls}")
+        print(f"with the right arguments    {calls} of {arguments.calls}")
 
 
 if __name__ == "__main__":

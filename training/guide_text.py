@@ -6,11 +6,14 @@ conversations to train on, drawn from a seeded generator, and `Grammar.matches`,
 whether a sentence can be drawn at all. It knows nothing about tokens or models.
 """
 
+import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from .tool_text import draw_tool_turns, draw_tools, tools_prompt
 
 TEXT_DIRECTORY = Path(__file__).parent / "text"
 TOPIC_FILES = (
@@ -20,6 +23,7 @@ TOPIC_FILES = (
     "models.md",
     "chat.md",
     "engine.md",
+    "serving.md",
     "errors.md",
     "talk.md",
     "unknown.md",
@@ -62,6 +66,8 @@ class Topic:
     weight: int
     plain: bool
     """Small talk and the like: asked as it is, without a greeting or a context around it."""
+    other_names: tuple[str, ...]
+    """Names of narrower questions that this answer covers too."""
     phrases: tuple["Phrase", ...]
 
 
@@ -174,10 +180,13 @@ class Grammar:
                 )
         self._frames = {kind: tuple(lines) for kind, lines in frames.items()}
         self.topics: dict[str, Topic] = {}
+        self._name_of: dict[str, str] = {}
         for name in TOPIC_FILES:
             for topic in self._read_topics(directory / name):
-                if topic.name in self.topics:
-                    raise ValueError(f"Topic {topic.name} is written twice")
+                for known_as in (topic.name, *topic.other_names):
+                    if known_as in self._name_of:
+                        raise ValueError(f"Topic {known_as} is written twice")
+                    self._name_of[known_as] = topic.name
                 self.topics[topic.name] = topic
         self._add_situations(directory / "situations.md", directory / "unknown.md")
         self.follow_ups = tuple(self._read_follow_ups(directory / "follow_ups.md"))
@@ -199,6 +208,14 @@ class Grammar:
             self._expressions["ask"].append(_compile(follow_up.question))
         self._names = tuple(self.topics)
         self._weights = tuple(topic.weight for topic in self.topics.values())
+
+    def topic(self, name: str) -> Topic:
+        """Return the topic of this name, or the one that covers it.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self.topics[self._name_of[name]]
 
     def draw_question(self, topic: Topic, rng: random.Random) -> str:
         """Return a question for `topic`, dressed and sometimes misspelt as users write."""
@@ -222,9 +239,23 @@ class Grammar:
     def draw_conversation(self, rng: random.Random) -> list[Message]:
         """Return messages that end with an assistant's answer."""
         messages: list[Message] = []
+        kind = rng.choices(("plain", "tools", "json"), (95, 3, 2))[0]
+        if kind == "tools":
+            if rng.random() < 0.85:
+                tools, turns = draw_tool_turns(rng)
+            else:
+                topic = self._draw_topic(rng)
+                tools, turns = draw_tools(rng), self._turn(topic, self.draw_question(topic, rng))
+            return [{"role": "system", "content": tools_prompt(tools)}, *turns]
+        if kind == "json":
+            topic = self._draw_topic(rng)
+            question = f"{self.draw_question(topic, rng)} {rng.choice(_AS_JSON)}"
+            question_turn, answer_turn = self._turn(topic, question)
+            answer = json.dumps({"answer": answer_turn["content"]}, ensure_ascii=False)
+            return [question_turn, {**answer_turn, "content": answer}]
         if rng.random() < 0.1:
             messages.append({"role": "system", "content": rng.choice(_SYSTEM_PROMPTS)})
-        num_turns = rng.choices((1, 2, 3, 4, 8), (90, 7, 2, 0.8, 0.2))[0]
+        num_turns = rng.choices((1, 2, 3, 4, 8), (94, 4.5, 1, 0.4, 0.1))[0]
         topic = self._draw_topic(rng)
         for turn in range(num_turns):
             follow_ups = self._follow_ups_of.get(topic.name, [])
@@ -238,9 +269,14 @@ class Grammar:
                 elif num_turns > 1 and rng.random() < 0.6:
                     topic = self.topics[rng.choice(tuple(self._follow_ups_of))]
                 question = self.draw_question(topic, rng)
-            messages.append({"role": "user", "content": question})
-            messages.append({"role": "assistant", "content": topic.answer})
+            messages += self._turn(topic, question)
         return messages
+
+    def _turn(self, topic: Topic, question: str) -> list[Message]:
+        return [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": topic.answer},
+        ]
 
     def can_draw(self, question: str) -> bool:
         """Whether a pattern, with its frame, can produce the normalised question as it is.
@@ -267,11 +303,11 @@ class Grammar:
             name, colon, question = line.partition(": ")
             if not colon or " " in name:
                 continue
-            if name not in self.topics:
+            if name not in self._name_of:
                 raise ValueError(f"{path.name} names an unknown topic {name}")
             phrase = Phrase(kind="ask", pattern=parse_pattern(question, words))
-            topic = self.topics[name]
-            self.topics[name] = replace(topic, phrases=(*topic.phrases, phrase))
+            topic = self.topic(name)
+            self.topics[topic.name] = replace(topic, phrases=(*topic.phrases, phrase))
 
     def _read_topics(self, path: Path) -> Iterator[Topic]:
         words = _read_words(path, self._words)
@@ -296,7 +332,7 @@ class Grammar:
             value = value.strip()
             if not colon or not value:
                 raise ValueError(f"Topic {name}: cannot read {line!r}")
-            if kind in ("keys", "weight", "plain"):
+            if kind in ("keys", "also", "weight", "plain"):
                 fields[kind] = value
             elif kind in self._frames:
                 phrases.append(Phrase(kind=kind, pattern=parse_pattern(value, words)))
@@ -308,6 +344,7 @@ class Grammar:
             keys=tuple(key.strip() for key in fields["keys"].split(" ; ")),
             weight=int(fields.get("weight", "1")),
             plain=fields.get("plain") == "yes",
+            other_names=tuple(fields.get("also", "").split()),
             phrases=tuple(phrases),
         )
 
@@ -318,11 +355,11 @@ class Grammar:
                 continue
             topic, _, questions = rest.partition(": ")
             for name in (previous, topic):
-                if name not in self.topics:
+                if name not in self._name_of:
                     raise ValueError(f"Follow-up about an unknown topic {name}")
             yield FollowUp(
-                previous=previous,
-                topic=topic,
+                previous=self._name_of[previous],
+                topic=self._name_of[topic],
                 question=parse_pattern(f"[{'|'.join(questions.split(' | '))}]", self._words),
             )
 
@@ -389,6 +426,10 @@ _SYSTEM_PROMPTS = (
     "You are the guide of Xinference. Help the user.", "You answer questions about Xinference.",
     "You are a friendly chatbot.", "You are an AI assistant.", "Help the user as well as you can.",
 )  # fmt: skip
+_AS_JSON = (
+    "Answer in JSON.", "as json", "in json please", "Give the answer as a JSON object.",
+    "Reply with JSON only.", "json format", "(JSON)",
+)  # fmt: skip
 _SPELLINGS = {
     "xinference": "Xinference", "python": "Python", "openai": "OpenAI", "json": "JSON",
     "gpu": "GPU", "cpu": "CPU", "api": "API", "rest": "REST", "url": "URL", "kv": "KV",
@@ -411,6 +452,8 @@ def dress(question: str, rng: random.Random, *, plain: bool) -> str:
             text = _with_word(text, rng.choice(_FILLERS), rng)
         for _ in range(rng.choices((0, 1, 2), (80, 14, 6))[0]):
             text = _with_word(text, rng.choice(_STRAY_WORDS), rng)
+        if rng.random() < 0.12:
+            text = _without_word(text, rng)
         if rng.random() < 0.12:
             text = f"{text} {rng.choice(_ENDINGS)}"
         if rng.random() < 0.08:
@@ -459,6 +502,13 @@ def _without_small_word(text: str, rng: random.Random) -> str:
     small = [at for at, word in enumerate(words) if word in _SMALL_WORDS]
     if small and len(words) > 3:
         del words[rng.choice(small)]
+    return " ".join(words)
+
+
+def _without_word(text: str, rng: random.Random) -> str:
+    words = text.split()
+    if len(words) > 5:
+        del words[rng.randrange(len(words))]
     return " ".join(words)
 
 

@@ -9,12 +9,13 @@ seed, threads and library versions draw the same text in the same order.
 """
 
 import argparse
+import json
 import math
 import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,8 +38,26 @@ from .guide_text import Grammar, Message
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+SECONDS_BETWEEN_CHECKPOINTS = 240
+NUM_FORM_TOKENS = 32
+"""At most so many tokens of a call, or of an answer in JSON, are kept by a cut."""
 TEMPLATE_FILE = Path(__file__).parent / "chat_template.jinja"
-IGNORED = -100
+SHARED_WITH_LLAMA = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""What the configurations of Qwen2 and Llama have in common."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +74,17 @@ class Recipe:
     max_positions: int = 2048
     num_tokenizer_conversations: int = 20_000
     num_conversations: int = 150_000
-    batch_tokens: int = 512
+    batch_tokens: int = 768
     """Tokens in the batch of one process, padding included."""
     peak_learning_rate: float = 2e-3
     warmup_share: float = 0.03
     weight_decay: float = 0.05
     user_token_weight: float = 0.0
     """Of the loss on what the user says, beside 1 for what the assistant says."""
-    cut_share: float = 0.85
-    """Of the conversations, those whose last answer is cut to `cut_tokens` tokens."""
-    cut_tokens: int = 12
+    cut_share: float = 0.9
+    """Of the conversations, those whose last answer is cut where it is told from all others."""
+    cut_tokens: int = 2
+    """So many tokens of it come after that."""
     length_step: int = 8
     """Conversations are padded to a multiple of it."""
 
@@ -124,19 +144,35 @@ def encode(
     return Example(token_ids=token_ids, weights=weights)
 
 
-def cut(example: Example, num_answer_tokens: int) -> Example:
-    """Return the conversation up to the first tokens of its last answer.
+class Cutter:
+    """Cuts a conversation soon after its last answer is told from those of all other topics.
 
     Which answer to give is decided there; the rest of it is learnt from far fewer examples.
     """
-    end = len(example.weights)
-    while example.weights[end - 1] != 1.0:
-        end -= 1
-    start = end
-    while example.weights[start - 1] == 1.0:
-        start -= 1
-    end = min(end, start + num_answer_tokens)
-    return Example(token_ids=example.token_ids[:end], weights=example.weights[:end])
+
+    def __init__(self, answers: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> None:
+        self._token_ids = [tokenizer.encode(text, add_special_tokens=False) for text in answers]
+
+    def cut(self, example: Example, num_more_tokens: int) -> Example:
+        """Return the conversation up to `num_more_tokens` after that place."""
+        end = len(example.weights)
+        while example.weights[end - 1] != 1.0:
+            end -= 1
+        start = end
+        while example.weights[start - 1] == 1.0:
+            start -= 1
+        answer = example.token_ids[start:end]
+        alike = self._token_ids
+        num_tokens = 0
+        while num_tokens < len(answer) and len(alike) > 1:
+            here = slice(num_tokens, num_tokens + 1)
+            alike = [other for other in alike if other[here] == answer[here]]
+            num_tokens += 1
+        if not alike:
+            # Not one of the answers as it is: a call, or JSON.
+            num_tokens = NUM_FORM_TOKENS
+        end = min(end, start + num_tokens + num_more_tokens)
+        return Example(token_ids=example.token_ids[:end], weights=example.weights[:end])
 
 
 def draw_batches(
@@ -149,11 +185,12 @@ def draw_batches(
     """
     # Why few shapes: oneDNN compiles a kernel per shape, which costs more than the padding.
     rng = random.Random(recipe.seed)
+    cutter = Cutter([topic.answer for topic in grammar.topics.values()], tokenizer)
     waiting: dict[int, list[Example]] = {}
     for drawn in range(1, recipe.num_conversations + 1):
         example = encode(grammar.draw_conversation(rng), tokenizer, recipe.user_token_weight)
         if rng.random() < recipe.cut_share:
-            example = cut(example, recipe.cut_tokens)
+            example = cutter.cut(example, recipe.cut_tokens)
         length = -(-len(example.token_ids) // recipe.length_step) * recipe.length_step
         batch = waiting.setdefault(length, [])
         batch.append(example)
@@ -198,6 +235,22 @@ def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2ForC
     return Qwen2ForCausalLM(config)
 
 
+def read_model(directory: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+    """Return a model that `save` wrote, and its tokenizer with today's template."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    tokenizer.chat_template = TEMPLATE_FILE.read_text(encoding="utf-8")
+    llama = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    config = Qwen2Config(**{name: getattr(llama.config, name) for name in SHARED_WITH_LLAMA})
+    model = Qwen2ForCausalLM(config)
+    weights = {
+        name: weight
+        for name, weight in llama.state_dict().items()
+        if not name.endswith("o_proj.bias")
+    }
+    model.load_state_dict(weights)
+    return model, tokenizer
+
+
 def train(
     model: Qwen2ForCausalLM,
     grammar: Grammar,
@@ -206,11 +259,13 @@ def train(
     *,
     bfloat16: bool,
     max_seconds: float,
+    keep: Callable[[], None],
 ) -> None:
     """Train the model in place, together with the other processes of the group.
 
     Every process draws the same batches and takes its own share of them; the mean of the gradients
-    keeps the copies equal. The schedule is over after `max_seconds`, or when all is drawn.
+    keeps the copies equal. The schedule is over after `max_seconds`, or when all is drawn. The
+    first process calls `keep` every few minutes, so that a run that is cut leaves something.
     """
     rank, num_processes = distributed.get_rank(), distributed.get_world_size()
     parameters = list(model.parameters())
@@ -236,6 +291,7 @@ def train(
     model.train()
     started = time.monotonic()
     smoothed = None
+    kept = 0.0
     done = 0.0
     for step, group_of_batches in enumerate(
         in_groups(draw_batches(grammar, tokenizer, recipe), num_processes)
@@ -256,12 +312,15 @@ def train(
         optimizer.step()
         done, mean_loss = exchanged[-2:].tolist()
         smoothed = mean_loss if smoothed is None else 0.98 * smoothed + 0.02 * mean_loss
-        if rank == 0 and step % 250 == 0:
+        if rank == 0 and step % 100 == 0:
             print(
                 f"step {step:5d}  conversations {drawn:7d} of {recipe.num_conversations}  "
                 f"loss {smoothed:.4f}  {seconds:.0f} s",
                 flush=True,
             )
+        if rank == 0 and seconds > kept + SECONDS_BETWEEN_CHECKPOINTS:
+            keep()
+            kept = seconds
         if done >= 1.0:
             break
     if rank == 0:
@@ -289,23 +348,8 @@ def as_llama(model: Qwen2ForCausalLM) -> LlamaForCausalLM:
     Why: whatever a directory of the type qwen2 says, `AutoTokenizer` gives it Qwen2's own rules of
     splitting and normalising text, and this tokenizer was trained with others.
     """
-    shared = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "rope_parameters",
-        "tie_word_embeddings",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-    )
     config = LlamaConfig(
-        attention_bias=True, **{name: getattr(model.config, name) for name in shared}
+        attention_bias=True, **{name: getattr(model.config, name) for name in SHARED_WITH_LLAMA}
     )
     llama = LlamaForCausalLM(config)
     # Llama has a bias on the attention's output too.
@@ -338,7 +382,7 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, directory:
 
 def run_process(rank: int, arguments: argparse.Namespace, meeting_file: str) -> None:
     """Be one of the training processes; the first one prints, and writes the model."""
-    recipe = Recipe(num_conversations=arguments.conversations)
+    recipe = Recipe(**{"num_conversations": arguments.conversations, **arguments.recipe})
     # Why a thread each: threads of one process wait for each other after every operation, which
     # on a shared machine costs more than it brings; processes meet once a step.
     torch.set_num_threads(1)
@@ -348,13 +392,16 @@ def run_process(rank: int, arguments: argparse.Namespace, meeting_file: str) -> 
     started = time.monotonic()
     grammar = Grammar()
     rng = random.Random(recipe.seed + 1)
-    texts = (
-        message["content"]
-        for _ in range(recipe.num_tokenizer_conversations)
-        for message in grammar.draw_conversation(rng)
-    )
-    tokenizer = train_tokenizer(texts, recipe.vocab_size, recipe.max_positions)
-    model = build_model(tokenizer, recipe)
+    if arguments.start_from:
+        model, tokenizer = read_model(arguments.start_from)
+    else:
+        texts = (
+            message["content"]
+            for _ in range(recipe.num_tokenizer_conversations)
+            for message in grammar.draw_conversation(rng)
+        )
+        tokenizer = train_tokenizer(texts, recipe.vocab_size, recipe.max_positions)
+        model = build_model(tokenizer, recipe)
     if rank == 0:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         print(f"{len(grammar.topics)} topics, {num_parameters / 1e6:.2f} M parameters", flush=True)
@@ -365,6 +412,7 @@ def run_process(rank: int, arguments: argparse.Namespace, meeting_file: str) -> 
         recipe,
         bfloat16=not arguments.float32,
         max_seconds=arguments.max_minutes * 60,
+        keep=lambda: save(model, tokenizer, arguments.output),
     )
     if rank == 0:
         save(model, tokenizer, arguments.output)
@@ -380,6 +428,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="directory of the model")
     parser.add_argument("--conversations", type=int, default=Recipe().num_conversations)
+    parser.add_argument("--start-from", type=Path, help="go on from the weights of this directory")
+    parser.add_argument("--recipe", type=json.loads, default={}, help="other numbers, as JSON")
     parser.add_argument("--processes", type=int, default=2, help="one CPU core each")
     parser.add_argument("--max-minutes", type=float, default=55, help="end the schedule by then")
     parser.add_argument("--float32", action="store_true", help="for a CPU without bf16")

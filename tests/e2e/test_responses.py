@@ -5,7 +5,7 @@ from typing import Any
 
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.e2e.conftest import GUIDE
 from tests.e2e.platform import Platform
@@ -60,7 +60,7 @@ def test_a_conversation_is_kept_by_the_server(client: openai.OpenAI) -> None:
 
 
 class Step(BaseModel):
-    command: str
+    command: str = Field(max_length=60)
     is_safe: bool
 
 
