@@ -11,6 +11,7 @@ import torch
 from tests.engine.tiny_engines import tiny_engine
 from xinference.engine import Engine, EngineLoop, EngineRequest
 from xinference.engine.batch import Batch
+from xinference.engine.loop import IDLE_SECONDS
 from xinference.engine.model_runner import ModelRunner
 from xinference.errors import (
     ContextLengthExceeded,
@@ -287,6 +288,28 @@ def test_stop_says_when_a_step_does_not_end_in_time() -> None:
         gate.permits.release(100)
 
         assert isinstance(ears.wait_end("r"), Finished)
+
+
+def test_an_engine_with_nothing_to_do_is_told_so_once_and_never_beside_work() -> None:
+    idle = threading.Semaphore(0)
+    engine, ears = tiny_engine(), Ears()
+
+    def note_idle() -> None:
+        assert not engine.has_work
+        idle.release()
+
+    loop = EngineLoop(engine, ears, when_idle=note_idle)
+    loop.start()
+    try:
+        assert idle.acquire(timeout=DEADLINE_SECONDS)
+        loop.submit(request("r"))
+        assert isinstance(ears.wait_end("r"), Finished)
+        assert idle.acquire(timeout=DEADLINE_SECONDS)
+
+        assert not idle.acquire(timeout=2 * IDLE_SECONDS)
+        assert loop.alive
+    finally:
+        loop.stop(DEADLINE_SECONDS)
 
 
 def test_a_loop_that_was_not_started_refuses_and_stops() -> None:

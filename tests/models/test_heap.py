@@ -34,6 +34,20 @@ def test_what_is_kept_for_the_next_batch_stays_and_more_goes_back() -> None:
     assert (process.num_trims, process.free_bytes) == (1, 0)
 
 
+def test_one_that_keeps_less_gives_back_sooner() -> None:
+    process = Process()
+    heap = Heap(
+        kept_bytes=1,
+        resident_bytes=lambda: process.used_bytes + process.free_bytes,
+        trim=process.trim,
+    )
+
+    process.free_bytes = 2
+    heap.give_back()
+
+    assert process.free_bytes == 0
+
+
 def test_what_is_used_is_not_looked_through_again_and_again() -> None:
     process = Process()
     heap = process.heap()

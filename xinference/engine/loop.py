@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 Sink = Callable[[list[tuple[RequestId, GenerationEvent]]], None]
 RETRY_AFTER_SECONDS = 1
+IDLE_SECONDS = 0.2
+"""Without work, until an engine counts as idle: longer than it takes callers to ask again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +62,23 @@ class EngineLoop:
     """Runs one engine in a thread of its own.
 
     Every accepted request gets exactly one terminal event, also when the loop is stopped or dies.
-    `sink` must not block and must not raise; if it does, the loop dies. All methods may be called
-    from any thread. Ends with `stop`, and does not start again.
+    `sink` and `when_idle` must not block and must not raise; if one does, the loop dies. All
+    methods may be called from any thread. Ends with `stop`, and does not start again.
     """
 
-    def __init__(self, engine: Engine, sink: Sink) -> None:
+    def __init__(
+        self, engine: Engine, sink: Sink, *, when_idle: Callable[[], None] | None = None
+    ) -> None:
+        """Nothing runs before `start`.
+
+        Args:
+            sink: is given the events, in the engine's thread.
+            when_idle: is called there once each time that the engine has had nothing to do for a
+                while.
+        """
         self._engine = engine
         self._sink = sink
+        self._when_idle = when_idle
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._wakened = threading.Condition()
         # Guarded by the condition's lock:
@@ -184,11 +196,10 @@ class EngineLoop:
 
     def _turn(self) -> bool:
         """Take word, step once, tell. Return False when the loop is to end."""
+        if self._when_idle is not None and not self._wait(IDLE_SECONDS):
+            self._when_idle()
         with self._wakened:
-            while not (
-                self._submitted or self._to_abort or self._is_stopping or self._engine.has_work
-            ):
-                self._wakened.wait()
+            self._wait(None)
             submitted, self._submitted = self._submitted, []
             to_abort, self._to_abort = self._to_abort, []
             is_stopping = self._is_stopping
@@ -206,6 +217,16 @@ class EngineLoop:
             events = self._engine.step()
         self._deliver(events)
         return not is_stopping
+
+    def _wait(self, seconds: float | None) -> bool:
+        """Wait for something to do; return whether there is, after so long."""
+        with self._wakened:
+            return self._wakened.wait_for(
+                lambda: bool(
+                    self._submitted or self._to_abort or self._is_stopping or self._engine.has_work
+                ),
+                seconds,
+            )
 
     def _deliver(self, events: list[Event]) -> None:
         engine, counters = self._engine, self._engine.counters

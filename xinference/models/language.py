@@ -44,6 +44,7 @@ from .base import OnProgress, Sink, expect
 from .constraint import frame_of
 from .conversation import Chat, Conversation
 from .files import model_directory
+from .heap import KEPT_IDLE_BYTES, Heap
 from .parameters import with_own_stops, within_total
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ class LanguageModel:
         def read(events: list[tuple[RequestId, GenerationEvent]]) -> None:
             sink(self._read(events))
 
-        self._loop = EngineLoop(self._engine, read)
+        heap = Heap(kept_bytes=KEPT_IDLE_BYTES)
+        self._loop = EngineLoop(self._engine, read, when_idle=heap.give_back)
         self._loop.start()
 
     def submit(self, request: ModelRequest) -> Accepted:
