@@ -65,7 +65,9 @@ def described() -> Iterator[Any]:
 
 
 def aimed(case: Any, is_aimed: bool) -> Any:
-    """Return a case that names what there is, if it is to."""
+    """Return a case that names what there is, if it is to; logs are not followed, for an hour."""
+    if case.query:
+        case.query.pop("follow", None)
     if is_aimed:
         if isinstance(case.body, dict):
             case.body |= {name: AIMS[name] for name in AIMS.keys() & case.body.keys()}

@@ -67,7 +67,11 @@ WorkerOrSupervisor = Annotated[
     str, Query(description='A worker: its host, or "host:port"; or "supervisor".')
 ]
 ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"model": LogAnswer, "description": "Lines by their time; with `follow`, events of such."},
+    200: {
+        "model": LogAnswer,
+        "content": {"text/event-stream": {}},
+        "description": "Lines by their time; with `follow`, events of such.",
+    },
     **refusals(400, 404, 503),
 }
 
