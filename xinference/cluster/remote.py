@@ -70,6 +70,8 @@ TERMINATE_TIMEOUT_SECONDS = 60.0
 SUPERVISOR_AWAY_SECONDS = 30.0
 """Waits for a launch or its end go on over a restart of the supervisor that takes so long."""
 CATCH_UP_SECONDS = 1.0
+NO_TABLE = RoutesVersion()
+"""Of the routing table before a supervisor has said what runs."""
 FIRST_TABLE_SECONDS = 15.0
 """A request that comes before the first routing table waits so long for it."""
 RETRY_AFTER_SECONDS = 5
@@ -467,9 +469,12 @@ class RemoteCluster:
         Raises:
             ModelNotReady: none has for long.
         """
+        # Why first: every request comes here, and hardly one has to wait.
+        if self._table.version != NO_TABLE:
+            return
         try:
             async with asyncio.timeout(FIRST_TABLE_SECONDS):
-                while self._table.version == RoutesVersion():
+                while self._table.version == NO_TABLE:
                     await self._table_changed.wait()
         except TimeoutError:
             raise ModelNotReady(
