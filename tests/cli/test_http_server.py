@@ -8,6 +8,7 @@ import resource
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 import uvloop
 
 from xinference.cli import http_server
@@ -78,6 +80,13 @@ class Application:
 @contextmanager
 def served(app: Any, **options: Any) -> Iterator[int]:
     """Serve an application in a thread; give its port."""
+    with serving(app, **options) as (_, port):
+        yield port
+
+
+@contextmanager
+def serving(app: Any, **options: Any) -> Iterator[tuple[uvicorn.Server, int]]:
+    """As `served`; give the server, too."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -85,7 +94,7 @@ def served(app: Any, **options: Any) -> Iterator[int]:
     thread = threading.Thread(target=lambda: uvloop.run(server.serve(sockets=[listener])))
     thread.start()
     try:
-        yield listener.getsockname()[1]
+        yield server, listener.getsockname()[1]
     finally:
         server.should_exit = True
         thread.join(DEADLINE_SECONDS)
@@ -302,6 +311,42 @@ def test_a_request_behind_another_does_not_hide_that_the_client_left(
         assert app.started.wait(DEADLINE_SECONDS)
 
     assert app.left.wait(DEADLINE_SECONDS)
+
+
+@contextmanager
+def told_to_end(app: Application) -> Iterator[socket.socket]:
+    """Give a connection that has asked nothing yet, to a server that listens no more."""
+    with serving(app) as (server, port), connect(port) as connection:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not server.server_state.connections:
+            assert time.monotonic() < deadline, "the connection is not taken"
+            time.sleep(0.01)
+        server.should_exit = True
+        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
+            while time.monotonic() < deadline:
+                connect(port).close()
+                time.sleep(0.01)
+        yield connection
+
+
+def test_who_has_just_connected_is_answered_by_a_server_that_ends(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "FIRST_REQUEST_SECONDS", DEADLINE_SECONDS)
+    with told_to_end(app) as connection:
+        connection.sendall(GET)
+        received = read_to_end(connection)
+
+    assert received.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in received
+
+
+def test_a_server_that_ends_does_not_wait_long_for_a_first_request(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "FIRST_REQUEST_SECONDS", QUICK_SECONDS)
+    with told_to_end(app) as connection:
+        assert read_to_end(connection) == b""
 
 
 def test_a_certificate_makes_it_https(app: Application) -> None:

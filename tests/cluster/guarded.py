@@ -23,7 +23,10 @@ from xinference.cluster.configuration import (
 
 def argv_of(config: RoleConfig) -> list[str]:
     assert config.supervisor_address is not None
-    (config.home / "supervisor.address").write_text(config.supervisor_address)
+    # Why renamed: whoever waits for it must not find it empty.
+    written = config.home / "supervisor.address.new"
+    written.write_text(config.supervisor_address)
+    written.rename(config.home / "supervisor.address")
     is_real = isinstance(config, GatewayConfig) and config.num_processes > 1
     module = "xinference.cli.process" if is_real else "tests.cluster.role"
     return [sys.executable, "-m", module, config.role]

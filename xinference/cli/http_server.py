@@ -40,6 +40,8 @@ HEAD_SECONDS = 20.0
 BODY_SECONDS = 120.0
 WRITE_SECONDS = 30.0
 MAX_KEPT_BYTES = 8 * 2**10
+FIRST_REQUEST_SECONDS = 1.0
+"""Who had just connected when the server was told to end may take so long to ask."""
 CLOSE_SECONDS = 5.0
 """So long a closed connection may take to send what is left."""
 BACKLOG = 2048
@@ -98,6 +100,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_arriving = False
         """Whether a message has begun, and is not whole."""
         self._is_refused = False
+        self._is_ending = False
         self._running: RequestResponseCycle | None = None
         """The request that is being answered; `cycle` is the last of those that were sent."""
 
@@ -141,6 +144,8 @@ class BoundedHttp(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError("too many requests at once")
         super().on_headers_complete()
+        if self._is_ending:
+            self.cycle.keep_alive = False
         self._set_deadline(BODY_SECONDS, self._on_late)
 
     def on_body(self, body: bytes) -> None:
@@ -154,6 +159,16 @@ class BoundedHttp(HttpToolsProtocol):
         self._num_overhead = 0
         self._clear_deadline()
         super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """The server ends: close this when it is idle, or has been answered."""
+        if self.cycle is None and not self._is_refused:
+            # Why not at once: its request is on its way, and its client believes it was sent.
+            self._is_ending = True
+            if not self._is_arriving:
+                self._set_deadline(FIRST_REQUEST_SECONDS, self.transport.close)
+        else:
+            super().shutdown()
 
     def eof_received(self) -> None:
         """The client sends nothing more; whatever it waits for, it has left."""
