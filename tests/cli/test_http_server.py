@@ -8,7 +8,6 @@ import resource
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 import uvicorn
 import uvloop
 
+from tests.e2e.platform import wait_until
 from xinference.cli import http_server
 
 TLS = Path(__file__).parent / "tls"
@@ -317,16 +317,22 @@ def test_a_request_behind_another_does_not_hide_that_the_client_left(
 def told_to_end(app: Application) -> Iterator[socket.socket]:
     """Give a connection that has asked nothing yet, to a server that listens no more."""
     with serving(app) as (server, port), connect(port) as connection:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not server.server_state.connections:
-            assert time.monotonic() < deadline, "the connection is not taken"
-            time.sleep(0.01)
+        wait_until(
+            "the connection is taken",
+            lambda: len(server.server_state.connections) == 1,
+            timeout_seconds=DEADLINE_SECONDS,
+        )
         server.should_exit = True
-        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
-            while time.monotonic() < deadline:
-                connect(port).close()
-                time.sleep(0.01)
+        wait_until("nobody listens", lambda: is_refused(port), timeout_seconds=DEADLINE_SECONDS)
         yield connection
+
+
+def is_refused(port: int) -> bool:
+    try:
+        connect(port).close()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+    return False
 
 
 def test_who_has_just_connected_is_answered_by_a_server_that_ends(

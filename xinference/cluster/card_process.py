@@ -6,9 +6,7 @@ lines of JSON on stdout, the card as text in `{"piece"}`s and at last `{"ended":
 `{"error"}`. To cancel it, kill it.
 """
 
-import json
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +14,9 @@ from typing import Any
 
 from xinference.catalog.downloads.cache import ModelCache
 from xinference.catalog.downloads.card import read_card
+from xinference.catalog.downloads.child import end, read_order, say
 from xinference.errors import InternalError, XinferenceError
 from xinference.protocol.downloads import HubSource
-from xinference.protocol.logs import LogFormat, set_up_logging
 from xinference.protocol.repositories import CardRequest, RepositoryCard
 from xinference.settings import DownloadSettings
 
@@ -31,10 +29,7 @@ text in a text may become a dozen."""
 
 def main() -> None:
     """Read the card that stdin asks for."""
-    given = json.loads(sys.stdin.readline())
-    handlers = (logging.StreamHandler(sys.stderr),)
-    log_format = given.get("log_format", LogFormat.TEXT)
-    set_up_logging(handlers, role="download", level="INFO", log_format=log_format)
+    given = read_order()
     model_id = given["request"]["model_id"]
     try:
         card = _with_classes(
@@ -47,17 +42,16 @@ def main() -> None:
         )
     except XinferenceError as error:
         logger.error("%s: %s", model_id, error)
-        _say({"error": error.to_wire()})
+        say({"error": error.to_wire()})
     except Exception as error:
         logger.exception("%s cannot be read", model_id)
-        _say({"error": InternalError(where="repository", problem=repr(error)).to_wire()})
+        say({"error": InternalError(where="repository", problem=repr(error)).to_wire()})
     else:
         text = card.to_json()
         for start in range(0, len(text), PIECE_CHARS):
-            _say({"piece": text[start : start + PIECE_CHARS]})
-        _say({"ended": True})
-    logging.shutdown()
-    os._exit(0)
+            say({"piece": text[start : start + PIECE_CHARS]})
+        say({"ended": True})
+    end()
 
 
 def _request_of(plain: dict[str, Any]) -> CardRequest:
@@ -74,14 +68,6 @@ def _with_classes(card: RepositoryCard) -> RepositoryCard:
     if card.is_gguf or not isinstance(model_type, str):
         return card
     return replace(card, classes=classes_of(model_type))
-
-
-def _say(line: dict[str, Any]) -> None:
-    try:
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os._exit(1)  # nobody wants it any more
 
 
 if __name__ == "__main__":

@@ -22,16 +22,18 @@ class Answers:
     """Those that did not say in time, or are gone."""
 
 
-def nodes_at(joined: Sequence[NodeId], worker_ip: str | None) -> list[NodeId]:
+def nodes_at(
+    joined: Sequence[NodeId], name: str | None, *, field: str = "worker_ip"
+) -> list[NodeId]:
     """Return the workers that are named; None names all of them.
 
     Raises:
-        InvalidRequest: there is none of this name.
+        InvalidRequest: there is none of this name; `field` is what asked for it.
     """
-    nodes = [node for node in joined if is_at(node, worker_ip)]
-    if not nodes and worker_ip is not None:
-        problem = f"no worker is at {worker_ip}; workers: {', '.join(joined)}"
-        raise InvalidRequest(field="worker_ip", problem=problem)
+    nodes = [node for node in joined if is_at(node, name)]
+    if not nodes and name is not None:
+        problem = f"no worker is at {name}; workers: {', '.join(joined) or 'none'}"
+        raise InvalidRequest(field=field, problem=problem)
     return nodes
 
 

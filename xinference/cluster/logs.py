@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xinference.errors import InvalidRequest, PeerUnreachable
+from xinference.errors import PeerUnreachable
 from xinference.identifiers import ModelUid, NodeId
 from xinference.protocol.logs import SUPERVISOR_NODE, LogBatch, LogLine, LogPosition, LogQuery
 
 from .control_bus import ControlBus, Endpoint, remote
+from .every_worker import nodes_at
 from .log_files import last_lines, read_logs
-from .placement import is_at
 from .worker import LOG
 
 logger = logging.getLogger(__name__)
@@ -117,12 +117,7 @@ class LogsActor:
     def _asked(self, query: LogQuery) -> list[NodeId]:
         if query.node == SUPERVISOR_NODE:
             return [SUPERVISOR_NODE]
-        joined = self._nodes()
-        nodes = [node for node in joined if is_at(node, query.node)]
-        if query.node is not None and not nodes:
-            problem = f"no worker is at {query.node}; workers: {', '.join(joined) or 'none'}"
-            raise InvalidRequest(field="node", problem=problem)
-        return nodes
+        return nodes_at(self._nodes(), query.node, field="node")
 
     async def _read(self, node: NodeId, query: LogQuery) -> HostLog | PeerUnreachable:
         # Why its own alone: with a thousand hosts, each would be sent the positions of all.

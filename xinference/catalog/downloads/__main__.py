@@ -6,20 +6,16 @@ on stdout, `{"info", "files"}` with the files that have got further, now and the
 `{"path"}` or `{"error"}`. To cancel it, kill it.
 """
 
-import json
 import logging
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from xinference.errors import InternalError, XinferenceError
 from xinference.protocol.downloads import DownloadProgress, FileProgress
-from xinference.protocol.logs import LogFormat, set_up_logging
 from xinference.settings import DownloadSettings
 
 from .cache import ModelCache, as_request
+from .child import end, read_order, say
 from .download import download
 
 logger = logging.getLogger(__name__)
@@ -29,12 +25,7 @@ FILES_IN_A_LINE = 100
 
 def main() -> None:
     """Download what stdin says."""
-    given = json.loads(sys.stdin.readline())
-    # Hazard: httpx tells of every request, with addresses that are keys to files for some minutes;
-    # it is among those that are kept quiet.
-    handlers = (logging.StreamHandler(sys.stderr),)
-    log_format = given.get("log_format", LogFormat.TEXT)
-    set_up_logging(handlers, role="download", level="INFO", log_format=log_format)
+    given = read_order()
     teller = _Teller()
     request = as_request(given["request"])
     try:
@@ -46,16 +37,14 @@ def main() -> None:
         )
     except XinferenceError as error:
         logger.error("%s", error)
-        _say({"error": error.to_wire()})
+        say({"error": error.to_wire()})
     except Exception as error:
         logger.exception("%s: the download failed", request.model_version)
-        _say({"error": InternalError(where="download", problem=repr(error)).to_wire()})
+        say({"error": InternalError(where="download", problem=repr(error)).to_wire()})
     else:
         logger.info("%s is in %s", request.model_version, path)
-        _say({"path": path})
-    logging.shutdown()
-    # Why: where it has failed, threads may still wait for bytes.
-    os._exit(0)
+        say({"path": path})
+    end()
 
 
 class _Teller:
@@ -70,15 +59,7 @@ class _Teller:
         # Why so few in a line: whoever reads them takes lines of a limited length.
         for first in range(0, max(len(changed), 1), FILES_IN_A_LINE):
             some = changed[first : first + FILES_IN_A_LINE]
-            _say({"info": progress.info, "files": [asdict(one) for one in some]})
-
-
-def _say(line: dict[str, Any]) -> None:
-    try:
-        sys.stdout.write(json.dumps(line) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os._exit(1)  # nobody wants it any more
+            say({"info": progress.info, "files": [asdict(one) for one in some]})
 
 
 if __name__ == "__main__":
