@@ -5,6 +5,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from tests.catalog.downloads.conftest import MODEL_ID, WEIGHTS, files
 from tests.fakes.hub import FakeHub
@@ -13,7 +14,7 @@ from tests.fakes.hub import FakeHub
 @pytest.fixture(autouse=True)
 def may_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test run keeps the library from asking the real hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 def test_the_hub_s_own_library_downloads_from_it(hub: FakeHub, tmp_path: Path) -> None:
