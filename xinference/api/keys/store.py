@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from xinference.api.sqlite import open_shared
 from xinference.errors import ApiKeyNotFound, InvalidRequest
 
 from .key import ApiKey, KeySpec, Scope, new_key
@@ -270,20 +271,11 @@ class KeyStore:
 
 
 def _opened(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
+    return open_shared(
         path,
-        isolation_level=None,
-        timeout=BUSY_SECONDS,
-        # Why: who makes an application may hand it to a thread that runs it.
-        check_same_thread=False,
+        lambda connection: connection.executescript(_SCHEMA),
+        busy_seconds=BUSY_SECONDS,
     )
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.executescript(_SCHEMA)
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
 
 
 def _key(row: tuple[Any, ...]) -> ApiKey:
