@@ -256,6 +256,7 @@ async def test_a_cancelled_batch_stops_at_once_and_gives_what_it_has(tmp_path: P
         cluster.words = lambda request: (
             iter(["done"]) if "quick" in str(request.prompt) else iter(lambda: "more ", None)
         )
+        cluster.allow(2)
         lines = [line("first", "quick"), *(line(f"slow-{n}") for n in range(20))]
         batch = await ordered(http, lines)
         await until(http, batch, lambda one: one["request_counts"]["completed"] == 1)

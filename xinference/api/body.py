@@ -12,7 +12,6 @@ import orjson
 from fastapi import Request
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from xinference.errors import InvalidRequest
 
@@ -50,21 +49,27 @@ def checked(given: Any, schema: type[SomeBody]) -> SomeBody:
 
 
 async def _read(request: Request) -> bytes:
-    too_large = HTTPException(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        raise too_large
+        raise _too_large()
     chunks: list[bytes] = []
     num_bytes = 0
-    try:
-        async for chunk in request.stream():
-            num_bytes += len(chunk)
-            if num_bytes > MAX_BODY_BYTES:
-                raise too_large
-            chunks.append(chunk)
-    except ClientDisconnect:
-        raise HTTPException(400, "The client left before its request was whole.") from None
+    has_more = True
+    while has_more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "The client left before its request was whole.")
+        chunk = message.get("body", b"")
+        has_more = message.get("more_body", False)
+        num_bytes += len(chunk)
+        if num_bytes > MAX_BODY_BYTES:
+            raise _too_large()
+        chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, f"The body is larger than {MAX_BODY_BYTES} bytes.")
 
 
 def _parse(raw: bytes, *, empty: bool) -> Any:

@@ -34,11 +34,18 @@ def name_request(request: Request, given: str | None) -> RequestId:
     The answer's `X-Request-Id` is the same, unless the caller sent a header of that name: then
     the caller finds it again.
     """
-    request_id = RequestId(given) if given is not None else new_request_id()
+    has_named_it = _given_id(request.scope) is not None
+    if given is not None:
+        request_id = RequestId(given)
+    elif has_named_it:
+        # Why another: one header may stand on many requests, and live ones must differ.
+        request_id = new_request_id()
+    else:
+        request_id = RequestId(request.scope[TRACE_ID])
     span = current_span()
     if span is not None:
         span.name_request(request_id)
-    if _given_id(request.scope) is None:
+    if given is not None and not has_named_it:
         request.scope[TRACE_ID] = request_id
         REQUEST_ID.set(request_id)
     return request_id

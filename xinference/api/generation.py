@@ -28,7 +28,8 @@ from xinference.protocol.generation import (
 
 from .errors import log_fault
 from .gateway import Gateway
-from .inbox import FOR_EVER, AnswerEvent, Tick, answer_events
+from .inbox import FOR_EVER, AnswerEvent, Tick, answer_events, deliver
+from .metrics import Observation
 from .patience import Patience, patience_of
 
 STREAM_HEADERS = [
@@ -187,25 +188,40 @@ async def whole_answer(
     Raises:
         XinferenceError: the request was refused, or failed.
     """
-    events = answer_events(
-        gateway.cluster, generation.model, generation.asked, receive, patience=patience
-    )
-    deltas: list[Delta] = []
     with gateway.observe(generation.model, stream=False) as observation:
-        async with aclosing(events):
-            async for batch in events:
-                observation.note(batch)
-                generation.form.arrived(batch)
-                deltas += _deltas(batch)
-                match batch[-1]:
-                    case Failed(error=error):
-                        raise _in_words_of(generation.form, error)
-                    case Finished() as finished:
-                        body = generation.form.whole(deltas, finished)
-                        if generation.keep is not None:
-                            await generation.keep(body)
-                        return body
+        parts = _Parts(generation.form, observation)
+        has_stayed = await deliver(
+            parts, gateway.cluster, generation.model, generation.asked, receive, patience=patience
+        )
+        if not has_stayed:
+            return None
+        match parts.last:
+            case Failed(error=error):
+                raise _in_words_of(generation.form, error)
+            case Finished() as finished:
+                body = generation.form.whole(parts.deltas, finished)
+                if generation.keep is not None:
+                    await generation.keep(body)
+                return body
     return None
+
+
+class _Parts:
+    """A `Sink` of an answer in one piece."""
+
+    def __init__(self, form: AnswerForm, observation: Observation) -> None:
+        self.deltas: list[Delta] = []
+        self.last: AnswerEvent | None = None
+        self._form = form
+        self._observation = observation
+
+    async def put(self, event: AnswerEvent) -> None:
+        """Take the next event."""
+        self._observation.note((event,))
+        self._form.arrived((event,))
+        self.last = event
+        if not isinstance(event, Accepted | Tick | Finished | Failed):
+            self.deltas.append(event)
 
 
 async def count_prompt_tokens(

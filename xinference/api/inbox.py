@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a cluster's stream to batches of events, for as long as the client stays.
+"""From a cluster's stream to events that are written, for as long as the client stays.
 
-One producer feeds streamed and whole answers of every protocol: `answer_events` sends the
-request to the cluster and yields what comes back, all that is ready at a time. It watches the
-client's side of the connection from the first moment (waiting for ACCEPT, too), and when the
-client leaves, the request is aborted at once.
+One producer feeds streamed and whole answers of every protocol: `deliver` sends the request to the
+cluster and puts what comes back where it is told to. It watches the client's side of the
+connection from the first moment (waiting for ACCEPT, too), and when the client leaves, the request
+is aborted at once. `answer_events` has an inbox between, and yields all that is ready at a time.
 
 It knows nothing of JSON, server-sent events, or OpenAI.
 """
@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.types import Receive
 
@@ -28,6 +29,7 @@ from xinference.protocol.generation import (
     GenerationRequest,
 )
 
+from .connection import WhileConnected
 from .patience import Patience
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,53 @@ class Tick:
 AnswerEvent = Accepted | Delta | Tick | Finished | Failed
 """One Accepted, any number of deltas and ticks, one Finished or Failed; or one Failed alone."""
 
+
+class Sink(Protocol):
+    """Where the events of an answer go."""
+
+    async def put(self, event: AnswerEvent) -> None:
+        """Take the next event."""
+
+
+async def deliver(
+    sink: Sink,
+    cluster: Cluster,
+    model: ModelUid,
+    request: GenerationRequest,
+    receive: Receive,
+    *,
+    patience: Patience = FOR_EVER,
+) -> bool:
+    """Put every event of one request into `sink`; return whether the client stayed for the last.
+
+    Cancelling this aborts the request.
+
+    Args:
+        receive: the client's side of the connection, its body already read.
+        patience: how long the answer may take to come; the last event is Failed if it has not.
+    """
+    with WhileConnected(receive) as client:
+        try:
+            async with patience.waiting(model) as wait:
+                stream = await cluster.generate(model, request)
+                try:
+                    await sink.put(stream.accepted)
+                    async for event in stream:
+                        wait.began()
+                        if isinstance(event, Finished) and event.reason is FinishReason.ABORT:
+                            raise RequestAborted(request_id=request.request_id)
+                        await sink.put(event)
+                finally:
+                    await stream.aclose()
+        except XinferenceError as error:
+            await sink.put(Failed(error=error))
+        except Exception:
+            logger.exception("Request %s of model %s failed", request.request_id, model)
+            problem = f"request {request.request_id} failed; the log says more"
+            await sink.put(Failed(error=InternalError(where="the gateway", problem=problem)))
+    return not client.has_left
+
+
 MAX_WAITING_EVENTS = 256
 """Events kept for a client that reads slowly; then its stream is not read until it catches up."""
 
@@ -56,6 +105,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._events: list[AnswerEvent] = []
+        self._has_begun = False
         self._is_closed = False
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -65,14 +115,15 @@ class Inbox:
         while len(self._events) >= MAX_WAITING_EVENTS:
             self._emptied.clear()
             await self._emptied.wait()
+        self._has_begun = True
         self._events.append(event)
         self._filled.set()
 
     async def tick(self, seconds: float) -> None:
-        """Add a `Tick` now and then, unless there is something to take anyway."""
+        """Add a `Tick` now and then behind the first event, unless there is something to take."""
         while True:
             await asyncio.sleep(seconds)
-            if not self._events and not self._is_closed:
+            if self._has_begun and not self._events and not self._is_closed:
                 self._events.append(Tick())
                 self._filled.set()
 
@@ -97,7 +148,7 @@ async def answer_events(
     request: GenerationRequest,
     receive: Receive,
     *,
-    tick_seconds: float | None = None,
+    tick_seconds: float,
     patience: Patience = FOR_EVER,
 ) -> AsyncGenerator[list[AnswerEvent], None]:
     """Yield what the cluster answers, in batches; end without an ending if the client leaves.
@@ -106,59 +157,18 @@ async def answer_events(
 
     Args:
         receive: the client's side of the connection, its body already read.
-        tick_seconds: how often to yield a `Tick` after Accepted, while nothing comes. None: never.
+        tick_seconds: how often to yield a `Tick` after Accepted, while nothing comes.
         patience: how long the answer may take to come; the last event is Failed if it has not.
     """
     inbox = Inbox()
-    feed = asyncio.create_task(_feed(inbox, cluster, model, request, tick_seconds, patience))
-    watch = asyncio.create_task(_wait_disconnected(receive))
-    watch.add_done_callback(lambda _: feed.cancel())
+    feed = asyncio.create_task(deliver(inbox, cluster, model, request, receive, patience=patience))
+    feed.add_done_callback(lambda _: inbox.close())
+    ticking = asyncio.create_task(inbox.tick(tick_seconds))
     try:
         while batch := await inbox.take():
             yield batch
     finally:
-        watch.cancel()
+        ticking.cancel()
         if not feed.done():
             feed.cancel()
             await asyncio.wait([feed])
-
-
-async def _feed(
-    inbox: Inbox,
-    cluster: Cluster,
-    model: ModelUid,
-    request: GenerationRequest,
-    tick_seconds: float | None,
-    patience: Patience,
-) -> None:
-    """Put every event of one request into the inbox; cancelling it aborts the request."""
-    ticking: asyncio.Task[None] | None = None
-    try:
-        async with patience.waiting(model) as wait:
-            stream = await cluster.generate(model, request)
-            try:
-                await inbox.put(stream.accepted)
-                if tick_seconds is not None:
-                    ticking = asyncio.create_task(inbox.tick(tick_seconds))
-                async for event in stream:
-                    wait.began()
-                    if isinstance(event, Finished) and event.reason is FinishReason.ABORT:
-                        raise RequestAborted(request_id=request.request_id)
-                    await inbox.put(event)
-            finally:
-                await stream.aclose()
-    except XinferenceError as error:
-        await inbox.put(Failed(error=error))
-    except Exception:
-        logger.exception("Request %s of model %s failed", request.request_id, model)
-        problem = f"request {request.request_id} failed; the log says more"
-        await inbox.put(Failed(error=InternalError(where="the gateway", problem=problem)))
-    finally:
-        if ticking is not None:
-            ticking.cancel()
-        inbox.close()
-
-
-async def _wait_disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

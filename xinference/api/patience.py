@@ -9,9 +9,9 @@ middle of its prompt, and the caller told so.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from starlette.types import Scope
 
@@ -31,39 +31,53 @@ class Patience:
     whole_seconds: float | None = None
     """For the last."""
 
-    @asynccontextmanager
-    async def waiting(self, model: ModelUid) -> AsyncIterator["Wait"]:
-        """Wait no longer than this inside the block.
-
-        Raises:
-            DeadlinePassed: the block was cancelled, because its time was over.
-        """
-        now = asyncio.get_running_loop().time()
-        given = [one for one in (self.begin_seconds, self.whole_seconds) if one is not None]
-        try:
-            async with asyncio.timeout(min(given, default=None)) as limit:
-                whole = None if self.whole_seconds is None else now + self.whole_seconds
-                yield Wait(limit, whole)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            seconds = asyncio.get_running_loop().time() - now
-            raise DeadlinePassed(model=model, seconds=round(seconds, 3)) from None
+    def waiting(self, model: ModelUid) -> "Wait":
+        """Return a block inside which a caller waits no longer than this."""
+        return Wait(self, model)
 
 
 class Wait:
-    """One caller's, while it lasts."""
+    """One caller's. An asynchronous context manager; used once."""
 
-    def __init__(self, limit: asyncio.Timeout, whole_at: float | None) -> None:
-        self._limit = limit
-        self._whole_at = whole_at
+    def __init__(self, patience: Patience, model: ModelUid) -> None:
+        self._patience = patience
+        self._model = model
+        self._limit: asyncio.Timeout | None = None
+        """None where no time is set, as for most: a timeout costs as much as a request's JSON."""
+        self._started = 0.0
         self._has_begun = False
+
+    async def __aenter__(self) -> Self:
+        patience = self._patience
+        given = [one for one in (patience.begin_seconds, patience.whole_seconds) if one is not None]
+        if given:
+            self._started = asyncio.get_running_loop().time()
+            self._limit = await asyncio.timeout(min(given)).__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Raises DeadlinePassed if the block was cancelled because its time was over."""
+        if self._limit is None:
+            return
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError:
+            seconds = asyncio.get_running_loop().time() - self._started
+            raise DeadlinePassed(model=self._model, seconds=round(seconds, 3)) from None
 
     def began(self) -> None:
         """Note that a piece of the answer is there; may be called again."""
-        if not self._has_begun:
-            self._has_begun = True
-            self._limit.reschedule(self._whole_at)
+        if self._has_begun:
+            return
+        self._has_begun = True
+        if self._limit is not None:
+            whole = self._patience.whole_seconds
+            self._limit.reschedule(None if whole is None else self._started + whole)
 
 
 def patience_of(scope: Scope, *, stream: bool, default_seconds: float | None) -> Patience:

@@ -14,7 +14,6 @@ Which replica it is, is decided in `routing.py`; how a request travels, in `data
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -40,6 +39,7 @@ from xinference.protocol.generation import (
     GenerationRequest,
     ReasoningDelta,
     TextDelta,
+    new_seed,
 )
 from xinference.protocol.vectors import ModelRequest, VectorPiece, VectorRequest
 from xinference.tracing import current_span
@@ -59,7 +59,6 @@ PING_TIMEOUT_SECONDS = 3.0
 MAX_CRASHES = 2
 MAX_WAKING = 1024
 """Requests of a gateway that wait for models to wake."""
-SEED_BITS = 63
 
 Connect = Callable[[Route], Awaitable[ReplicaConnection]]
 
@@ -260,7 +259,7 @@ class RequestRouter:
         sampling = request.sampling
         if self._continues_streams and sampling.seed is None:
             # Why here: another replica must draw as this one would have.
-            sampling = replace(sampling, seed=secrets.randbits(SEED_BITS))
+            sampling = replace(sampling, seed=new_seed())
             request = replace(request, sampling=sampling)
         return RoutedStream(self, await self._take_off(model, request))
 

@@ -6,6 +6,7 @@ The same events feed streaming and non-streaming answers of every HTTP protocol,
 differ.
 """
 
+import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -17,6 +18,8 @@ from .tracing import TraceContext
 
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64
+SEED_BITS = 63
+"""Of seeds that are drawn: languages with signed integers can read them back."""
 MAX_PRIORITY = 2**31 - 1
 MAX_GRAMMAR_CHARS = 256 * 1024
 MAX_CHOICES = 128
@@ -187,6 +190,11 @@ class SamplingParams:
             raise InvalidRequest(
                 field="min_tokens", problem=f"must be from 0 to max_tokens, got {self.min_tokens}"
             )
+
+
+def new_seed() -> int:
+    """Return a seed for a request whose caller gave none."""
+    return secrets.randbits(SEED_BITS)
 
 
 def _check_range(name: str, value: float | None, lowest: float, highest: float) -> None:

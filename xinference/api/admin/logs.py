@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from xinference.api.answers import json_answer
+from xinference.api.connection import wait_disconnected
 from xinference.api.gateway import Gateway, gateway_of
 from xinference.api.generation import STREAM_HEADERS
 from xinference.api.openapi import refusals
@@ -135,7 +136,7 @@ class _FollowedLog(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; returns when the stream is over."""
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS]
-        left = asyncio.create_task(_left(receive), name="log follower leaves")
+        left = asyncio.create_task(wait_disconnected(receive), name="log follower leaves")
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             with contextlib.suppress(TimeoutError):
@@ -169,11 +170,6 @@ class _FollowedLog(Response):
             # Why go on: a supervisor that is started again answers in a moment.
             silent = {SUPERVISOR_NODE: str(error)}
             return LogBatch(lines=(), positions=batch.positions, silent=silent)
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _message(body: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from xinference.protocol.generation import (
     TokenPrompt,
     ToolCall,
     ToolChoice,
+    new_seed,
 )
 
 from .schema import (
@@ -126,7 +127,8 @@ def _request(
         top_k=body.top_k,
         stop=tuple(stop),
         stop_token_ids=tuple(body.stop_token_ids or ()),
-        seed=body.seed,
+        # Why here: whoever needs one later would have to make all of this again.
+        seed=new_seed() if body.seed is None else body.seed,
         grammar=grammar_of(body),
         min_p=body.min_p,
         typical_p=body.typical_p,

@@ -5,7 +5,6 @@ While the cluster works, the client's side of the connection is watched; when th
 the request is aborted at once. What the JSON looks like is a function of the route.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from xinference.api.connection import WhileConnected
 from xinference.api.gateway import gateway_of
 from xinference.api.patience import patience_of
 from xinference.cluster.interface import Cluster
@@ -79,9 +79,10 @@ class VectorAnswer(Response):
             patience = patience_of(
                 scope, stream=False, default_seconds=self._gateway.answer_timeout_seconds
             )
-            async with patience.waiting(self._model):
-                answer = await self._computed_unless_left(receive)
-            if answer is None:
+            with WhileConnected(receive) as client:
+                async with patience.waiting(self._model):
+                    answer = await computed(self._gateway.cluster, self._model, self._asked)
+            if client.has_left:
                 return
             usage = Finished(reason=FinishReason.STOP, usage=answer.usage)
             observation.note([answer.accepted, usage])
@@ -91,19 +92,3 @@ class VectorAnswer(Response):
         headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-    async def _computed_unless_left(self, receive: Receive) -> Computed | None:
-        work = asyncio.create_task(computed(self._gateway.cluster, self._model, self._asked))
-        watch = asyncio.create_task(_wait_disconnected(receive))
-        try:
-            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-            return await work if work.done() else None
-        finally:
-            watch.cancel()
-            work.cancel()
-            await asyncio.gather(watch, work, return_exceptions=True)
-
-
-async def _wait_disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
