@@ -147,6 +147,11 @@ def guarded(routes: Iterable[BaseRoute], keyring: Keyring) -> list[BaseRoute]:
     return behind
 
 
+def is_plain(route: Route) -> bool:
+    """Return whether the function of a route wants nothing but the request."""
+    return list(inspect.signature(route.endpoint).parameters) == ["request"]
+
+
 def _plain(route: Route) -> ASGIApp:
     """Return what answers a route.
 
@@ -154,7 +159,7 @@ def _plain(route: Route) -> ASGIApp:
     request costs a third of the whole answer.
     """
     endpoint = route.endpoint
-    if list(inspect.signature(endpoint).parameters) != ["request"]:
+    if not is_plain(route):
         return AsyncExitStackMiddleware(route.app)
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -44,6 +44,7 @@ from .gateway import Gateway, gateway_of, install_gateway
 from .history import History
 from .keys.keyring import Keyring
 from .keys.store import KeyStore
+from .known_paths import KnownPaths
 from .metrics import Metrics, metrics_page
 from .ollama import embed as ollama_embeddings
 from .ollama import generate as ollama_answers
@@ -199,7 +200,7 @@ class _Application(FastAPI):
         """
         handlers = self.exception_handlers
         return Edge(
-            ExceptionMiddleware(self.router, handlers=handlers),
+            ExceptionMiddleware(KnownPaths(self.router), handlers=handlers),
             metrics=self._metrics,
             request_log=self._request_log,
             tracer=self._tracer,

@@ -169,11 +169,18 @@ class ReplicaStream(Generic[Piece]):
         self._num_chars += _num_chars(piece)
         if len(self._events) >= MAX_BUFFERED_EVENTS or self._num_chars > MAX_BUFFERED_CHARS:
             logger.warning("request %s: its consumer is too slow; aborted", self._request_id)
-            self._connection._forget(self._stream)
-            self._finish(Failed(error=RequestAborted(request_id=self._request_id)))
+            self._abort(RequestAborted(request_id=self._request_id))
         else:
             self._events.append(piece)
             self._arrived.set()
+
+    def _give_up(self, timeout_seconds: float) -> None:
+        self._abort(self._connection._no_answer(timeout_seconds))
+
+    def _abort(self, error: XinferenceError) -> None:
+        """Abort the request, and let its consumer know why."""
+        self._connection._forget(self._stream)
+        self._finish(Failed(error=error))
 
     def _finish(self, last: Finished | Failed) -> None:
         self._is_over = True
@@ -308,16 +315,19 @@ class ReplicaConnection:
         encoded = frames.encode_request(number, request)
         stream: ReplicaStream[Any] = ReplicaStream(self, number, request)
         self._streams[number] = stream
+        # Why neither a timeout around it nor a wait for the socket: both cost every request, and
+        # its answer waits for the socket anyway.
+        late = asyncio.get_running_loop().call_later(
+            timeout_seconds, stream._give_up, timeout_seconds
+        )
         try:
-            async with asyncio.timeout(timeout_seconds):
-                await self._send(encoded)
-                await stream._wait_accepted()
-        except TimeoutError:
-            await stream.aclose()
-            raise self._no_answer(timeout_seconds) from None
+            self._write(encoded)
+            await stream._wait_accepted()
         except BaseException:
             await stream.aclose()
             raise
+        finally:
+            late.cancel()
         return stream
 
     async def abort_request(
