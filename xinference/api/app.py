@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
@@ -39,7 +38,6 @@ from .admin import models as model_routes
 from .answers import json_answer
 from .anthropic import messages
 from .edge import Edge
-from .errors import install_error_answers
 from .gateway import Gateway, gateway_of, install_gateway
 from .history import History
 from .keys.keyring import Keyring
@@ -166,7 +164,6 @@ def create_app(
         answer_timeout_seconds=answer_timeout_seconds,
     )
     install_gateway(app, gateway)
-    install_error_answers(app)
     for path, page in PAGES.items():
         # Why HEAD: it is how some clients, Ollama's among them, ask whether somebody is there.
         app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
@@ -177,7 +174,7 @@ def create_app(
 
 
 class _Application(FastAPI):
-    """The framework's, with two layers around its router instead of seven."""
+    """The framework's, with one layer around its router instead of seven."""
 
     def __init__(
         self,
@@ -198,9 +195,8 @@ class _Application(FastAPI):
         Why so few: each layer costs every request and every token; `Edge` answers what nobody
         caught, and the routes that need an exit stack have one of their own.
         """
-        handlers = self.exception_handlers
         return Edge(
-            ExceptionMiddleware(KnownPaths(self.router), handlers=handlers),
+            KnownPaths(self.router),
             metrics=self._metrics,
             request_log=self._request_log,
             tracer=self._tracer,

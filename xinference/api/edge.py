@@ -9,6 +9,7 @@ import logging
 import re
 
 from fastapi import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xinference.errors import InternalError
@@ -17,7 +18,7 @@ from xinference.protocol.logs import REQUEST_ID
 from xinference.tracing import Tracer, current_span, working_for
 
 from .error_shapes import shape_of
-from .errors import TRACE_ID, error_response
+from .errors import TRACE_ID, answer_to, error_response
 from .http_trace import begin_http_span, end_http_span
 from .metrics import Metrics
 from .request_log import RequestLog
@@ -68,7 +69,7 @@ class Edge:
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; an unexpected error becomes a 500 that names the log line."""
+        """Pass a request on; what it raises becomes an answer, a 500 if nobody expected it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -105,19 +106,24 @@ class Edge:
 
         try:
             await self._app(scope, receive, send_marked)
-        except Exception:
+        except Exception as error:
             if status:
                 # Why raise: a status cannot be taken back; the server logs this and cuts the
                 # connection, so that the client does not take the answer for whole.
                 raise
-            logger.exception("%s %s failed [%s]", scope["method"], scope["path"], scope[TRACE_ID])
-            problem = f"the log has more under the request id {scope[TRACE_ID]}"
-            error = InternalError(where="the gateway", problem=problem)
-            await error_response(error)(scope, receive, send_marked)
+            answer = answer_to(error, scope) or self._broken(scope)
+            await answer(scope, receive, send_marked)
         finally:
             self._count(scope, status)
             self._request_log.end(scope, status)
         return status
+
+    @staticmethod
+    def _broken(scope: Scope) -> Response:
+        """Log what is being handled, and return an answer that says where to look."""
+        logger.exception("%s %s failed [%s]", scope["method"], scope["path"], scope[TRACE_ID])
+        problem = f"the log has more under the request id {scope[TRACE_ID]}"
+        return error_response(InternalError(where="the gateway", problem=problem))
 
     def _count(self, scope: Scope, status: int) -> None:
         route = getattr(scope.get("route"), "path", "none")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -248,26 +248,34 @@ def _shown(value: object) -> str:
     return orjson.dumps(value).decode()
 
 
-async def _on_xinference_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, XinferenceError)
-    log_fault(error, request.scope)
-    return error_response(error)
+def answer_to(error: Exception, scope: Scope) -> Response | None:
+    """Return the answer for what a route has raised; None: it is a fault of ours that has no type.
+
+    What the caller cannot help is logged.
+    """
+    match error:
+        case XinferenceError():
+            log_fault(error, scope)
+            return error_response(error)
+        case RequestValidationError():
+            return error_response(_of_parameters(error, Request(scope)))
+        case HTTPException():
+            return _of_http(error, Request(scope))
+    return None
 
 
-async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def _of_parameters(error: RequestValidationError, request: Request) -> InvalidRequest:
     given = {"path": dict(request.path_params), "query": dict(request.query_params)}
     refused = invalid_request(error.errors(), given=given)
     named = refused.field.removeprefix("query.").removeprefix("path.")
-    return error_response(InvalidRequest(field=named, problem=refused.problem))
+    return InvalidRequest(field=named, problem=refused.problem)
 
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 """What the HTTP layer itself refuses, before any of our types is involved."""
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _of_http(error: HTTPException, request: Request) -> Response:
     message = error.detail
     if error.status_code in (404, 405):
         message = f"{message}: {request.method} {request.url.path}. /docs lists what there is."
@@ -286,10 +294,3 @@ def _methods_at(request: Request) -> list[str]:
         if route.matches(request.scope)[0] is not Match.NONE:
             methods |= route.methods
     return sorted(methods)
-
-
-def install_error_answers(app: FastAPI) -> None:
-    """Make every error of every route an answer in the one shape."""
-    app.add_exception_handler(XinferenceError, _on_xinference_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
-    app.add_exception_handler(HTTPException, _on_http_error)
