@@ -28,6 +28,7 @@ class WhileConnected:
         task = asyncio.current_task()
         assert task is not None, "a block of a task"
         self._task = task
+        self._num_cancelled = task.cancelling()
         self._is_inside = True
         self._watch = asyncio.create_task(wait_disconnected(self._receive))
         self._watch.add_done_callback(self._leave)
@@ -46,8 +47,11 @@ class WhileConnected:
     ) -> bool:
         self._is_inside = False
         self._watch.cancel()
-        # Why uncancel: somebody else may have cancelled the task as well.
-        return self.has_left and self._task.uncancel() == 0 and kind is asyncio.CancelledError
+        if not self.has_left:
+            return False
+        # Somebody else may have cancelled the task as well.
+        is_ours = self._task.uncancel() <= self._num_cancelled
+        return is_ours and kind is asyncio.CancelledError
 
 
 async def wait_disconnected(receive: Receive) -> None:

@@ -91,7 +91,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._directory = directory
         self._children: dict[tuple[object, tuple[object, ...]], object] = {}
-        self._known: set[ModelUid] = set()
+        self._accepted: dict[tuple[ModelUid, str, str], _Accepted] = {}
         if directory is not None:
             _forget_dead(directory)
         model, streamed = ("model_uid",), ("model_uid", "stream")
@@ -186,15 +186,15 @@ class Metrics:
             child = self._children[family, labels] = family.labels(*labels)
         return cast(Child, child)
 
-    def know(self, model: ModelUid) -> None:
-        """Begin to count the aborts of a model at 0.
-
-        Why: of a series that begins at 1 Prometheus sees no increase, and no alert would be raised.
-        """
-        if model not in self._known:
-            self._known.add(model)
+    def accepted(self, model: ModelUid, stream: str, key_name: str) -> "_Accepted":
+        """Return the numbers that a request to a model takes part in once it is accepted."""
+        name = (model, stream, key_name)
+        numbers = self._accepted.get(name)
+        if numbers is None:
+            numbers = self._accepted[name] = _Accepted(self, model, stream, key_name)
             for cause in (*ABORT_CAUSES.values(), CLIENT_LEFT):
                 self.child(self.aborts, model, cause)
+        return numbers
 
     def families(self) -> Iterable[Metric]:
         """Return the numbers of all the gateway's processes."""
@@ -221,6 +221,23 @@ class Metrics:
         return Observation(self, model, stream=stream, key_name=key_name, on_usage=on_usage)
 
 
+class _Accepted:
+    """Numbers of the accepted requests to a model, streamed or not, by one key.
+
+    They begin at 0, all at once: of a series that begins at 1 Prometheus sees no increase, and no
+    alert would be raised.
+    """
+
+    def __init__(self, metrics: Metrics, model: ModelUid, stream: str, key_name: str) -> None:
+        self.requests = metrics.child(metrics.requests, model, stream)
+        self.serving = metrics.child(metrics.serving, model)
+        self.duration = metrics.child(metrics.duration, model)
+        self.first_token = metrics.child(metrics.first_token, model, stream)
+        self.input_tokens = metrics.child(metrics.input_tokens, model)
+        self.generate_tokens = metrics.child(metrics.generate_tokens, model)
+        self.answered = metrics.child(metrics.key_requests, key_name, model, "ok")
+
+
 class Observation:
     """Measures one request, from entering to leaving it."""
 
@@ -239,7 +256,7 @@ class Observation:
         self._key_name = key_name
         self._on_usage = on_usage
         self._started = 0.0
-        self._is_accepted = False
+        self._accepted: _Accepted | None = None
         self._first_text: float | None = None
         self._last_text = 0.0
         self._num_prompt_tokens = 0
@@ -266,10 +283,11 @@ class Observation:
                 case ToolCallStart(name=name):
                     self._note_text(name)
                 case Accepted(num_prompt_tokens=num_prompt_tokens):
-                    self._is_accepted = True
                     self._num_prompt_tokens = num_prompt_tokens
-                    self._metrics.know(self._model)
-                    self._metrics.child(self._metrics.serving, self._model).inc()
+                    self._accepted = self._metrics.accepted(
+                        self._model, self._stream, self._key_name
+                    )
+                    self._accepted.serving.inc()
                 case Finished(usage=usage):
                     self._usage = usage
                 case Failed(error=error):
@@ -281,9 +299,8 @@ class Observation:
         self._last_text = time.perf_counter()
         if self._first_text is None:
             self._first_text = self._last_text
-            self._metrics.child(self._metrics.first_token, self._model, self._stream).observe(
-                self._first_text - self._started
-            )
+            if self._accepted is not None:
+                self._accepted.first_token.observe(self._first_text - self._started)
 
     def __exit__(
         self,
@@ -291,12 +308,27 @@ class Observation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        metrics = self._metrics
         if isinstance(error, XinferenceError):
             self._error = error
-        code = None if self._error is None else self._error.code
+        accepted = self._accepted
+        if accepted is not None:
+            accepted.requests.inc()
+            accepted.serving.dec()
+            accepted.duration.observe(time.perf_counter() - self._started)
+            self._count_tokens(accepted)
+        model, cause = self._model, None
+        if accepted is None or self._error is not None or self._usage is None:
+            model, cause = self._count_failure(error)
+        else:
+            accepted.answered.inc()
+        span = current_span()
+        if span is not None:
+            note_outcome(span, model, error=self._error, cause=cause, usage=self._usage)
+
+    def _count_failure(self, error: BaseException | None) -> tuple[ModelUid, str | None]:
+        """Count a request that got no whole answer; return its model, and whose doing that was."""
         # Invariant: only a model that exists gets a label, whatever a caller named.
-        is_known = self._is_accepted or isinstance(
+        is_known = self._accepted is not None or isinstance(
             error,
             CapacityError
             | ContextLengthExceeded
@@ -304,27 +336,23 @@ class Observation:
             | RequestAborted
             | RequestCrashesModel,
         )
-        model = self._model if is_known else ModelUid("")
-        metrics.child(metrics.requests, model, self._stream).inc()
-        if self._is_accepted:
-            metrics.child(metrics.serving, model).dec()
-            metrics.child(metrics.duration, model).observe(time.perf_counter() - self._started)
-            self._count_tokens()
-        cause = None if self._error is None else ABORT_CAUSES.get(type(self._error))
-        if code is not None:
+        metrics, model = self._metrics, self._model if is_known else ModelUid("")
+        if self._accepted is None:
+            metrics.child(metrics.requests, model, self._stream).inc()
+        code, cause = None, None
+        if self._error is not None:
+            code, cause = self._error.code, ABORT_CAUSES.get(type(self._error))
             metrics.child(metrics.errors, model, code).inc()
         elif self._usage is None:
-            metrics.child(metrics.disconnects, model).inc()
             cause = CLIENT_LEFT
+            metrics.child(metrics.disconnects, model).inc()
         if cause is not None:
             metrics.child(metrics.aborts, model, cause).inc()
-        span = current_span()
-        if span is not None:
-            note_outcome(span, model, error=self._error, cause=cause, usage=self._usage)
         status = code or ("disconnected" if self._usage is None else "ok")
         metrics.child(metrics.key_requests, self._key_name, model, status).inc()
+        return model, cause
 
-    def _count_tokens(self) -> None:
+    def _count_tokens(self, accepted: _Accepted) -> None:
         # Why not only ended answers: what was generated was used, whoever did not wait for the end.
         usage = self._usage or Usage(
             num_prompt_tokens=self._num_prompt_tokens,
@@ -338,15 +366,14 @@ class Observation:
             if num_later > 0:
                 seconds = (self._last_text - self._first_text) / num_later
                 metrics.child(metrics.token_time, model).observe(seconds)
-        metrics.child(metrics.input_tokens, model).inc(usage.num_prompt_tokens)
-        metrics.child(metrics.generate_tokens, model).inc(usage.num_completion_tokens)
-        counted = {
-            "prompt": usage.num_prompt_tokens,
-            "completion": usage.num_completion_tokens,
-            "cached": usage.num_cached_tokens,
-            "reasoning": usage.num_reasoning_tokens,
-        }
-        for kind, num_tokens in counted.items():
+        accepted.input_tokens.inc(usage.num_prompt_tokens)
+        accepted.generate_tokens.inc(usage.num_completion_tokens)
+        for kind, num_tokens in (
+            ("prompt", usage.num_prompt_tokens),
+            ("completion", usage.num_completion_tokens),
+            ("cached", usage.num_cached_tokens),
+            ("reasoning", usage.num_reasoning_tokens),
+        ):
             if num_tokens:
                 metrics.child(metrics.key_tokens, self._key_name, model, kind).inc(num_tokens)
 

@@ -25,6 +25,8 @@ from .messages import Route, RoutesUpdate, RoutingTable
 PREFIX_BLOCK_CHARS = 256
 MAX_PREFIX_BLOCKS = 32
 CHARS_PER_TOKEN = 4
+MAX_CHAR_BYTES = 4
+"""In UTF-8."""
 DEFAULT_ANSWER_TOKENS = 128
 """Of a request that does not say how much it wants, and the most that a wish counts for: most
 answers end long before their limit."""
@@ -139,6 +141,8 @@ def _chat_text(prompt: ChatPrompt) -> tuple[int, str]:
 
 
 def _prefix_names(salt: str, text: str) -> tuple[int, ...]:
+    if len(text) * MAX_CHAR_BYTES < PREFIX_BLOCK_CHARS:
+        return ()
     name = zlib.crc32(salt.encode())
     encoded = text[: MAX_PREFIX_BLOCKS * PREFIX_BLOCK_CHARS].encode(errors="replace")
     names = []

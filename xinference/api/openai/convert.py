@@ -36,6 +36,8 @@ from .tier import priority_of
 ROLES = {"developer": "system"}
 """Roles that templates do not know, and what they are to them."""
 
+OWNERS = {"tool_calls": "assistant", "reasoning_content": "assistant", "tool_call_id": "tool"}
+"""Fields of a message that only one role may have."""
 MAX_TEMPLATE_DEPTH = 8
 MAX_TEMPLATE_BYTES = 16 * 2**10
 
@@ -162,11 +164,15 @@ def _messages(given: list[ChatMessage]) -> tuple[Message, ...]:
     for position, message in enumerate(given):
         where = f"messages[{position}]"
         _check_role(message, where)
-        calls = tuple(
-            ToolCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments)
-            for call in message.tool_calls or ()
-        )
-        called |= {call.call_id: call.name for call in calls}
+        calls: tuple[ToolCall, ...] = ()
+        if message.tool_calls:
+            calls = tuple(
+                ToolCall(
+                    call_id=call.id, name=call.function.name, arguments=call.function.arguments
+                )
+                for call in message.tool_calls
+            )
+            called |= {call.call_id: call.name for call in calls}
         name = message.name
         if message.role == "tool":
             # Why: some templates show a result under the name of the function.
@@ -186,10 +192,8 @@ def _messages(given: list[ChatMessage]) -> tuple[Message, ...]:
 
 def _check_role(message: ChatMessage, where: str) -> None:
     """Refuse what only another role may have; it would be ignored."""
-    owners = {"tool_calls": "assistant", "reasoning_content": "assistant"}
-    owners |= {"tool_call_id": "tool"}
-    for field, role in owners.items():
-        if getattr(message, field) and message.role != role:
+    for field, role in OWNERS.items():
+        if message.role != role and getattr(message, field):
             raise InvalidRequest(
                 field=f"{where}.{field}", problem=f"is only for messages of the role {role}"
             )
@@ -208,6 +212,8 @@ def _content(message: ChatMessage, where: str) -> str | None:
 
 def _tools(body: ChatRequest) -> tuple[dict[str, Any], ...]:
     choice = body.tool_choice
+    if not body.tools and choice is None:
+        return ()
     tools = tuple(
         tool.model_dump(exclude_unset=True, exclude_none=True) for tool in body.tools or ()
     )

@@ -532,10 +532,9 @@ def encode_request(stream: int, request: ModelRequest) -> bytes:
     Raises:
         InvalidRequest: it is larger than a frame may be, or holds what msgpack cannot.
     """
-    for kind, request_type in _VECTOR_REQUESTS.items():
-        if isinstance(request, request_type):
-            return encode(Req(stream, _raw(request), kind))
-    assert isinstance(request, GenerationRequest)
+    if not isinstance(request, GenerationRequest):
+        kind = next(kind for kind, given in _VECTOR_REQUESTS.items() if isinstance(request, given))
+        return encode(Req(stream, _raw(request), kind))
     prompt = request.prompt
     match prompt:
         case ChatPrompt():
