@@ -12,6 +12,9 @@ gateway, client and model share the machine. Each is loaded once, in processes o
 take turns of about a second, so that a machine whose speed changes changes it for all; the table
 shows medians over the rounds in sentences per second, and medians of the rounds' ratios.
 
+Every caller has one sentence of 20 tokens, or with `--text query` a question of 8, as people type
+into a search field: the shorter the texts, the more there is to gain by computing them together.
+
     python -m benchmarks.embedding --memory
 
 embeds 10,000 documents of 1 to 8,000 tokens in one request with a tiny model and a ceiling of
@@ -49,7 +52,11 @@ NUM_REPEATS = 4
 """Of each caller, in a round."""
 NUM_ALONE = 24
 """Of one caller alone, in a round."""
-SENTENCE = "The harbour keeps old maps of the town, and the library shows them to whoever asks."
+TEXTS = {
+    "sentence": "The harbour keeps old maps of the town, "
+    "and the library shows them to whoever asks.",
+    "query": "Who keeps the old maps?",
+}
 MEMORY_DOCUMENTS, MEMORY_TOKENS = 10_000, 8_000
 MEMORY_CEILING = 256 * 2**20
 TINY = {
@@ -68,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--callers", type=int, default=NUM_CALLERS)
+    parser.add_argument("--text", choices=TEXTS, default="sentence")
     parser.add_argument("--without-http", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--documents", type=int, default=MEMORY_DOCUMENTS, help="for --memory")
@@ -78,12 +86,12 @@ def main() -> None:
         print(json.dumps(measure_memory(args.documents)))
         return
     if args.measure:
-        serve(DIRECT[args.measure](args.callers))
+        serve(DIRECT[args.measure](args.callers, TEXTS[args.text]))
         return
     with contextlib.ExitStack() as stack:
-        ways = {way: stack.enter_context(in_a_process(way, args.callers)) for way in DIRECT}
+        ways = {way: stack.enter_context(in_a_process(way, args)) for way in DIRECT}
         if not args.without_http:
-            ways |= stack.enter_context(over_http(args.callers))
+            ways |= stack.enter_context(over_http(args.callers, TEXTS[args.text]))
         for rate in ways.values():
             rate()
         rounds = [{way: rate() for way, rate in ways.items()} for _ in range(args.rounds)]
@@ -117,11 +125,11 @@ def report(rounds: Sequence[dict[str, float]], *, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def in_a_process(way: str, num_callers: int) -> Iterator[Rate]:
+def in_a_process(way: str, args: argparse.Namespace) -> Iterator[Rate]:
     """Load one way in a process of its own; yield what measures it there."""
     command = (sys.executable, "-m", "benchmarks.embedding", "--measure", way)
     with subprocess.Popen(
-        [*command, "--callers", str(num_callers)],
+        [*command, "--callers", str(args.callers), "--text", args.text],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -144,14 +152,14 @@ def serve(rate: Rate) -> None:
         print(rate(), flush=True)
 
 
-def alone(num_callers: int) -> Rate:
+def alone(num_callers: int, text: str) -> Rate:
     """Return what measures one `encode` of all sentences, in sentences per second."""
     from sentence_transformers import SentenceTransformer
 
     from xinference.catalog import directory_of
 
     model = SentenceTransformer(str(directory_of(SOURCE)), device="cpu")
-    given = [SENTENCE] * num_callers
+    given = [text] * num_callers
 
     def rate() -> float:
         started = time.perf_counter()
@@ -165,8 +173,9 @@ def alone(num_callers: int) -> Rate:
 class Callers:
     """Ask a model under its loop, each caller waiting for its answers."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, text: str = "") -> None:
         self._model = model
+        self._text = text
         self._inboxes: dict[RequestId, queue.Queue[AnswerEvent]] = {}
         model.start(self._sink)
 
@@ -189,7 +198,7 @@ class Callers:
 
         def call(caller: int) -> None:
             for repeat in range(num_repeats):
-                self.ask(f"{caller}-{repeat}", SENTENCE)
+                self.ask(f"{caller}-{repeat}", self._text)
 
         threads = [threading.Thread(target=call, args=(caller,)) for caller in range(num_callers)]
         started = time.perf_counter()
@@ -200,9 +209,9 @@ class Callers:
         return num_callers * num_repeats / (time.perf_counter() - started)
 
 
-def callers(num_callers: int, num_repeats: int, *, batch_size: int) -> Rate:
+def callers(num_callers: int, num_repeats: int, text: str, *, batch_size: int) -> Rate:
     """Return what measures the model under its loop, in sentences per second."""
-    asked = Callers(load(SOURCE, EncoderOptions(batch_size=batch_size)))
+    asked = Callers(load(SOURCE, EncoderOptions(batch_size=batch_size)), text)
     return lambda: asked.run(num_callers, num_repeats)
 
 
@@ -223,20 +232,20 @@ def load(path: str, options: EncoderOptions) -> Model:
     return load_embedding_model(spec, on_progress=lambda *_: None)
 
 
-DIRECT: dict[str, Callable[[int], Rate]] = {
+DIRECT: dict[str, Callable[[int, str], Rate]] = {
     "alone": alone,
-    "one by one": lambda number: callers(1, NUM_ALONE, batch_size=number),
-    "together": lambda number: callers(number, NUM_REPEATS, batch_size=number),
+    "one by one": lambda number, text: callers(1, NUM_ALONE, text, batch_size=number),
+    "together": lambda number, text: callers(number, NUM_REPEATS, text, batch_size=number),
 }
 
 
 @contextlib.contextmanager
-def over_http(num_callers: int) -> Iterator[dict[str, Rate]]:
+def over_http(num_callers: int, text: str) -> Iterator[dict[str, Rate]]:
     """Start a whole platform; yield what measures it."""
     from benchmarks.http_load import run
     from benchmarks.startup import platform, wait_until_ready
 
-    body = {"model": MINILM, "input": SENTENCE, "encoding_format": "base64"}
+    body = {"model": MINILM, "input": text, "encoding_format": "base64"}
     with tempfile.TemporaryDirectory() as home, platform(home) as (endpoint, _):
         wait_until_ready(endpoint)
         launch = {"model_name": MINILM, "model_type": "embedding", "batch_size": num_callers}
