@@ -192,8 +192,8 @@ class _Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Return what every request goes through.
 
-        Why so few: each layer costs every request and every token; `Edge` answers what nobody
-        caught, and the routes that need an exit stack have one of their own.
+        Why so few: each layer costs every request and every token; `Edge` answers what a route
+        raises, and the routes that need an exit stack have one of their own.
         """
         return Edge(
             KnownPaths(self.router),
