@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import uvloop
@@ -33,6 +34,11 @@ class GatewayProcess:
     def memory_mib(self) -> float:
         """Return what is the process's alone, in MiB."""
         return float(self.process.memory_full_info().uss / 2**20)
+
+    def cpu_seconds(self) -> float:
+        """Return how long its main thread has computed so far, which neighbours do not change."""
+        on_cpu, *_ = Path(f"/proc/{self.process.pid}/schedstat").read_text().split()
+        return int(on_cpu) / 1e9
 
 
 @contextmanager
