@@ -261,7 +261,7 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
         "GET /v1/model_registrations/LLM/mine": Reply(json={"model_name": "mine"}),
         "GET /v1/engines/LLM/mine": Reply(json={"Transformers": []}),
         "DELETE /v1/clusters": Reply(json={"result": True}),
-        "GET /v1/cache/models": Reply(json={"list": [{"model_version": "v"}]}),
+        "GET /v1/cache/models": Reply(json={"list": [{"model_version": "v"}], "unanswered": ["w"]}),
         "POST /v1/cache/models": Reply(json={"cache_uid": "v"}),
         "DELETE /v1/cache/models": Reply(json={"result": True, "freed_bytes": 1}),
         "GET /v1/cache/models/files": Reply(json={"paths": ["/a"]}),
@@ -291,7 +291,8 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
     assert client.get_model_registration("LLM", "mine") == {"model_name": "mine"}
     assert client.query_engine_by_model_name("mine") == {"Transformers": []}
     assert client.abort_cluster() == {"result": True}
-    assert client.list_cached_models("qwen") == [{"model_version": "v"}]
+    cached = client.list_cached_models("qwen")
+    assert (cached, cached.unanswered) == ([{"model_version": "v"}], ["w"])
     assert script.asked[-1].query == "model_name=qwen"
     assert client.list_deletable_models("v") == {"paths": ["/a"]}
     assert client.confirm_and_remove_model("v", "10.0.0.7") is True
