@@ -456,6 +456,16 @@ def test_a_model_that_only_generates_cannot_be_asked_to_chat(client: Any, script
     assert type(getattr(model, "handle", model)) in {GenerateModelHandle, AsyncGenerateModelHandle}
 
 
+def test_a_closed_handle_leaves_the_client_open(client: Any, script: Script) -> None:
+    script.replies |= {"POST /v1/chat/completions": Reply(json={"choices": []})}
+    model = client.get_model("m")
+
+    model.close()
+    model.close()
+
+    assert client.get_model("m").chat(MESSAGES) == {"choices": []}
+
+
 def test_a_model_that_embeds_gets_a_handle_that_embeds(client: Any, script: Script) -> None:
     script.replies |= {
         "GET /v1/models/m": Reply(json={"model_type": "embedding", "model_ability": ["embed"]}),
