@@ -26,6 +26,8 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /": PUBLIC,
     "GET /api/version": PUBLIC,
     "GET /docs": PUBLIC,
+    "GET /ui": PUBLIC,
+    "GET /ui/{path:path}": PUBLIC,
     "GET /openapi.json": PUBLIC,
     "GET /health": PUBLIC,
     "GET /ready": PUBLIC,
