@@ -50,6 +50,8 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/chat/completions/{completion_id}/messages": INVOKE,
     "POST /v1/messages": INVOKE,
     "POST /v1/messages/count_tokens": INVOKE,
+    "POST /anthropic/v1/messages": INVOKE,
+    "POST /anthropic/v1/messages/count_tokens": INVOKE,
     "POST /v1/responses": INVOKE,
     "POST /v1/responses/input_tokens": INVOKE,
     "GET /v1/responses/{response_id}": INVOKE,
