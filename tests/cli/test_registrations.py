@@ -46,6 +46,19 @@ def test_the_catalogue_can_be_searched(script: Script, run: Run) -> None:
     }  # fmt: skip
 
 
+def test_models_that_embed_are_shown_with_their_language_and_dimensions(
+    script: Script, run: Run
+) -> None:
+    family = {"model_name": "bge-m3", "language": ["multilingual"], "model_ability": ["embed"]}
+    told = [{**family, "dimensions": 1024, "is_builtin": True}]
+    script.replies["GET /v1/model_registrations/embedding"] = Reply(json=told)
+
+    table = run("registrations", "-t", "embedding")
+
+    for shown in ("Dimensions", "bge-m3", "multilingual", "1024"):
+        assert shown in table.stdout
+
+
 def test_the_catalogue_is_a_table_or_json(script: Script, run: Run) -> None:
     script.replies["GET /v1/model_registrations/LLM"] = Reply(json=[FAMILY])
 

@@ -41,17 +41,19 @@ def registrations_command(
     if as_json:
         show_json(families)
         return
+    dimensions = ["Dimensions"] if any("dimensions" in one for one in families) else []
     rows = [
         [
             model_type,
             family["model_name"],
-            family.get("model_lang"),
+            family.get("model_lang", family.get("language")),
             family.get("model_ability"),
+            *([family.get("dimensions")] if dimensions else []),
             family["is_builtin"],
         ]
         for family in families
     ]
-    show_table("", ["Type", "Name", "Language", "Ability", "Is-built-in"], rows)
+    show_table("", ["Type", "Name", "Language", "Ability", *dimensions, "Is-built-in"], rows)
 
 
 @click.command("register", short_help="Add a model of your own to the catalogue.")
