@@ -2,13 +2,14 @@
 """The life of models over HTTP: launch, look, cancel, scale, terminate."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.fakes.cluster import FakeCluster
-from xinference.api.admin.convert import launch_spec
+from xinference.api.admin.convert import description_item, launch_spec
 from xinference.api.admin.schema import LaunchRequest
 from xinference.api.fields import Only
 from xinference.errors import LaunchCancelled, LoadFailed
@@ -302,6 +303,17 @@ async def test_the_list_is_openais_with_the_description_beside_it(http: httpx.As
     assert isinstance(model["created"], int)
     assert model["model_ability"] == ["chat", "generate"]
     assert (model["replica"], model["context_length"]) == (1, 1024)
+
+
+@pytest.mark.parametrize(("known", "shown"), [("7", 7), ("0_5", "0_5"), ("0", None)])
+async def test_a_size_is_described_as_registrations_have_it(
+    cluster: FakeCluster, known: str, shown: int | str | None
+) -> None:
+    (model,) = await cluster.models()
+
+    described = description_item(replace(model.description, model_size_in_billions=known))
+
+    assert described["model_size_in_billions"] == shown
 
 
 async def test_instances_can_be_asked_for_by_name_or_uid(http: httpx.AsyncClient) -> None:

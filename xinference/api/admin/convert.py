@@ -303,6 +303,7 @@ def model_item(model: ModelStatus) -> dict[str, Any]:
 def description_item(what: ModelDescription) -> dict[str, Any]:
     """Return what a model is, in the words that are known for its type."""
     fields = asdict(what)
+    fields["model_size_in_billions"] = _size_shown(what.model_size_in_billions)
     dimensions, rerank_type = fields.pop("dimensions"), fields.pop("rerank_type")
     # Why not shown: an estimate for placing it, which readers would take for a measurement.
     del fields["memory_bytes"]

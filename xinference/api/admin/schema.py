@@ -266,7 +266,7 @@ class ModelItem(Answer):
     model_name: str
     model_engine: str
     model_format: str
-    model_size_in_billions: str
+    model_size_in_billions: int | str | None
     quantization: str
     model_family: str
     model_lang: list[str] | None = None
