@@ -573,5 +573,5 @@ async def test_the_autostart_list_is_kept_until_an_entry_is_removed(cluster: Clu
 
     await cluster.remove_autostart(GUIDE)
     assert await cluster.autostart() == []
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ObjectNotFound, match=GUIDE):
         await cluster.remove_autostart(GUIDE)

@@ -699,7 +699,7 @@ class FakeCluster:
 
     async def remove_autostart(self, model: ModelUid) -> None:
         if self._autostart.pop(model, None) is None:
-            raise ModelNotFound(model=model, running=[])
+            raise ObjectNotFound(kind="entry of the autostart list", id=model)
 
     async def info(self) -> ClusterInfo:
         self._fail_if_told()
