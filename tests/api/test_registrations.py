@@ -2,11 +2,12 @@
 """The catalogue over HTTP."""
 
 import json
+from typing import Any
 
 import httpx
 import pytest
 
-FAMILY = {
+FAMILY: dict[str, Any] = {
     "version": 2,
     "model_name": "mine",
     "model_lang": ["en"],
@@ -98,3 +99,22 @@ async def test_prompts_and_families_are_made_of_the_registrations(http: httpx.As
     assert families["chat"] == ["xinference-guide"]
     assert families["generate"] == ["mine", "xinference-guide"]
     assert families["vision"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_there"),
+    [
+        ({}, True),
+        ({"model_ability": ["chat", "vision"]}, False),
+        ({"model_specs": [{**FAMILY["model_specs"][0], "model_format": "ggufv2"}]}, False),
+    ],
+)
+async def test_what_vllm_can_run_is_told_by_ability(
+    http: httpx.AsyncClient, changes: dict[str, Any], is_there: bool
+) -> None:
+    await register(http, {**FAMILY, **changes})
+
+    told = (await http.get("/v1/models/vllm-supported")).json()
+
+    assert told.keys() == {"chat", "generate"}
+    assert ("mine" in told["chat"] + told["generate"]) == is_there

@@ -133,3 +133,14 @@ def test_engines_are_narrowed_down(
     done = run("engine", "-n", "qwen1.5-chat", *words, "--json")
 
     assert json.loads(done.stdout) == found
+
+
+def test_what_vllm_can_run_is_listed(script: Script, run: Run) -> None:
+    told = {"chat": ["qwen1.5-chat"], "generate": ["opt"]}
+    script.replies["GET /v1/models/vllm-supported"] = Reply(json=told)
+
+    lists, as_json = run("vllm-models"), run("vllm-models", "--json")
+
+    for shown in ("chat", "qwen1.5-chat", "generate", "opt"):
+        assert shown in lists.stdout
+    assert json.loads(as_json.stdout) == told

@@ -260,6 +260,7 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
         "GET /v1/model_registrations/LLM": Reply(json=[{"model_name": "mine"}]),
         "GET /v1/model_registrations/LLM/mine": Reply(json={"model_name": "mine"}),
         "GET /v1/engines/LLM/mine": Reply(json={"Transformers": []}),
+        "GET /v1/models/vllm-supported": Reply(json={"chat": ["mine"], "generate": []}),
         "DELETE /v1/clusters": Reply(json={"result": True}),
         "GET /v1/cache/models": Reply(json={"list": [{"model_version": "v"}], "unanswered": ["w"]}),
         "POST /v1/cache/models": Reply(json={"cache_uid": "v"}),
@@ -290,6 +291,7 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
     assert script.asked[-1].query == "detailed=true"
     assert client.get_model_registration("LLM", "mine") == {"model_name": "mine"}
     assert client.query_engine_by_model_name("mine") == {"Transformers": []}
+    assert client.vllm_models() == {"chat": ["mine"], "generate": []}
     assert client.abort_cluster() == {"result": True}
     cached = client.list_cached_models("qwen")
     assert (cached, cached.unanswered) == ([{"model_version": "v"}], ["w"])

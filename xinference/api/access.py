@@ -83,6 +83,7 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/models/instances": MONITOR,
     "GET /v1/models/prompts": MONITOR,
     "GET /v1/models/families": MONITOR,
+    "GET /v1/models/vllm-supported": MONITOR,
     "DELETE /v1/models/{model_uid}": ADMIN,
     "GET /v1/models/{model_uid}/progress": MONITOR,
     "POST /v1/models/{model_uid}/cancel": ADMIN,

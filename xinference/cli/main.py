@@ -36,6 +36,7 @@ COMMANDS = {
     "unregister": "registrations",
     "usage": "keys",
     "virtual-env": "environments",
+    "vllm-models": "registrations",
 }
 """Command to its module; there it is `<name>_command`, with "_" for "-"."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`registrations`, `register`, `unregister` and `engine`: the catalogue."""
+"""`registrations`, `register`, `unregister`, `engine` and `vllm-models`: the catalogue."""
 
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,20 @@ def engine_command(
     for name, found in engines.items():
         if isinstance(found, str):
             say(f"{name}: {found}")
+
+
+@click.command("vllm-models", short_help="List the models that vLLM can run.")
+@endpoint_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def vllm_models_command(endpoint: str | None, api_key: str | None, as_json: bool) -> None:
+    """List the models of the catalogue that vLLM can run, where it is installed."""
+    with connected(endpoint, api_key) as client:
+        models = client.vllm_models()
+    if as_json:
+        show_json(models)
+        return
+    for ability, names in models.items():
+        show_table(f"To {ability}:", ["Name"], [[name] for name in names])
 
 
 def matching(found: Any, wanted: dict[str, str | None]) -> Any:

@@ -626,6 +626,14 @@ def query_engine_by_model_name(
     )
 
 
+def vllm_models() -> Operation[dict[str, list[str]]]:
+    """Return the names of the families that vLLM runs: those that "chat" and that "generate"."""
+    return Operation(
+        Request(purpose="list the models of vLLM", method="GET", path="/v1/models/vllm-supported"),
+        _as_it_is,
+    )
+
+
 class CachedModels(list[Json]):
     """What workers keep of models. Not the whole of it if any are `unanswered`."""
 

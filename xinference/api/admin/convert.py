@@ -27,7 +27,13 @@ from xinference.protocol.downloads import HUBS, CachedModel, DownloadStage, Down
 from xinference.protocol.encoding import EncoderOptions, split_options
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
-from xinference.protocol.servers import HIDDEN, ServerOptions, server_engine_named
+from xinference.protocol.servers import (
+    HIDDEN,
+    SERVER_FORMATS,
+    ServerEngine,
+    ServerOptions,
+    server_engine_named,
+)
 
 from .schema import (
     AutostartRequest,
@@ -581,6 +587,8 @@ def prompts_of(families: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 ABILITIES = ("chat", "generate", "tools", "vision", "reasoning", "audio", "omni", "hybrid")
+SENSES = frozenset({"vision", "audio", "omni"})
+"""Of families that no engine runs here: text alone is served."""
 
 
 def families_by_ability(families: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -593,3 +601,17 @@ def families_by_ability(families: list[dict[str, Any]]) -> dict[str, list[str]]:
         ]
         for ability in ABILITIES
     }
+
+
+def families_of_vllm(families: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the families that vLLM can run, of those that chat and of those that generate."""
+    formats = SERVER_FORMATS[ServerEngine.VLLM]
+    by_ability = families_by_ability(
+        [
+            family
+            for family in families
+            if any(spec["model_format"] in formats for spec in family.get("model_specs", ()))
+            and SENSES.isdisjoint(family.get("model_ability", ()))
+        ]
+    )
+    return {ability: by_ability[ability] for ability in ("chat", "generate")}

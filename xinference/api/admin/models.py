@@ -16,6 +16,7 @@ from xinference.protocol.deployment import ModelState
 from .convert import (
     added_item,
     families_by_ability,
+    families_of_vllm,
     instance_item,
     launch_spec,
     model_item,
@@ -101,6 +102,13 @@ async def list_families(request: Request) -> Response:
     """Return the names of the families by ability."""
     families = await gateway_of(request).cluster.registrations("LLM")
     return json_answer(families_by_ability(families))
+
+
+@router.get("/v1/models/vllm-supported", responses=refusals(503))
+async def list_families_of_vllm(request: Request) -> Response:
+    """Return the names of the families that vLLM runs, where it is installed."""
+    families = await gateway_of(request).cluster.registrations("LLM")
+    return json_answer(families_of_vllm(families))
 
 
 @router.get("/v1/models/{model_uid}", responses={200: {"model": ModelItem}, **refusals(404, 503)})
