@@ -80,7 +80,9 @@ ACCESS: Mapping[str, KeyScope | None] = {
     "GET /v1/usage": INVOKE,
     # The life of models.
     "POST /v1/models": ADMIN,
+    "POST /v1/models/instance": ADMIN,
     "GET /v1/models/instances": MONITOR,
+    "GET /v1/models/{model_type}/{model_name}/versions": MONITOR,
     "GET /v1/models/prompts": MONITOR,
     "GET /v1/models/families": MONITOR,
     "GET /v1/models/vllm-supported": MONITOR,

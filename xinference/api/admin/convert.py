@@ -23,7 +23,13 @@ from xinference.protocol.deployment import (
     ReplicaState,
     ReplicaStatus,
 )
-from xinference.protocol.downloads import HUBS, CachedModel, DownloadStage, DownloadStatus
+from xinference.protocol.downloads import (
+    HUBS,
+    CachedModel,
+    DownloadStage,
+    DownloadStatus,
+    KeptModels,
+)
 from xinference.protocol.encoding import EncoderOptions, split_options
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
@@ -38,6 +44,7 @@ from xinference.protocol.servers import (
 from .schema import (
     AutostartRequest,
     DownloadBody,
+    InstanceRequest,
     LaunchRequest,
     ReplicaConfig,
     ScaleRequest,
@@ -327,16 +334,10 @@ def description_item(what: ModelDescription) -> dict[str, Any]:
 def instance_item(model: ModelStatus) -> dict[str, Any]:
     """Return a model and how its replicas are."""
     what = model.description
-    variant = [what.model_format, what.quantization]
-    match what.model_type:
-        case "embedding":
-            variant[:0] = [str(what.context_length), str(what.dimensions)]
-        case "LLM":
-            variant.insert(0, f"{what.model_size_in_billions}B")
     return {
         "model_name": what.model_name,
         "model_uid": model.model_uid,
-        "model_version": "--".join((what.model_name, *variant)),
+        "model_version": _version(description_item(what)),
         "model_ability": what.model_ability,
         "replica": what.replica,
         "status": model.state,
@@ -344,6 +345,78 @@ def instance_item(model: ModelStatus) -> dict[str, Any]:
         "n_worker": 1,
         "replica_statuses": [replica_item(model, replica) for replica in model.replicas],
     }
+
+
+_NUM_WORDS = {LANGUAGE: 3, "embedding": 4, "rerank": 2}
+"""Of a version, behind the name."""
+
+
+def _version(about: Mapping[str, Any]) -> str:
+    """Return a variant in one word; its parts have the names they have in a description."""
+    words = [about["model_name"]]
+    match about["model_type"]:
+        case "embedding":
+            words += [str(about["max_tokens"]), str(about["dimensions"])]
+        case "LLM":
+            words.append(f"{about['model_size_in_billions'] or 0}B")
+    return "--".join((*words, about["model_format"], about["quantization"]))
+
+
+def version_items(
+    model_type: str, family: Mapping[str, Any], kept: KeptModels
+) -> list[dict[str, Any]]:
+    """Return the variants of a family, with where workers keep them.
+
+    Args:
+        family: as registrations show it, with `cache_status` in its specs.
+    """
+    items: dict[str, dict[str, Any]] = {}
+    for spec in family["model_specs"]:
+        version = _version({**family, **spec, "model_type": _model_type(model_type)})
+        paths = {
+            str(node): model.path
+            for node, models in kept.models.items()
+            for model in models
+            if model.model_version == version
+        }
+        names = ("cache_status", "model_format", "model_size_in_billions", "quantization")
+        # Why setdefault: hubs that have the same variant are specs of their own.
+        items.setdefault(
+            version,
+            {
+                "model_version": version,
+                "model_file_location": paths or None,
+                **{name: spec[name] for name in names},
+            },
+        )
+    return list(items.values())
+
+
+def launch_of_version(body: InstanceRequest) -> LaunchRequest:
+    """Return the launch of the variant that a version names.
+
+    Raises:
+        InvalidRequest: it is no version of such a model, or the variant is named twice.
+    """
+    for name in ("model_name", "model_size_in_billions", "model_format", "quantization"):
+        if getattr(body, name) is not None:
+            raise InvalidRequest(field=name, problem="is part of model_version; leave it out")
+    model_type = _model_type(body.model_type)
+    name, *words = body.model_version.rsplit("--", _NUM_WORDS[model_type])
+    if len(words) != _NUM_WORDS[model_type]:
+        raise InvalidRequest(
+            field="model_version",
+            problem=f"is no version of a model of type {model_type}: {body.model_version!r:.100}",
+        )
+    size = words[0].removesuffix("B") if model_type == LANGUAGE else None
+    return body.model_copy(
+        update={
+            "model_name": name,
+            "model_size_in_billions": size,
+            "model_format": words[-2],
+            "quantization": words[-1],
+        }
+    )
 
 
 def replica_item(model: ModelStatus, replica: ReplicaStatus) -> dict[str, Any]:

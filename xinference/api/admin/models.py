@@ -18,6 +18,7 @@ from .convert import (
     families_by_ability,
     families_of_vllm,
     instance_item,
+    launch_of_version,
     launch_spec,
     model_item,
     placements,
@@ -30,6 +31,7 @@ from .schema import (
     AbortRequest,
     EventItem,
     InstanceItem,
+    InstanceRequest,
     LaunchAnswer,
     LaunchRequest,
     ModelItem,
@@ -59,6 +61,21 @@ async def launch_model(
 ) -> Response:
     """Launch a model."""
     spec = launch_spec(await read_body(request, LaunchRequest))
+    uid = await gateway_of(request).cluster.launch(spec, wait_ready=wait_ready)
+    return json_answer({"model_uid": uid})
+
+
+@router.post(
+    "/v1/models/instance",
+    openapi_extra=body_of(InstanceRequest),
+    responses={200: {"model": LaunchAnswer}, **refusals(400, 404, 413, 499, 503, 507)},
+)
+async def launch_instance(
+    request: Request,
+    wait_ready: Annotated[bool, Query(description="Answer when the model is ready.")] = True,
+) -> Response:
+    """Launch the variant that a version names in one word; otherwise as `POST /v1/models`."""
+    spec = launch_spec(launch_of_version(await read_body(request, InstanceRequest)))
     uid = await gateway_of(request).cluster.launch(spec, wait_ready=wait_ready)
     return json_answer({"model_uid": uid})
 

@@ -129,6 +129,14 @@ class LaunchRequest(Body):
     enable_mtp: Annotated[object, Only(False)] = None
 
 
+class InstanceRequest(LaunchRequest):
+    """`POST /v1/models/instance`: a launch of the variant that `model_version` names."""
+
+    model_version: str = Field(min_length=1)
+    """As `GET /v1/models/{model_type}/{model_name}/versions` has it. It takes the place of name,
+    size, format and quantization."""
+
+
 class DownloadBody(Body):
     """`POST /v1/cache/models`: the variant, as a launch names it."""
 
@@ -338,6 +346,20 @@ class CachedItem(Answer):
     is_complete: bool
     used_by: list[str]
     """The models that run from it."""
+
+
+class VersionItem(Answer):
+    """A variant of a family."""
+
+    model_version: str
+    """In one word."""
+    model_file_location: dict[str, str] | None
+    """The directory, by worker; null where no worker has downloaded it."""
+    cache_status: bool
+    """A launch downloads nothing."""
+    model_format: str
+    model_size_in_billions: int | str | None
+    quantization: str
 
 
 class CachedList(Answer):
