@@ -245,6 +245,7 @@ async def test_xinferences_client_is_told_what_to_do_instead_of_what_is_not_here
     [
         ("POST", "/v1/images/generations", 404, "images"),
         ("POST", "/v1/audio/speech", 404, "sound"),
+        ("POST", "/v1/convert_ids_to_tokens", 404, "AutoTokenizer"),
         ("POST", "/v1/admin/users", 404, "/v1/admin/keys"),
         ("GET", "/v1/token_routers", 404, "token router"),
         ("POST", "/v1/models/recommend", 405, "fits=true"),

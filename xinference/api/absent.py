@@ -13,6 +13,11 @@ _INSTEAD = tuple(
     (re.compile(pattern), told)
     for pattern, told in (
         (r"/v1/(images|audio|video|worlds|requests)/|/sdapi/", _MEDIA),
+        (
+            r"/v1/convert_ids_to_tokens$",
+            "The tokenizer of the model's files turns ids into tokens; with transformers: "
+            "AutoTokenizer.from_pretrained(…).convert_ids_to_tokens(ids).",
+        ),
         (r"/v1/flexible/", "Models of the type flexible are not served."),
         (r"/v1/(internal/token-router|token_router|tokenizer_assets)", "There is no token router."),
         (r"/v1/auth/|/v1/admin/(setup|users|security)|/api/oidc/", _USERS),
