@@ -5,8 +5,8 @@ The names on the HTTP side are those that Xinference's users know.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from xinference.errors import InvalidRequest
@@ -134,6 +134,8 @@ def autostart_entry(body: AutostartRequest) -> AutostartEntry:
         raise InvalidRequest(
             field=f"launch.{error.field}".rstrip("."), problem=error.problem
         ) from error
+    if body.model_uid not in (None, launch.model_uid):
+        raise InvalidRequest(field="model_uid", problem="is not that of the launch")
     return AutostartEntry(
         launch=launch,
         enabled=body.enabled,
@@ -141,6 +143,35 @@ def autostart_entry(body: AutostartRequest) -> AutostartEntry:
         max_retries=body.max_retries,
         retry_interval_seconds=body.retry_interval_seconds,
     )
+
+
+def with_secrets_of(entry: AutostartEntry, known: Iterable[AutostartEntry]) -> AutostartEntry:
+    """Return an entry that was listed and sent back with its secrets, which lists do not show.
+
+    Args:
+        known: the list.
+
+    Raises:
+        InvalidRequest: a value is hidden that is not known.
+    """
+    before = next((one.launch for one in known if one.model_uid == entry.model_uid), None)
+    launch = entry.launch
+    envs = _with_secrets("launch.envs.", launch.envs, before.envs if before else {})
+    server = launch.server_options
+    if server is not None:
+        kept = before.server_options if before else None
+        flags = _with_secrets("launch.", server.flags, kept.flags if kept else {})
+        server = replace(server, flags=flags)
+    return replace(entry, launch=replace(launch, envs=envs, server_options=server))
+
+
+def _with_secrets(path: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in given.items():
+        if value == HIDDEN and name not in known:
+            raise InvalidRequest(
+                field=path + name[:60], problem=f"is {HIDDEN}, and there is no value to keep"
+            )
+    return {name: known[name] if value == HIDDEN else value for name, value in given.items()}
 
 
 def autostart_item(status: AutostartStatus) -> dict[str, Any]:

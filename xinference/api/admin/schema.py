@@ -162,7 +162,14 @@ class AutostartRequest(Body):
     """`POST /v1/autostart/models`."""
 
     launch: LaunchRequest
-    """As in `POST /v1/models`; with a model_uid."""
+    """As in `POST /v1/models`; with a model_uid. Of an entry that is sent back as it was listed,
+    what is hidden stays as it is."""
+    model_uid: str | None = None
+    """Of such an entry, as the next two: that of the launch."""
+    num_attempts: int | None = None
+    """Begins anew."""
+    problem: str | None = None
+    """Begins anew."""
     enabled: bool = True
     """False: it is kept, and not launched."""
     priority: int = Field(100, ge=-1_000_000, le=1_000_000)
