@@ -121,6 +121,15 @@ async def test_a_wish_for_scaling_or_sleep_that_cannot_be_is_refused(
     assert answer.json()["error"]["param"] == refused
 
 
+@pytest.mark.parametrize("given", [True, False, None])
+async def test_a_launch_may_say_that_thoughts_are_told_apart(
+    http: httpx.AsyncClient, given: bool | None
+) -> None:
+    answer = await launch(http, reasoning_content=given)
+
+    assert answer.json() == {"model_uid": "mine"}
+
+
 @pytest.mark.parametrize("name", ["model_size_in_billions", "size_in_billions"])
 @pytest.mark.parametrize("size", [0.01, "0.01", "0_01", "0_010"])
 async def test_a_size_may_be_written_in_each_known_way(

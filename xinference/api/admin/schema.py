@@ -124,7 +124,8 @@ class LaunchRequest(Body):
     n_worker: Annotated[object, Only(1)] = None
     peft_model_config: Annotated[object, Only({})] = None
     quantization_config: Annotated[object, Only({})] = None
-    reasoning_content: Annotated[object, Only(False)] = None
+    # Why both pass: thoughts are always told apart; false is what a launch that says all sends.
+    reasoning_content: Annotated[object, Only(True, False)] = None
     multimodal_projector: Annotated[object, Only()] = None
     enable_mtp: Annotated[object, Only(False)] = None
 
