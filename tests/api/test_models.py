@@ -265,6 +265,8 @@ async def test_a_launch_can_be_watched_without_waiting(
 
     assert answer.json() == {"model_uid": "mine"}
     assert (loading["stage"], ready["stage"], ready["progress"]) == ("loading", "completed", 1.0)
+    (replica,) = loading["replicas"]
+    assert (replica["replica_model_uid"], replica["stage"]) == ("mine-rep0", "loading")
     assert [model["id"] for model in listed] == ["guide"]
     assert [instance["status"] for instance in instances] == ["LOADING"]
     assert instances[0]["replica_statuses"][0]["model_state"] == "loading"

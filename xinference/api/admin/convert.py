@@ -20,6 +20,7 @@ from xinference.protocol.deployment import (
     ModelState,
     ModelStatus,
     ReplicaPlacement,
+    ReplicaProgress,
     ReplicaState,
     ReplicaStatus,
 )
@@ -503,7 +504,24 @@ def added_item(added: Sequence[ReplicaStatus]) -> dict[str, Any]:
 
 def progress(launch: LaunchProgress) -> dict[str, Any]:
     """Return how far a launch is."""
-    return {**asdict(launch), "replicas": []}
+    replicas = [
+        {
+            "replica_id": one.replica.index,
+            "replica_model_uid": str(one.replica),
+            **_how_far(one),
+        }
+        for one in launch.replicas
+    ]
+    return {**_how_far(launch), "replicas": replicas}
+
+
+def _how_far(launch: LaunchProgress | ReplicaProgress) -> dict[str, Any]:
+    return {
+        "progress": launch.progress,
+        "stage": launch.stage,
+        "info": launch.info,
+        "download_files": [asdict(file) for file in launch.download_files],
+    }
 
 
 def cached_item(node: NodeId, model: CachedModel) -> dict[str, Any]:

@@ -322,14 +322,25 @@ class FileItem(Answer):
     downloaded_bytes: int
 
 
+class ReplicaProgressItem(Answer):
+    """How far one replica of a launch is."""
+
+    replica_id: int
+    replica_model_uid: str
+    progress: float
+    stage: str
+    info: str
+    download_files: list[FileItem]
+
+
 class ProgressAnswer(Answer):
-    """How far a launch is."""
+    """How far a launch is: as far as the replica that is the furthest behind."""
 
     progress: float
     stage: str
     info: str
     download_files: list[FileItem]
-    replicas: list[Any]
+    replicas: list[ReplicaProgressItem]
 
 
 class CachedItem(Answer):
