@@ -22,7 +22,12 @@ DEFAULT_ENDPOINT = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 OBSOLETE = {
     "XINFERENCE_TRANSFORMERS_ENABLE_BATCHING": "continuous batching is always on; remove it",
+    "XINFERENCE_ALLOWED_IPS": "no address is kept out; listen on loopback, use a firewall, or make "
+    "API keys",
+    "XINFERENCE_TRUST_REMOTE_CODE": "each launch says it with trust_remote_code",
+    "XINFERENCE_MAX_TOKENS": "each request says it with max_tokens",
 }
+"""Of Xinference, and what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,21 @@ async def test_a_message_is_answered_in_anthropics_form(http: httpx.AsyncClient)
     assert answer.headers["request-id"] == answer.headers["x-request-id"]
 
 
+async def test_the_path_that_xinference_has_answers_and_refuses_in_anthropics_form(
+    http: httpx.AsyncClient,
+) -> None:
+    answer = await http.post(f"/anthropic{PATH}", json=body())
+    count = await http.post(
+        f"/anthropic{PATH}/count_tokens", json={k: body()[k] for k in ("model", "messages")}
+    )
+    refused = await http.post(f"/anthropic{PATH}", json={**body(), "model": "nobody"})
+
+    assert answer.json()["content"] == [{"type": "text", "text": ANSWER}]
+    assert answer.headers["request-id"] == answer.headers["x-request-id"]
+    assert count.json() == {"input_tokens": 5}
+    assert refused.json()["error"]["type"] == "not_found_error"
+
+
 async def test_a_stream_is_the_events_that_anthropic_documents(
     http: httpx.AsyncClient, cluster: FakeCluster
 ) -> None:

@@ -58,7 +58,8 @@ async def test_an_entry_is_added_listed_and_removed(
 
     assert (await http.delete("/v1/autostart/models/mine")).status_code == 200
     assert (await http.get("/v1/autostart/models")).json() == {"models": []}
-    assert (await http.delete("/v1/autostart/models/mine")).status_code == 404
+    missing = await http.delete("/v1/autostart/models/mine")
+    assert (missing.status_code, "autostart list mine" in missing.text) == (404, True)
 
 
 async def test_no_secret_of_a_server_is_listed(
@@ -100,3 +101,42 @@ async def test_an_entry_that_cannot_be_is_refused_by_name(
 
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == refused
+
+
+async def test_an_entry_that_is_sent_back_as_it_was_listed_keeps_its_secrets(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    launch = {
+        "model_uid": "mine",
+        "model_name": "xinference-guide",
+        "model_engine": "SGLang",
+        "envs": {"TOKEN": "secret", "MODE": "fast"},
+        "hf_token": "sesame",
+    }
+    await http.post("/v1/autostart/models", json={"launch": launch})
+    (listed,) = (await http.get("/v1/autostart/models")).json()["models"]
+    listed["launch"]["envs"]["MODE"] = "slow"
+
+    back = await http.post("/v1/autostart/models", json={**listed, "priority": 5})
+
+    assert back.status_code == 200, back.text
+    (entry,) = [status.entry for status in await cluster.autostart()]
+    assert entry.priority == 5
+    assert entry.launch.envs == {"TOKEN": "secret", "MODE": "slow"}
+    assert entry.launch.server_options is not None
+    assert entry.launch.server_options.flags["hf_token"] == "sesame"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"launch": {**ENTRY["launch"], "envs": {"TOKEN": "***"}}}, "launch.envs.TOKEN"),
+        ({"launch": ENTRY["launch"], "model_uid": "other"}, "model_uid"),
+    ],
+)
+async def test_an_entry_is_refused_whose_hidden_values_nobody_knows(
+    http: httpx.AsyncClient, changes: dict[str, Any], field: str
+) -> None:
+    refused = await http.post("/v1/autostart/models", json=changes)
+
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import httpx
 import openai
 import pytest
 
@@ -221,3 +222,42 @@ async def test_xinferences_client_shows_our_reason(port: int) -> None:
             )
 
     await with_xinference(port, use)
+
+
+async def test_xinferences_client_is_told_what_to_do_instead_of_what_is_not_here(
+    port: int,
+) -> None:
+    def use(client: RESTfulClient) -> None:
+        with pytest.raises(RuntimeError, match="another POST /v1/models"):
+            client.reload_model("guide", {"max_num_seqs": 8})
+        with pytest.raises(RuntimeError, match="comes back by itself"):
+            client.relaunch_supervisor()
+        with pytest.raises(RuntimeError, match="comes back by itself"):
+            client.list_worker_relaunches()
+        with pytest.raises(RuntimeError, match="images, sound and video are not served"):
+            client.get_progress("drawing")
+
+    await with_xinference(port, use)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "instead"),
+    [
+        ("POST", "/v1/images/generations", 404, "images"),
+        ("POST", "/v1/audio/speech", 404, "sound"),
+        ("POST", "/v1/convert_ids_to_tokens", 404, "AutoTokenizer"),
+        ("POST", "/v1/admin/users", 404, "/v1/admin/keys"),
+        ("GET", "/v1/token_routers", 404, "token router"),
+        ("POST", "/v1/models/recommend", 405, "fits=true"),
+        ("POST", "/v1/models/update_type", 405, "/v1/model_registrations/"),
+        ("GET", "/v1/downloads", 404, "/v1/cache/models"),
+        ("GET", "/v1/nonsense", 404, "/docs lists"),
+    ],
+)
+async def test_a_route_that_is_not_here_says_what_to_do_instead(
+    http: httpx.AsyncClient, method: str, path: str, status: int, instead: str
+) -> None:
+    answer = await http.request(method, path, json={})
+
+    assert answer.status_code == status
+    assert instead in answer.json()["detail"]

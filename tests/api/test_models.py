@@ -2,13 +2,14 @@
 """The life of models over HTTP: launch, look, cancel, scale, terminate."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.fakes.cluster import FakeCluster
-from xinference.api.admin.convert import launch_spec
+from xinference.api.admin.convert import description_item, launch_spec
 from xinference.api.admin.schema import LaunchRequest
 from xinference.api.fields import Only
 from xinference.errors import LaunchCancelled, LoadFailed
@@ -118,6 +119,15 @@ async def test_a_wish_for_scaling_or_sleep_that_cannot_be_is_refused(
 
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == refused
+
+
+@pytest.mark.parametrize("given", [True, False, None])
+async def test_a_launch_may_say_that_thoughts_are_told_apart(
+    http: httpx.AsyncClient, given: bool | None
+) -> None:
+    answer = await launch(http, reasoning_content=given)
+
+    assert answer.json() == {"model_uid": "mine"}
 
 
 @pytest.mark.parametrize("name", ["model_size_in_billions", "size_in_billions"])
@@ -255,6 +265,8 @@ async def test_a_launch_can_be_watched_without_waiting(
 
     assert answer.json() == {"model_uid": "mine"}
     assert (loading["stage"], ready["stage"], ready["progress"]) == ("loading", "completed", 1.0)
+    (replica,) = loading["replicas"]
+    assert (replica["replica_model_uid"], replica["stage"]) == ("mine-rep0", "loading")
     assert [model["id"] for model in listed] == ["guide"]
     assert [instance["status"] for instance in instances] == ["LOADING"]
     assert instances[0]["replica_statuses"][0]["model_state"] == "loading"
@@ -302,6 +314,17 @@ async def test_the_list_is_openais_with_the_description_beside_it(http: httpx.As
     assert isinstance(model["created"], int)
     assert model["model_ability"] == ["chat", "generate"]
     assert (model["replica"], model["context_length"]) == (1, 1024)
+
+
+@pytest.mark.parametrize(("known", "shown"), [("7", 7), ("0_5", "0_5"), ("0", None)])
+async def test_a_size_is_described_as_registrations_have_it(
+    cluster: FakeCluster, known: str, shown: int | str | None
+) -> None:
+    (model,) = await cluster.models()
+
+    described = description_item(replace(model.description, model_size_in_billions=known))
+
+    assert described["model_size_in_billions"] == shown
 
 
 async def test_instances_can_be_asked_for_by_name_or_uid(http: httpx.AsyncClient) -> None:

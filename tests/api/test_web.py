@@ -47,6 +47,15 @@ async def test_a_browser_gets_the_page_and_a_program_the_document(http: httpx.As
     assert page.text.startswith("<!doctype html>")
 
 
+@pytest.mark.parametrize("path", ["/ui", "/ui/", "/ui/launch_model/llm"])
+async def test_bookmarks_of_the_page_of_xinference_lead_to_ours(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    answer = await http.get(path)
+
+    assert (answer.status_code, answer.headers["location"]) == (307, "/")
+
+
 async def test_all_that_the_page_refers_to_is_served_as_what_it_is(http: httpx.AsyncClient) -> None:
     page = (await http.get("/", headers=BROWSER)).text
     wanted = [f"/{path}" for path in re.findall(r'(?:href|src)="(web/[^"]+)"', page)]

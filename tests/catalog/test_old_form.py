@@ -8,6 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.models_tiny import make_tokenizer
+from xinference.catalog.encoder_family import parse_encoder_family
 from xinference.catalog.family import ModelFamily
 from xinference.catalog.schema import inherit, parse_family
 from xinference.errors import InvalidRequest
@@ -177,3 +178,27 @@ def test_a_ggml_file_is_refused_with_what_takes_its_place() -> None:
 
     assert refused.value.field == "model_specs[0].model_format"
     assert '"model_format": "ggufv2"' in refused.value.problem
+
+
+@pytest.mark.parametrize(
+    ("model_type", "about"),
+    [("embedding", {"dimensions": 384, "max_tokens": 256}), ("rerank", {"type": "unknown"})],
+)
+def test_a_model_with_its_files_beside_its_name_has_them_as_its_spec(
+    model_type: str, about: dict[str, Any]
+) -> None:
+    given = {
+        "model_name": "custom-bge",
+        "language": ["en", "zh"],
+        "model_id": "BAAI/bge-base-en-v1.5",
+        "model_uri": "file:///models/custom-bge",
+        **about,
+    }
+
+    family = parse_encoder_family(json.dumps(given), model_type, is_builtin=False)
+
+    (variant,) = family.variants
+    assert (variant.path, variant.model_id) == ("/models/custom-bge", "BAAI/bge-base-en-v1.5")
+    assert (variant.model_format, variant.quantization) == ("pytorch", "none")
+    assert family.max_tokens == about.get("max_tokens", 512)
+    assert family.rerank_type == ("normal" if model_type == "rerank" else None)

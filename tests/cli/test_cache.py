@@ -64,6 +64,18 @@ def test_nothing_kept_says_so(script: Script, run: Run) -> None:
     assert "There are no cache files." in done.stderr
 
 
+def test_what_is_kept_names_the_workers_that_do_not_answer(script: Script, run: Run) -> None:
+    told = {"list": [MODEL], "unanswered": ["10.0.0.8:9001", "10.0.0.9:9001"]}
+    script.replies |= {"GET /v1/cache/models": Reply(json=told)}
+
+    table, for_scripts = run("cached"), run("cached", "--json")
+
+    assert VERSION in table.stdout
+    assert json.loads(for_scripts.stdout) == [MODEL]
+    for done in (table, for_scripts):
+        assert "10.0.0.8:9001, 10.0.0.9:9001" in done.stderr
+
+
 def test_a_removal_shows_the_files_and_asks(script: Script, run: Run) -> None:
     script.replies |= REMOVABLE
 

@@ -37,6 +37,23 @@ def test_the_version_is_printed() -> None:
     assert done.output == f"xinference {__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["reload", "--model-uid", "m"], "terminate"),
+        (["relaunch-api"], "comes back"),
+        (["service", "install"], "systemd"),
+        (["-H", "0.0.0.0"], "xinference-local"),
+        (["--log-level", "DEBUG"], "xinference-local"),
+    ],
+)
+def test_what_is_not_here_says_what_to_do_instead(words: list[str], instead: str) -> None:
+    done = CliRunner().invoke(program, words, prog_name="xinference")
+
+    assert done.exit_code == 2
+    assert instead in done.stderr
+
+
 def test_help_is_there_at_once() -> None:
     # Processor time, as tests that run beside this one do not lengthen it so much.
     seconds = []

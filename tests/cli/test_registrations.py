@@ -46,6 +46,19 @@ def test_the_catalogue_can_be_searched(script: Script, run: Run) -> None:
     }  # fmt: skip
 
 
+def test_models_that_embed_are_shown_with_their_language_and_dimensions(
+    script: Script, run: Run
+) -> None:
+    family = {"model_name": "bge-m3", "language": ["multilingual"], "model_ability": ["embed"]}
+    told = [{**family, "dimensions": 1024, "is_builtin": True}]
+    script.replies["GET /v1/model_registrations/embedding"] = Reply(json=told)
+
+    table = run("registrations", "-t", "embedding")
+
+    for shown in ("Dimensions", "bge-m3", "multilingual", "1024"):
+        assert shown in table.stdout
+
+
 def test_the_catalogue_is_a_table_or_json(script: Script, run: Run) -> None:
     script.replies["GET /v1/model_registrations/LLM"] = Reply(json=[FAMILY])
 
@@ -120,3 +133,14 @@ def test_engines_are_narrowed_down(
     done = run("engine", "-n", "qwen1.5-chat", *words, "--json")
 
     assert json.loads(done.stdout) == found
+
+
+def test_what_vllm_can_run_is_listed(script: Script, run: Run) -> None:
+    told = {"chat": ["qwen1.5-chat"], "generate": ["opt"]}
+    script.replies["GET /v1/models/vllm-supported"] = Reply(json=told)
+
+    lists, as_json = run("vllm-models"), run("vllm-models", "--json")
+
+    for shown in ("chat", "qwen1.5-chat", "generate", "opt"):
+        assert shown in lists.stdout
+    assert json.loads(as_json.stdout) == told

@@ -260,8 +260,9 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
         "GET /v1/model_registrations/LLM": Reply(json=[{"model_name": "mine"}]),
         "GET /v1/model_registrations/LLM/mine": Reply(json={"model_name": "mine"}),
         "GET /v1/engines/LLM/mine": Reply(json={"Transformers": []}),
+        "GET /v1/models/vllm-supported": Reply(json={"chat": ["mine"], "generate": []}),
         "DELETE /v1/clusters": Reply(json={"result": True}),
-        "GET /v1/cache/models": Reply(json={"list": [{"model_version": "v"}]}),
+        "GET /v1/cache/models": Reply(json={"list": [{"model_version": "v"}], "unanswered": ["w"]}),
         "POST /v1/cache/models": Reply(json={"cache_uid": "v"}),
         "DELETE /v1/cache/models": Reply(json={"result": True, "freed_bytes": 1}),
         "GET /v1/cache/models/files": Reply(json={"paths": ["/a"]}),
@@ -290,8 +291,10 @@ def test_calls_go_to_their_routes(client: Any, script: Script) -> None:
     assert script.asked[-1].query == "detailed=true"
     assert client.get_model_registration("LLM", "mine") == {"model_name": "mine"}
     assert client.query_engine_by_model_name("mine") == {"Transformers": []}
+    assert client.vllm_models() == {"chat": ["mine"], "generate": []}
     assert client.abort_cluster() == {"result": True}
-    assert client.list_cached_models("qwen") == [{"model_version": "v"}]
+    cached = client.list_cached_models("qwen")
+    assert (cached, cached.unanswered) == ([{"model_version": "v"}], ["w"])
     assert script.asked[-1].query == "model_name=qwen"
     assert client.list_deletable_models("v") == {"paths": ["/a"]}
     assert client.confirm_and_remove_model("v", "10.0.0.7") is True
@@ -453,6 +456,16 @@ def test_a_model_that_only_generates_cannot_be_asked_to_chat(client: Any, script
     assert model.generate("Once", generate_config={"stop": ["."]}) == {"choices": []}
     assert script.asked[-1].body == {"model": "m", "prompt": "Once", "stop": ["."]}
     assert type(getattr(model, "handle", model)) in {GenerateModelHandle, AsyncGenerateModelHandle}
+
+
+def test_a_closed_handle_leaves_the_client_open(client: Any, script: Script) -> None:
+    script.replies |= {"POST /v1/chat/completions": Reply(json={"choices": []})}
+    model = client.get_model("m")
+
+    model.close()
+    model.close()
+
+    assert client.get_model("m").chat(MESSAGES) == {"choices": []}
 
 
 def test_a_model_that_embeds_gets_a_handle_that_embeds(client: Any, script: Script) -> None:

@@ -14,7 +14,7 @@ from tests.fakes.catalog import FAMILY
 from xinference.cluster.messages import InstanceState
 from xinference.cluster.state.autostart import Autostart
 from xinference.cluster.supervisor import SupervisorActor
-from xinference.errors import InvalidRequest, LoadFailed, ModelNotFound
+from xinference.errors import InvalidRequest, LoadFailed, ObjectNotFound
 from xinference.identifiers import ModelUid
 from xinference.protocol.autostart import AutostartEntry
 from xinference.protocol.deployment import LaunchSpec, ModelState
@@ -86,7 +86,7 @@ def test_a_model_that_is_off_or_terminated_or_asleep_is_left_alone() -> None:
     listed.dismiss(ModelUid("gone"))
 
     assert listed.due(states, now=0.0) is None
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ObjectNotFound):
         listed.remove(ModelUid("unknown"))
 
 

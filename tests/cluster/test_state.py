@@ -585,7 +585,10 @@ def test_a_launch_of_three_replicas_is_done_when_all_are_ready(cluster: Simulate
     assert state_of(cluster) is ModelState.READY
     assert len(cluster.state.routes.models[QWEN].routes) == 1
     assert not cluster.state.launch_outcome(QWEN, launch_id)
-    assert cluster.state.launch_progress(QWEN).progress < 1.0
+    progress = cluster.state.launch_progress(QWEN)
+    assert progress.progress < 1.0
+    assert progress.replicas[0].stage == "completed"
+    assert progress.progress == min(replica.progress for replica in progress.replicas)
 
     for report in others:
         worker.move(report.instance, InstanceState.READY)

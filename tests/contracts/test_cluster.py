@@ -211,6 +211,8 @@ async def test_a_launched_model_is_ready_and_described(cluster: Cluster) -> None
     assert [model.model_uid for model in await cluster.models()] == [GUIDE]
     progress = await cluster.launch_progress(GUIDE)
     assert (progress.progress, progress.stage) == (1.0, "completed")
+    (replica,) = progress.replicas
+    assert (replica.replica, replica.stage) == (ReplicaUid(GUIDE, 0), "completed")
     assert await cluster.events(GUIDE)
 
 
@@ -573,5 +575,5 @@ async def test_the_autostart_list_is_kept_until_an_entry_is_removed(cluster: Clu
 
     await cluster.remove_autostart(GUIDE)
     assert await cluster.autostart() == []
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ObjectNotFound, match=GUIDE):
         await cluster.remove_autostart(GUIDE)

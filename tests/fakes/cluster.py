@@ -57,6 +57,7 @@ from xinference.protocol.deployment import (
     ModelState,
     ModelStatus,
     ReplicaPlacement,
+    ReplicaProgress,
     ReplicaState,
     ReplicaStatus,
 )
@@ -577,7 +578,18 @@ class FakeCluster:
             return LaunchProgress(progress=0.0, stage="pending")
         stages = {ModelState.READY: (1.0, "completed"), ModelState.ERROR: (0.8, "error")}
         progress, stage = stages.get(self._models[model].state, (0.8, "loading"))
-        return LaunchProgress(progress=progress, stage=stage)
+        replicas = tuple(
+            ReplicaProgress(
+                replica=ReplicaUid(model, index),
+                progress=progress,
+                stage=stage,
+                info="",
+                download_files=(),
+            )
+            for index in self._models[model].replicas
+            if stage != "error"
+        )
+        return LaunchProgress(progress=progress, stage=stage, replicas=replicas)
 
     async def events(self, model: ModelUid) -> list[ModelEvent]:
         return list(self._model(model).story)
@@ -699,7 +711,7 @@ class FakeCluster:
 
     async def remove_autostart(self, model: ModelUid) -> None:
         if self._autostart.pop(model, None) is None:
-            raise ModelNotFound(model=model, running=[])
+            raise ObjectNotFound(kind="entry of the autostart list", id=model)
 
     async def info(self) -> ClusterInfo:
         self._fail_if_told()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from xinference import __version__
@@ -212,6 +212,10 @@ async def _root(request: Request) -> Response:
     return answer
 
 
+async def _old_page(request: Request) -> Response:
+    return RedirectResponse("/")
+
+
 async def _docs(request: Request) -> Response:
     return HTMLResponse(page_of(document_of(request.app), base_url=str(request.base_url)))
 
@@ -229,6 +233,8 @@ async def _metrics(request: Request) -> Response:
 
 PAGES = {
     "/": _root,
+    "/ui": _old_page,
+    "/ui/{path:path}": _old_page,
     "/docs": _docs,
     "/openapi.json": _document,
     "/web/{path:path}": web_file,

@@ -81,6 +81,6 @@ OLLAMA = ErrorShape(body=ollama_body)
 
 def shape_of(path: str) -> ErrorShape:
     """Return what callers of this path understand, whether or not there is such a route."""
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+    if path == "/v1/messages" or path.startswith(("/v1/messages/", "/anthropic/")):
         return ANTHROPIC
     return OLLAMA if path.startswith("/api/") else OPENAI

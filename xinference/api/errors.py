@@ -44,6 +44,7 @@ from xinference.errors import (
     XinferenceError,
 )
 
+from .absent import instead_of
 from .error_shapes import ToldError, openai_body, shape_of
 
 logger = logging.getLogger(__name__)
@@ -278,7 +279,9 @@ HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"
 def _of_http(error: HTTPException, request: Request) -> Response:
     message = error.detail
     if error.status_code in (404, 405):
-        message = f"{message}: {request.method} {request.url.path}. /docs lists what there is."
+        path = request.url.path
+        instead = instead_of(path) or "/docs lists what there is."
+        message = f"{message}: {request.method} {path}. {instead}"
     code = HTTP_CODES.get(error.status_code, InvalidRequest.code)
     refused = ToldError(status=error.status_code, message=message[:MAX_MESSAGE_LEN], code=code)
     headers = dict(error.headers or {})

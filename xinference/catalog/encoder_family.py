@@ -12,6 +12,7 @@ from typing import Any
 from xinference.protocol.encoding import RerankTemplate
 
 from .family import Variant
+from .old_form import with_specs
 from .schema import (
     CARRIED_FIELDS,
     DROPPED_FIELDS,
@@ -43,6 +44,10 @@ ABILITIES = {EMBEDDING: ("embed", "sparse", "multi_vector"), RERANK: ("rerank",)
 LATER_ABILITIES = ("embed_vision", "embed_video", "embed_audio", "rerank_vision")
 NORMAL, LLM_BASED, LAYERWISE = "normal", "LLM-based", "LLM-based layerwise"
 RERANK_TYPES = (NORMAL, LLM_BASED, LAYERWISE)
+UNKNOWN_TYPE = "unknown"
+"""What Xinference shows of a reranker that was registered without a type."""
+DEFAULT_RERANK_TOKENS = 512
+"""Of a reranker that does not say: as many as most take. The files decide when it is loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +106,7 @@ def parse_encoder_family(text: str, model_type: str, *, is_builtin: bool) -> Enc
     Raises:
         InvalidRequest: naming the field, by its path from the top.
     """
-    top = family_json(text)
+    top = Reader(with_specs(family_json(text).given), "")
     own = EMBEDDING_FIELDS if model_type == EMBEDDING else RERANK_FIELDS
     top.check_keys((*FIELDS, *own, *CARRIED_FIELDS, *DROPPED_FIELDS))
     top.one_of("version", (1, 2), default=2)
@@ -110,17 +115,19 @@ def parse_encoder_family(text: str, model_type: str, *, is_builtin: bool) -> Enc
     if model_type == EMBEDDING and dimensions is None:
         refuse("dimensions", "is needed: how many numbers a vector has")
     max_tokens = top.optional_count("max_tokens")
-    if max_tokens is None:
+    if model_type == EMBEDDING and max_tokens is None:
         refuse("max_tokens", "is needed: how many tokens the model takes")
     rerank_type = None
     if model_type == RERANK:
-        top.one_of("type", RERANK_TYPES, default=NORMAL)
+        top.one_of("type", (*RERANK_TYPES, UNKNOWN_TYPE), default=NORMAL)
         rerank_type = top.optional_text("type") or NORMAL
+        if rerank_type == UNKNOWN_TYPE:
+            rerank_type = NORMAL
     return EncoderFamily(
         model_type=model_type,
         model_name=family_name_of(top),
         model_description=top.optional_text("model_description") or "",
-        max_tokens=max_tokens,
+        max_tokens=max_tokens or DEFAULT_RERANK_TOKENS,
         language=top.texts("language") or ("en",),
         model_ability=_abilities(top, model_type),
         license=top.optional_text("license"),

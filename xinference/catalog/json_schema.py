@@ -19,6 +19,7 @@ from .encoder_family import (
     ENCODER_TYPES,
     RERANK_TYPES,
     TEMPLATE_FIELDS,
+    UNKNOWN_TYPE,
 )
 from .schema import (
     ABILITIES,
@@ -43,10 +44,8 @@ def family_schema(model_type: str) -> Schema:
     required = ["model_name", "model_specs"]
     if model_type == LANGUAGE:
         required.insert(1, "model_ability")
-    else:
-        required.insert(1, "max_tokens")
     if model_type == EMBEDDING:
-        required.insert(1, "dimensions")
+        required[1:1] = ["dimensions", "max_tokens"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"A family of models of type {model_type}",
@@ -175,12 +174,13 @@ def _spec(*, needs_size: bool) -> Schema:
 
 def _encoder(model_type: str) -> Schema:
     about: Schema = {
-        "max_tokens": {**_count("of one text, or of a query and a document"), "type": "integer"},
+        "max_tokens": _count("of one text, or of a query and a document"),
         "language": _texts("languages it is made for"),
         "model_ability": _texts("what it gives", enum=list(ENCODER_ABILITIES[model_type])),
     }
     if model_type == EMBEDDING:
         return about | {
+            "max_tokens": {**about["max_tokens"], "type": "integer"},
             "dimensions": {**_count("numbers in a vector"), "type": "integer"},
             "prompts": {
                 "type": ["object", "null"],
@@ -189,7 +189,7 @@ def _encoder(model_type: str) -> Schema:
             },
         }
     return about | {
-        "type": {"enum": [*RERANK_TYPES, "", None]},
+        "type": {"enum": [*RERANK_TYPES, UNKNOWN_TYPE, "", None]},
         "template": {
             "type": ["object", "null"],
             "required": ["query", "document", "yes"],

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registrations of the oldest form → those of today.
 
-Their `prompt_style` says in a few fields what a chat template says now. A style that is known
-here becomes a Jinja template; another one is refused with the rest converted, to be completed.
+Of a language model, their `prompt_style` says in a few fields what a chat template says now. A
+style that is known here becomes a Jinja template; another one is refused with the rest converted,
+to be completed. Models that embed or rerank had one variant, whose fields stood beside the others.
 """
 
 import json
@@ -14,6 +15,8 @@ from xinference.errors import InvalidRequest
 PROMPT_STYLE = "prompt_style"
 _NO_FAMILY = "other"
 """What such registrations call a family that is none of the built-in ones."""
+_FILES_FIELDS = ("model_id", "model_revision", "model_hub", "model_uri")
+"""Where the files are: of a spec today, of the model itself in such a registration."""
 
 _ASK = "{% if add_generation_prompt %}"
 _END = "{% endif %}"
@@ -56,6 +59,15 @@ def converted(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     today["chat_template"] = write(_Style(style))
     return today
+
+
+def with_specs(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the registration of a model that embeds or reranks with its variant as a spec."""
+    files = {name: given[name] for name in _FILES_FIELDS if name in given}
+    if not files or "model_specs" in given:
+        return given
+    today = {name: value for name, value in given.items() if name not in files}
+    return today | {"model_specs": [{"model_format": "pytorch", **files}]}
 
 
 class _Style:

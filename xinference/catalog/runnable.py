@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xinference.protocol.repositories import CAUSAL, CLASSIFIER, ENCODER, RepositoryCard
-from xinference.protocol.servers import ServerEngine
+from xinference.protocol.servers import SERVER_FORMATS, ServerEngine
 
 from .family import ModelFamily, Variant
 
@@ -24,13 +24,6 @@ _FORMATS = {
     "ggufv2": "is for the engine llama.cpp",
     "mlx": "is for MLX on Apple silicon, which this version does not serve",
 }
-_SERVER_FORMATS: Mapping[str, tuple[str, ...]] = {
-    ServerEngine.VLLM: ("pytorch", "gptq", "awq", "fp8", "fp4", "bnb"),
-    ServerEngine.SGLANG: ("pytorch", "gptq", "awq", "fp8", "bnb"),
-    ServerEngine.LLAMA_CPP: ("ggufv2",),
-    ServerEngine.TRT_LLM: ("pytorch", "awq", "fp8", "fp4"),
-}
-"""What the engines that are servers of their own read."""
 _BRINGS_CODE = (
     "is not in transformers; its files bring the code, which runs only with trust_remote_code"
 )
@@ -97,7 +90,7 @@ def refusal(
     if engine == TRANSFORMERS:
         reason = _refusal_of_format(variant)
         return reason or _refusal_of_class(family, trust_remote_code)
-    formats = _SERVER_FORMATS[engine]
+    formats = SERVER_FORMATS[ServerEngine(engine)]
     if variant.model_format not in formats:
         return f"{variant} is not for {engine}, which reads {', '.join(formats)}"
     if variant.model_format == "pytorch" and variant.quantization != "none":

@@ -41,6 +41,8 @@ def cached_command(
     else:
         columns = ["Version", "Size", "Complete", "Used by", "Worker", "Path"]
         show_table("cached_model:", columns, [_row(model) for model in kept])
+    if kept.unanswered:
+        say(f"What {', '.join(kept.unanswered)} keeps is not among it: no answer.")
 
 
 def _row(model: dict[str, Any]) -> list[Any]:

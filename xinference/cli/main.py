@@ -36,8 +36,19 @@ COMMANDS = {
     "unregister": "registrations",
     "usage": "keys",
     "virtual-env": "environments",
+    "vllm-models": "registrations",
 }
 """Command to its module; there it is `<name>_command`, with "_" for "-"."""
+
+ABSENT = {
+    "reload": "terminate the model, and launch it as it is to be.",
+    "relaunch-api": "start the processes anew; what ran comes back by itself.",
+    "relaunch-supervisor": "start the processes anew; what ran comes back by itself.",
+    "service": "let systemd run xinference-local; deploy/systemd has the unit.",
+}
+"""Commands of Xinference that are not here, and what to do instead."""
+OF_SERVERS = ("-H", "--host", "-p", "--port", "--log-level")
+"""With which Xinference's own command starts a cluster."""
 
 INTERRUPTED = 130
 
@@ -57,6 +68,23 @@ class Program(click.Group):
         command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is named first."""
+        if args and args[0] in ABSENT:
+            ctx.fail(f"{args[0]!r} is not here: {ABSENT[args[0]]}")
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words up to the command."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name in OF_SERVERS:
+                ctx.fail(f"{error.format_message()} A cluster is started by xinference-local.")
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`registrations`, `register`, `unregister` and `engine`: the catalogue."""
+"""`registrations`, `register`, `unregister`, `engine` and `vllm-models`: the catalogue."""
 
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,19 @@ def registrations_command(
     if as_json:
         show_json(families)
         return
+    dimensions = ["Dimensions"] if any("dimensions" in one for one in families) else []
     rows = [
         [
             model_type,
             family["model_name"],
-            family.get("model_lang"),
+            family.get("model_lang", family.get("language")),
             family.get("model_ability"),
+            *([family.get("dimensions")] if dimensions else []),
             family["is_builtin"],
         ]
         for family in families
     ]
-    show_table("", ["Type", "Name", "Language", "Ability", "Is-built-in"], rows)
+    show_table("", ["Type", "Name", "Language", "Ability", *dimensions, "Is-built-in"], rows)
 
 
 @click.command("register", short_help="Add a model of your own to the catalogue.")
@@ -145,6 +147,20 @@ def engine_command(
     for name, found in engines.items():
         if isinstance(found, str):
             say(f"{name}: {found}")
+
+
+@click.command("vllm-models", short_help="List the models that vLLM can run.")
+@endpoint_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def vllm_models_command(endpoint: str | None, api_key: str | None, as_json: bool) -> None:
+    """List the models of the catalogue that vLLM can run, where it is installed."""
+    with connected(endpoint, api_key) as client:
+        models = client.vllm_models()
+    if as_json:
+        show_json(models)
+        return
+    for ability, names in models.items():
+        show_table(f"To {ability}:", ["Name"], [[name] for name in names])
 
 
 def matching(found: Any, wanted: dict[str, str | None]) -> Any:

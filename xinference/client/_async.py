@@ -86,6 +86,7 @@ class AsyncClient:
     list_model_registrations = _sends(operations.list_model_registrations)
     get_model_registration = _sends(operations.get_model_registration)
     query_engine_by_model_name = _sends(operations.query_engine_by_model_name)
+    vllm_models = _sends(operations.vllm_models)
     list_cached_models = _sends(operations.list_cached_models)
     list_deletable_models = _sends(operations.list_deletable_models)
     confirm_and_remove_model = _sends(operations.confirm_and_remove_model)

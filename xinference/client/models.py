@@ -155,6 +155,9 @@ class ModelHandle:
         self.model_uid = model_uid
         self._client = client
 
+    def close(self) -> None:
+        """Do nothing: its connections are those of the client, which closes them."""
+
 
 class AsyncModelHandle:
     """A running model; awaited."""
@@ -162,6 +165,9 @@ class AsyncModelHandle:
     def __init__(self, model_uid: str, client: SendsAsync) -> None:
         self.model_uid = model_uid
         self._client = client
+
+    async def close(self) -> None:
+        """Do nothing: its connections are those of the client, which closes them."""
 
 
 def _asks(

@@ -626,10 +626,29 @@ def query_engine_by_model_name(
     )
 
 
+def vllm_models() -> Operation[dict[str, list[str]]]:
+    """Return the names of the families that vLLM runs: those that "chat" and that "generate"."""
+    return Operation(
+        Request(purpose="list the models of vLLM", method="GET", path="/v1/models/vllm-supported"),
+        _as_it_is,
+    )
+
+
+class CachedModels(list[Json]):
+    """What workers keep of models. Not the whole of it if any are `unanswered`."""
+
+    def __init__(self, models: Sequence[Json] = (), unanswered: Sequence[str] = ()) -> None:
+        super().__init__(models)
+        self.unanswered = list(unanswered)
+        """The workers that did not say what they keep."""
+
+
 def list_cached_models(
     model_name: str | None = None, worker_ip: str | None = None
-) -> Operation[list[Json]]:
+) -> Operation[CachedModels]:
     """Return what the workers keep of models: version, path, size, who uses it.
+
+    Workers that do not answer are in `unanswered` of the list.
 
     Args:
         model_name: Only of this family; None: of any.
@@ -642,7 +661,7 @@ def list_cached_models(
             path="/v1/cache/models",
             query=_given({"model_name": model_name, "worker_ip": worker_ip}),
         ),
-        lambda reply: list(reply["list"]),
+        lambda reply: CachedModels(reply["list"], reply.get("unanswered", ())),
     )
 
 

@@ -215,7 +215,7 @@ class Cluster(Protocol):
         """Remove an entry of that list; its model stays as it is.
 
         Raises:
-            ModelNotFound: it is not in the list.
+            ObjectNotFound: it is not in the list.
         """
         ...
 

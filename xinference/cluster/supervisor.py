@@ -440,7 +440,7 @@ class SupervisorActor:
         """Remove an entry of the autostart list; its model stays as it is.
 
         Raises:
-            ModelNotFound, StateUnwritable
+            ObjectNotFound, StateUnwritable
         """
         self._write_or_raise(lambda: self._store.forget_autostart(uid))
         self._autostart.remove(uid)

@@ -473,6 +473,17 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaProgress:
+    """How far one replica of a launch is; the fields are those of `LaunchProgress`."""
+
+    replica: ReplicaUid
+    progress: float
+    stage: str
+    info: str
+    download_files: tuple[FileProgress, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchProgress:
     """How far a launch is. An unknown model is at 0, "pending"."""
 
@@ -483,6 +494,8 @@ class LaunchProgress:
     info: str = ""
     download_files: tuple[FileProgress, ...] = ()
     """Of the replica that is the furthest behind; empty where nothing has to be downloaded."""
+    replicas: tuple[ReplicaProgress, ...] = ()
+    """Empty where none is wanted any more, or yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,14 @@ class ServerEngine(StrEnum):
     TRT_LLM = "TRT-LLM"
 
 
+SERVER_FORMATS: Mapping[ServerEngine, tuple[str, ...]] = {
+    ServerEngine.VLLM: ("pytorch", "gptq", "awq", "fp8", "fp4", "bnb"),
+    ServerEngine.SGLANG: ("pytorch", "gptq", "awq", "fp8", "bnb"),
+    ServerEngine.LLAMA_CPP: ("ggufv2",),
+    ServerEngine.TRT_LLM: ("pytorch", "awq", "fp8", "fp4"),
+}
+"""The formats of models that they read."""
+
 _ALIASES = {
     "llamacpp": ServerEngine.LLAMA_CPP,
     "llama_cpp": ServerEngine.LLAMA_CPP,

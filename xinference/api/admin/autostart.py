@@ -13,7 +13,7 @@ from xinference.api.openapi import body_of, refusals
 from xinference.identifiers import ModelUid
 from xinference.protocol.autostart import AutostartStatus
 
-from .convert import autostart_entry, autostart_item, autostart_summary
+from .convert import autostart_entry, autostart_item, autostart_summary, with_secrets_of
 from .schema import AutostartItem, AutostartList, AutostartRequest, AutostartSummary
 
 router = APIRouter(tags=["Autostart"], default_response_class=Response)
@@ -50,7 +50,9 @@ async def summarize_autostart(request: Request) -> Response:
 async def set_autostart(request: Request) -> Response:
     """Add a model to the list, or replace its entry; it is launched soon if it does not run."""
     entry = autostart_entry(await read_body(request, AutostartRequest))
-    await gateway_of(request).cluster.set_autostart(entry)
+    cluster = gateway_of(request).cluster
+    entry = with_secrets_of(entry, [status.entry for status in await cluster.autostart()])
+    await cluster.set_autostart(entry)
     return json_answer(autostart_item(AutostartStatus(entry=entry)))
 
 

@@ -5,8 +5,8 @@ The names on the HTTP side are those that Xinference's users know.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from xinference.errors import InvalidRequest
@@ -20,18 +20,32 @@ from xinference.protocol.deployment import (
     ModelState,
     ModelStatus,
     ReplicaPlacement,
+    ReplicaProgress,
     ReplicaState,
     ReplicaStatus,
 )
-from xinference.protocol.downloads import HUBS, CachedModel, DownloadStage, DownloadStatus
+from xinference.protocol.downloads import (
+    HUBS,
+    CachedModel,
+    DownloadStage,
+    DownloadStatus,
+    KeptModels,
+)
 from xinference.protocol.encoding import EncoderOptions, split_options
 from xinference.protocol.environments import VirtualEnvironment
 from xinference.protocol.nodes import ClusterInfo, Device, NodeResources, NodeStatus
-from xinference.protocol.servers import HIDDEN, ServerOptions, server_engine_named
+from xinference.protocol.servers import (
+    HIDDEN,
+    SERVER_FORMATS,
+    ServerEngine,
+    ServerOptions,
+    server_engine_named,
+)
 
 from .schema import (
     AutostartRequest,
     DownloadBody,
+    InstanceRequest,
     LaunchRequest,
     ReplicaConfig,
     ScaleRequest,
@@ -121,6 +135,8 @@ def autostart_entry(body: AutostartRequest) -> AutostartEntry:
         raise InvalidRequest(
             field=f"launch.{error.field}".rstrip("."), problem=error.problem
         ) from error
+    if body.model_uid not in (None, launch.model_uid):
+        raise InvalidRequest(field="model_uid", problem="is not that of the launch")
     return AutostartEntry(
         launch=launch,
         enabled=body.enabled,
@@ -128,6 +144,35 @@ def autostart_entry(body: AutostartRequest) -> AutostartEntry:
         max_retries=body.max_retries,
         retry_interval_seconds=body.retry_interval_seconds,
     )
+
+
+def with_secrets_of(entry: AutostartEntry, known: Iterable[AutostartEntry]) -> AutostartEntry:
+    """Return an entry that was listed and sent back with its secrets, which lists do not show.
+
+    Args:
+        known: the list.
+
+    Raises:
+        InvalidRequest: a value is hidden that is not known.
+    """
+    before = next((one.launch for one in known if one.model_uid == entry.model_uid), None)
+    launch = entry.launch
+    envs = _with_secrets("launch.envs.", launch.envs, before.envs if before else {})
+    server = launch.server_options
+    if server is not None:
+        kept = before.server_options if before else None
+        flags = _with_secrets("launch.", server.flags, kept.flags if kept else {})
+        server = replace(server, flags=flags)
+    return replace(entry, launch=replace(launch, envs=envs, server_options=server))
+
+
+def _with_secrets(path: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in given.items():
+        if value == HIDDEN and name not in known:
+            raise InvalidRequest(
+                field=path + name[:60], problem=f"is {HIDDEN}, and there is no value to keep"
+            )
+    return {name: known[name] if value == HIDDEN else value for name, value in given.items()}
 
 
 def autostart_item(status: AutostartStatus) -> dict[str, Any]:
@@ -303,6 +348,7 @@ def model_item(model: ModelStatus) -> dict[str, Any]:
 def description_item(what: ModelDescription) -> dict[str, Any]:
     """Return what a model is, in the words that are known for its type."""
     fields = asdict(what)
+    fields["model_size_in_billions"] = _size_shown(what.model_size_in_billions)
     dimensions, rerank_type = fields.pop("dimensions"), fields.pop("rerank_type")
     # Why not shown: an estimate for placing it, which readers would take for a measurement.
     del fields["memory_bytes"]
@@ -320,16 +366,10 @@ def description_item(what: ModelDescription) -> dict[str, Any]:
 def instance_item(model: ModelStatus) -> dict[str, Any]:
     """Return a model and how its replicas are."""
     what = model.description
-    variant = [what.model_format, what.quantization]
-    match what.model_type:
-        case "embedding":
-            variant[:0] = [str(what.context_length), str(what.dimensions)]
-        case "LLM":
-            variant.insert(0, f"{what.model_size_in_billions}B")
     return {
         "model_name": what.model_name,
         "model_uid": model.model_uid,
-        "model_version": "--".join((what.model_name, *variant)),
+        "model_version": _version(description_item(what)),
         "model_ability": what.model_ability,
         "replica": what.replica,
         "status": model.state,
@@ -337,6 +377,78 @@ def instance_item(model: ModelStatus) -> dict[str, Any]:
         "n_worker": 1,
         "replica_statuses": [replica_item(model, replica) for replica in model.replicas],
     }
+
+
+_NUM_WORDS = {LANGUAGE: 3, "embedding": 4, "rerank": 2}
+"""Of a version, behind the name."""
+
+
+def _version(about: Mapping[str, Any]) -> str:
+    """Return a variant in one word; its parts have the names they have in a description."""
+    words = [about["model_name"]]
+    match about["model_type"]:
+        case "embedding":
+            words += [str(about["max_tokens"]), str(about["dimensions"])]
+        case "LLM":
+            words.append(f"{about['model_size_in_billions'] or 0}B")
+    return "--".join((*words, about["model_format"], about["quantization"]))
+
+
+def version_items(
+    model_type: str, family: Mapping[str, Any], kept: KeptModels
+) -> list[dict[str, Any]]:
+    """Return the variants of a family, with where workers keep them.
+
+    Args:
+        family: as registrations show it, with `cache_status` in its specs.
+    """
+    items: dict[str, dict[str, Any]] = {}
+    for spec in family["model_specs"]:
+        version = _version({**family, **spec, "model_type": _model_type(model_type)})
+        paths = {
+            str(node): model.path
+            for node, models in kept.models.items()
+            for model in models
+            if model.model_version == version
+        }
+        names = ("cache_status", "model_format", "model_size_in_billions", "quantization")
+        # Why setdefault: hubs that have the same variant are specs of their own.
+        items.setdefault(
+            version,
+            {
+                "model_version": version,
+                "model_file_location": paths or None,
+                **{name: spec[name] for name in names},
+            },
+        )
+    return list(items.values())
+
+
+def launch_of_version(body: InstanceRequest) -> LaunchRequest:
+    """Return the launch of the variant that a version names.
+
+    Raises:
+        InvalidRequest: it is no version of such a model, or the variant is named twice.
+    """
+    for name in ("model_name", "model_size_in_billions", "model_format", "quantization"):
+        if getattr(body, name) is not None:
+            raise InvalidRequest(field=name, problem="is part of model_version; leave it out")
+    model_type = _model_type(body.model_type)
+    name, *words = body.model_version.rsplit("--", _NUM_WORDS[model_type])
+    if len(words) != _NUM_WORDS[model_type]:
+        raise InvalidRequest(
+            field="model_version",
+            problem=f"is no version of a model of type {model_type}: {body.model_version!r:.100}",
+        )
+    size = words[0].removesuffix("B") if model_type == LANGUAGE else None
+    return body.model_copy(
+        update={
+            "model_name": name,
+            "model_size_in_billions": size,
+            "model_format": words[-2],
+            "quantization": words[-1],
+        }
+    )
 
 
 def replica_item(model: ModelStatus, replica: ReplicaStatus) -> dict[str, Any]:
@@ -392,7 +504,24 @@ def added_item(added: Sequence[ReplicaStatus]) -> dict[str, Any]:
 
 def progress(launch: LaunchProgress) -> dict[str, Any]:
     """Return how far a launch is."""
-    return {**asdict(launch), "replicas": []}
+    replicas = [
+        {
+            "replica_id": one.replica.index,
+            "replica_model_uid": str(one.replica),
+            **_how_far(one),
+        }
+        for one in launch.replicas
+    ]
+    return {**_how_far(launch), "replicas": replicas}
+
+
+def _how_far(launch: LaunchProgress | ReplicaProgress) -> dict[str, Any]:
+    return {
+        "progress": launch.progress,
+        "stage": launch.stage,
+        "info": launch.info,
+        "download_files": [asdict(file) for file in launch.download_files],
+    }
 
 
 def cached_item(node: NodeId, model: CachedModel) -> dict[str, Any]:
@@ -580,6 +709,8 @@ def prompts_of(families: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 ABILITIES = ("chat", "generate", "tools", "vision", "reasoning", "audio", "omni", "hybrid")
+SENSES = frozenset({"vision", "audio", "omni"})
+"""Of families that no engine runs here: text alone is served."""
 
 
 def families_by_ability(families: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -592,3 +723,17 @@ def families_by_ability(families: list[dict[str, Any]]) -> dict[str, list[str]]:
         ]
         for ability in ABILITIES
     }
+
+
+def families_of_vllm(families: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the families that vLLM can run, of those that chat and of those that generate."""
+    formats = SERVER_FORMATS[ServerEngine.VLLM]
+    by_ability = families_by_ability(
+        [
+            family
+            for family in families
+            if any(spec["model_format"] in formats for spec in family.get("model_specs", ()))
+            and SENSES.isdisjoint(family.get("model_ability", ()))
+        ]
+    )
+    return {ability: by_ability[ability] for ability in ("chat", "generate")}

@@ -16,7 +16,9 @@ from xinference.protocol.deployment import ModelState
 from .convert import (
     added_item,
     families_by_ability,
+    families_of_vllm,
     instance_item,
+    launch_of_version,
     launch_spec,
     model_item,
     placements,
@@ -29,6 +31,7 @@ from .schema import (
     AbortRequest,
     EventItem,
     InstanceItem,
+    InstanceRequest,
     LaunchAnswer,
     LaunchRequest,
     ModelItem,
@@ -58,6 +61,21 @@ async def launch_model(
 ) -> Response:
     """Launch a model."""
     spec = launch_spec(await read_body(request, LaunchRequest))
+    uid = await gateway_of(request).cluster.launch(spec, wait_ready=wait_ready)
+    return json_answer({"model_uid": uid})
+
+
+@router.post(
+    "/v1/models/instance",
+    openapi_extra=body_of(InstanceRequest),
+    responses={200: {"model": LaunchAnswer}, **refusals(400, 404, 413, 499, 503, 507)},
+)
+async def launch_instance(
+    request: Request,
+    wait_ready: Annotated[bool, Query(description="Answer when the model is ready.")] = True,
+) -> Response:
+    """Launch the variant that a version names in one word; otherwise as `POST /v1/models`."""
+    spec = launch_spec(launch_of_version(await read_body(request, InstanceRequest)))
     uid = await gateway_of(request).cluster.launch(spec, wait_ready=wait_ready)
     return json_answer({"model_uid": uid})
 
@@ -101,6 +119,13 @@ async def list_families(request: Request) -> Response:
     """Return the names of the families by ability."""
     families = await gateway_of(request).cluster.registrations("LLM")
     return json_answer(families_by_ability(families))
+
+
+@router.get("/v1/models/vllm-supported", responses=refusals(503))
+async def list_families_of_vllm(request: Request) -> Response:
+    """Return the names of the families that vLLM runs, where it is installed."""
+    families = await gateway_of(request).cluster.registrations("LLM")
+    return json_answer(families_of_vllm(families))
 
 
 @router.get("/v1/models/{model_uid}", responses={200: {"model": ModelItem}, **refusals(404, 503)})

@@ -12,11 +12,12 @@ from xinference.api.gateway import gateway_of
 from xinference.api.openapi import body_of, refusals
 from xinference.cluster.interface import Cluster
 from xinference.errors import InsufficientResources
-from xinference.protocol.downloads import CachedModel
+from xinference.protocol.downloads import CachedModel, KeptModels
 from xinference.protocol.nodes import largest_room_bytes
 
+from .convert import version_items
 from .family_filter import FamilyFilter
-from .schema import RegistrationRequest
+from .schema import RegistrationRequest, VersionItem
 from .spec_state import with_state
 
 router = APIRouter(tags=["Catalogue"], default_response_class=Response)
@@ -61,7 +62,7 @@ async def list_registrations(
     families = await cluster.registrations(model_type)
     room_bytes = largest_room_bytes((await cluster.info()).workers) if fits or detailed else 0
     if detailed or cached:
-        families = with_state(families, await _kept(cluster), room_bytes)
+        families = with_state(families, _all_of(await _kept(cluster)), room_bytes)
     asked = FamilyFilter(
         words=tuple((query or "").casefold().split()),
         abilities=frozenset(ability or ()),
@@ -85,8 +86,21 @@ async def describe_registration(request: Request, model_type: str, model_name: s
     cluster = gateway_of(request).cluster
     family = await cluster.registration(model_type, model_name)
     room_bytes = largest_room_bytes((await cluster.info()).workers)
-    (family,) = with_state([family], await _kept(cluster), room_bytes)
+    (family,) = with_state([family], _all_of(await _kept(cluster)), room_bytes)
     return json_answer(family)
+
+
+@router.get(
+    "/v1/models/{model_type}/{model_name}/versions",
+    responses={200: {"model": list[VersionItem]}, **refusals(400, 404, 503)},
+)
+async def list_versions(request: Request, model_type: str, model_name: str) -> Response:
+    """List the variants of a family, each in the one word that `/v1/models/instance` takes."""
+    cluster = gateway_of(request).cluster
+    family = await cluster.registration(model_type, model_name)
+    kept = await _kept(cluster)
+    (family,) = with_state([family], _all_of(kept), 0)
+    return json_answer(version_items(model_type, family, kept))
 
 
 @router.delete(
@@ -114,10 +128,13 @@ async def list_engines(
     return json_answer(await gateway_of(request).cluster.engines(model_type, model_name))
 
 
-async def _kept(cluster: Cluster) -> list[CachedModel]:
+async def _kept(cluster: Cluster) -> KeptModels:
     """Return what the workers keep that say so soon."""
     try:
-        kept = await cluster.cached_models(None, timeout_seconds=LOOK_SECONDS)
+        return await cluster.cached_models(None, timeout_seconds=LOOK_SECONDS)
     except InsufficientResources:  # no worker has joined yet
-        return []
+        return KeptModels(models={})
+
+
+def _all_of(kept: KeptModels) -> list[CachedModel]:
     return [model for models in kept.models.values() for model in models]

@@ -124,9 +124,18 @@ class LaunchRequest(Body):
     n_worker: Annotated[object, Only(1)] = None
     peft_model_config: Annotated[object, Only({})] = None
     quantization_config: Annotated[object, Only({})] = None
-    reasoning_content: Annotated[object, Only(False)] = None
+    # Why both pass: thoughts are always told apart; false is what a launch that says all sends.
+    reasoning_content: Annotated[object, Only(True, False)] = None
     multimodal_projector: Annotated[object, Only()] = None
     enable_mtp: Annotated[object, Only(False)] = None
+
+
+class InstanceRequest(LaunchRequest):
+    """`POST /v1/models/instance`: a launch of the variant that `model_version` names."""
+
+    model_version: str = Field(min_length=1)
+    """As `GET /v1/models/{model_type}/{model_name}/versions` has it. It takes the place of name,
+    size, format and quantization."""
 
 
 class DownloadBody(Body):
@@ -154,7 +163,14 @@ class AutostartRequest(Body):
     """`POST /v1/autostart/models`."""
 
     launch: LaunchRequest
-    """As in `POST /v1/models`; with a model_uid."""
+    """As in `POST /v1/models`; with a model_uid. Of an entry that is sent back as it was listed,
+    what is hidden stays as it is."""
+    model_uid: str | None = None
+    """Of such an entry, as the next two: that of the launch."""
+    num_attempts: int | None = None
+    """Begins anew."""
+    problem: str | None = None
+    """Begins anew."""
     enabled: bool = True
     """False: it is kept, and not launched."""
     priority: int = Field(100, ge=-1_000_000, le=1_000_000)
@@ -266,7 +282,7 @@ class ModelItem(Answer):
     model_name: str
     model_engine: str
     model_format: str
-    model_size_in_billions: str
+    model_size_in_billions: int | str | None
     quantization: str
     model_family: str
     model_lang: list[str] | None = None
@@ -306,14 +322,25 @@ class FileItem(Answer):
     downloaded_bytes: int
 
 
+class ReplicaProgressItem(Answer):
+    """How far one replica of a launch is."""
+
+    replica_id: int
+    replica_model_uid: str
+    progress: float
+    stage: str
+    info: str
+    download_files: list[FileItem]
+
+
 class ProgressAnswer(Answer):
-    """How far a launch is."""
+    """How far a launch is: as far as the replica that is the furthest behind."""
 
     progress: float
     stage: str
     info: str
     download_files: list[FileItem]
-    replicas: list[Any]
+    replicas: list[ReplicaProgressItem]
 
 
 class CachedItem(Answer):
@@ -338,6 +365,20 @@ class CachedItem(Answer):
     is_complete: bool
     used_by: list[str]
     """The models that run from it."""
+
+
+class VersionItem(Answer):
+    """A variant of a family."""
+
+    model_version: str
+    """In one word."""
+    model_file_location: dict[str, str] | None
+    """The directory, by worker; null where no worker has downloaded it."""
+    cache_status: bool
+    """A launch downloads nothing."""
+    model_format: str
+    model_size_in_billions: int | str | None
+    quantization: str
 
 
 class CachedList(Answer):

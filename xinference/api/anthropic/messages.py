@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`POST /v1/messages` and `POST /v1/messages/count_tokens`."""
+"""`POST /v1/messages` and `POST /v1/messages/count_tokens`.
+
+Both are below `/anthropic`, too, where Xinference has them.
+"""
+
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -28,12 +33,23 @@ router = APIRouter(tags=["Anthropic"])
 REFUSALS = refusals(400, 404, 413, 422, 429, 503, body=AnthropicErrorAnswer)
 
 
-@router.post(
-    "/v1/messages",
-    response_model=None,
-    openapi_extra=body_of(MessagesRequest),
-    responses={200: {"model": MessageAnswer, "content": {"text/event-stream": {}}}, **REFUSALS},
-)
+MESSAGE: dict[str, Any] = {
+    "response_model": None,
+    "openapi_extra": body_of(MessagesRequest),
+    "responses": {
+        200: {"model": MessageAnswer, "content": {"text/event-stream": {}}},
+        **REFUSALS,
+    },
+}
+COUNT: dict[str, Any] = {
+    "response_model": None,
+    "openapi_extra": body_of(CountTokensRequest),
+    "responses": {200: {"model": CountAnswer}, **REFUSALS},
+}
+
+
+@router.post("/anthropic/v1/messages", **MESSAGE)
+@router.post("/v1/messages", **MESSAGE)
 async def create_message(request: Request) -> Response:
     """Answer a conversation, in one piece or as a stream of server-sent events."""
     body = await read_body(request, MessagesRequest)
@@ -43,12 +59,8 @@ async def create_message(request: Request) -> Response:
     return GenerationAnswer(gateway_of(request), generation, stream=bool(body.stream))
 
 
-@router.post(
-    "/v1/messages/count_tokens",
-    response_model=None,
-    openapi_extra=body_of(CountTokensRequest),
-    responses={200: {"model": CountAnswer}, **REFUSALS},
-)
+@router.post("/anthropic/v1/messages/count_tokens", **COUNT)
+@router.post("/v1/messages/count_tokens", **COUNT)
 async def count_message_tokens(request: Request) -> Response:
     """Say how many tokens a prompt has, without answering it."""
     body = await read_body(request, CountTokensRequest)

@@ -8,7 +8,7 @@ left alone: the list starts models, it does not argue.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from xinference.errors import ModelNotFound
+from xinference.errors import ObjectNotFound
 from xinference.identifiers import ModelUid
 from xinference.protocol.autostart import AutostartEntry, AutostartStatus
 from xinference.protocol.deployment import ModelState
@@ -52,10 +52,10 @@ class Autostart:
         """Forget an entry; its model stays as it is.
 
         Raises:
-            ModelNotFound: it is not in the list.
+            ObjectNotFound: it is not in the list.
         """
         if self._known.pop(model_uid, None) is None:
-            raise ModelNotFound(model=model_uid, running=[])
+            raise ObjectNotFound(kind="entry of the autostart list", id=model_uid)
 
     def dismiss(self, model_uid: ModelUid) -> None:
         """Leave a model alone that somebody terminates."""

@@ -9,6 +9,7 @@ from xinference.protocol.deployment import (
     LaunchProgress,
     ModelDescription,
     ModelStatus,
+    ReplicaProgress,
     ReplicaState,
     ReplicaStatus,
 )
@@ -43,7 +44,19 @@ def progress_of(model: Model) -> LaunchProgress:
     if model.wish is Wish.SLEEP:
         # Why: only what was ready sleeps, and who waits for that may have looked away meanwhile.
         return LaunchProgress(progress=1.0, stage="completed")
-    return min(map(_progress, model.wanted), key=lambda progress: progress.progress)
+    each = [(replica.uid, _progress(replica)) for replica in model.wanted]
+    slowest = min((progress for _, progress in each), key=lambda progress: progress.progress)
+    replicas = tuple(
+        ReplicaProgress(
+            replica=uid,
+            progress=progress.progress,
+            stage=progress.stage,
+            info=progress.info,
+            download_files=progress.download_files,
+        )
+        for uid, progress in each
+    )
+    return replace(slowest, replicas=replicas)
 
 
 def routes_of(model: Model) -> ModelRoutes:
