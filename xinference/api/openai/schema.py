@@ -203,6 +203,8 @@ class CalledFunction(Body):
 
     name: str = Field(min_length=1, max_length=MAX_TOOL_NAME_LEN)
     arguments: str
+    parsed_arguments: Any = None
+    """What OpenAI's client has made of them; a label."""
 
 
 class MessageToolCall(Body):
@@ -238,6 +240,8 @@ class ChatMessage(Body):
     it or leave it out."""
     provider_specific_fields: dict[str, Any] | None = None
     """What LiteLLM's conversations carry along; a label."""
+    parsed: Any = None
+    """What OpenAI's client has made of a structured answer; a label."""
 
     refusal: Annotated[object, Only("")] = None
     annotations: Annotated[object, Only([])] = None

@@ -38,6 +38,8 @@ class InputText(Body):
     annotations: Annotated[object, Only([])] = None
     logprobs: list[Any] | None = None
     """As they came with the answer; they change nothing."""
+    parsed: Any = None
+    """What OpenAI's client has made of it; a label."""
     prompt_cache_breakpoint: Annotated[object, Only()] = None
 
 
@@ -78,6 +80,8 @@ class FunctionCallItem(Item):
     call_id: Id
     name: str = Field(min_length=1, max_length=MAX_TOOL_NAME_LEN)
     arguments: str
+    parsed_arguments: Any = None
+    """What OpenAI's client has made of them; a label."""
 
     namespace: Annotated[object, Only()] = None
     caller: Annotated[object, Only()] = None
