@@ -113,9 +113,10 @@ class ContextLengthExceeded(RequestError):
     code: ClassVar[str] = "context_length_exceeded"
 
     def __str__(self) -> str:
+        # Why these words: by the first six of them clients tell this error from others.
         return (
-            f"The model's context is {self.max_model_len} tokens, but the prompt has "
-            f"{self.num_prompt_tokens} and {self.max_tokens} more were asked for. "
+            f"This model's maximum context length is {self.max_model_len} tokens, but the prompt "
+            f"has {self.num_prompt_tokens} and {self.max_tokens} more were asked for. "
             "Shorten the prompt or lower max_tokens."
         )
 
