@@ -37,6 +37,7 @@ from xinference.errors import (
     NotAllowed,
     ObjectNotFound,
     RateLimitReached,
+    RepositoryNotFound,
     RequestAborted,
     RequestCrashesModel,
     RequestError,
@@ -67,6 +68,7 @@ STATUS: Mapping[type[XinferenceError], int] = {
     DeadlinePassed: 504,
     StateUnwritable: 507,
     LaunchError: 503,
+    RepositoryNotFound: 404,
     LaunchCancelled: 499,
     DiskFull: 507,
     ClusterError: 503,
@@ -99,7 +101,7 @@ def _param_of(error: XinferenceError) -> str | None:
             return "model"
         case ApiKeyNotFound():
             return "key_id"
-        case FamilyNotFound():
+        case FamilyNotFound() | RepositoryNotFound():
             return "model_name"
         case ContextLengthExceeded():
             return "max_tokens"
