@@ -97,6 +97,10 @@ class OllamaParameters(Body):
     shift: Annotated[object, Only(False)] = None
 
 
+class OllamaEmbedOptions(Body):
+    """None is honoured; clients send them all, those that ask for nothing as null."""
+
+
 class OllamaEmbedRequest(Body):
     """`POST /api/embed`."""
 
@@ -111,7 +115,7 @@ class OllamaEmbedRequest(Body):
     """The first so many numbers of each vector, of unit length again."""
     keep_alive: KeepAlive = None
     """As of a chat."""
-    options: Annotated[object, Only({})] = None
+    options: OllamaEmbedOptions | None = None
 
 
 class OllamaEmbeddingRequest(Body):
@@ -121,7 +125,7 @@ class OllamaEmbeddingRequest(Body):
     prompt: str
     keep_alive: KeepAlive = None
     """As of a chat."""
-    options: Annotated[object, Only({})] = None
+    options: OllamaEmbedOptions | None = None
 
 
 class OllamaEmbedAnswer(Answer):
