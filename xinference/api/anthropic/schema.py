@@ -217,6 +217,7 @@ class MessagesRequest(PromptParameters):
     service_tier: Annotated[object, Only("auto", "standard_only")] = None
     inference_geo: Annotated[object, Only()] = None
     diagnostics: Annotated[object, Only()] = None
+    thread: Annotated[object, Only()] = None
 
 
 class OutputTokensDetails(Answer):
