@@ -508,7 +508,7 @@ async def test_a_block_of_another_kind_is_named(http: httpx.AsyncClient) -> None
         ({"max_tokens": 0}, "max_tokens: "),
         ({"max_tokens": None}, "max_tokens: "),
         ({"temperature": 2.5}, "temperature: "),
-        ({"top_p": 0}, "top_p: "),
+        ({"top_p": -0.1}, "top_p: "),
         ({"stop_sequences": [""]}, "stop_sequences: must be a list of up to 16 texts"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type: "),
         ({"tools": [{"type": "bash_20250124", "max_uses": 1}]}, "tools[0].type: must be 'custom'"),

@@ -105,7 +105,7 @@ class SharedParameters(GuidedParameters):
     """Null: as many as the context holds."""
     temperature: float | None = Field(None, ge=0, le=2)
     """0 is greedy. Null: the model's own default, as for the other sampling parameters."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_COUNT)
     """0 or -1 keeps every token."""
     stop: Annotated[

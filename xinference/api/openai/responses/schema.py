@@ -283,7 +283,7 @@ class ResponseRequest(ResponsePrompt):
     """Null: as many as the context holds."""
     temperature: float | None = Field(None, ge=0, le=2)
     """0 is greedy. Null: the model's own default, as for `top_p` and `top_k`."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_COUNT)
     """0 or -1 keeps every token."""
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
