@@ -30,6 +30,7 @@
     ├── LaunchError               the model could not be brought up             503
     │   ├── LoadFailed              its files do not load                       503
     │   ├── DownloadFailed          its files do not arrive from a hub          503
+    │   │   └── RepositoryNotFound  no hub has them                             404
     │   ├── DownloadUnavailable     no hub may be asked for its files           503
     │   ├── DiskFull                its files do not fit on the disk            507
     │   └── LaunchCancelled         somebody cancelled the launch               499
@@ -113,9 +114,10 @@ class ContextLengthExceeded(RequestError):
     code: ClassVar[str] = "context_length_exceeded"
 
     def __str__(self) -> str:
+        # Why these words: by the first six of them clients tell this error from others.
         return (
-            f"The model's context is {self.max_model_len} tokens, but the prompt has "
-            f"{self.num_prompt_tokens} and {self.max_tokens} more were asked for. "
+            f"This model's maximum context length is {self.max_model_len} tokens, but the prompt "
+            f"has {self.num_prompt_tokens} and {self.max_tokens} more were asked for. "
             "Shorten the prompt or lower max_tokens."
         )
 
@@ -430,6 +432,13 @@ class DownloadFailed(LaunchError):
 
     def __str__(self) -> str:
         return f"{self.model} cannot be downloaded: {self.problem}"
+
+
+@dataclass(eq=False)
+class RepositoryNotFound(DownloadFailed):
+    """Every hub that may have the model's files has said that it does not, or not in public."""
+
+    code: ClassVar[str] = "repository_not_found"
 
 
 @dataclass(eq=False)

@@ -7,17 +7,18 @@ from typing import Any
 
 import httpx
 import pytest
-from anthropic import APIStatusError, AsyncAnthropic
+from anthropic import APIStatusError, AsyncAnthropic, beta_async_tool
 from anthropic.types import Message as AnthropicMessage
 from anthropic.types import message_count_tokens_params, message_create_params
 
-from tests.fakes.cluster import FakeCluster
+from tests.fakes.cluster import FakeCluster, question_of
 from xinference.api.anthropic.schema import CountTokensRequest, MessagesRequest
 from xinference.api.app import create_app
 from xinference.errors import InvalidRequest
 from xinference.protocol.generation import (
     ChatPrompt,
     Delta,
+    GenerationRequest,
     GrammarKind,
     Message,
     ReasoningDelta,
@@ -518,12 +519,14 @@ async def test_a_block_of_another_kind_is_named(http: httpx.AsyncClient) -> None
         ({"messages": []}, "messages: must have more items"),
         ({"messages": [{"role": "developer", "content": "x"}]}, "messages[0].role: must be"),
         ({"system": [{"type": "image"}]}, "system[0].type: must be 'text'"),
+        ({"system": [{"type": "image", "source": {}}]}, "system[0].type: must be 'text'"),
         ({"max_tokens": 0}, "max_tokens: "),
         ({"max_tokens": None}, "max_tokens: "),
         ({"temperature": 2.5}, "temperature: "),
-        ({"top_p": 0}, "top_p: "),
+        ({"top_p": -0.1}, "top_p: "),
         ({"stop_sequences": [""]}, "stop_sequences: must be a list of up to 16 texts"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type: "),
+        ({"tools": [{"type": "bash_20250124", "max_uses": 1}]}, "tools[0].type: must be 'custom'"),
         ({"tools": [TOOL, TOOL]}, "tools: must have a name each"),
         ({"tool_choice": {"type": "any"}}, "tool_choice: there are no tools"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name: goes with"),
@@ -580,6 +583,32 @@ async def test_refusals_have_anthropics_shape_and_status(
     assert answer.json()["error"]["type"] == kind
     assert answer.json()["request_id"] == "mine"
     assert (answer.headers.get("retry-after") == "7") is (told == "full")
+
+
+async def test_anthropics_tool_runner_does_without_the_thread_that_is_refused(
+    client: AsyncAnthropic, cluster: FakeCluster
+) -> None:
+    @beta_async_tool
+    async def get_weather(city: str) -> str:
+        """Say what the weather is in a city."""
+        return f"20 °C in {city}"
+
+    def words(request: GenerationRequest) -> list[str | Delta]:
+        said = question_of(request)
+        if said.startswith("20"):
+            return [f"It is {said}."]
+        start = ToolCallStart(index=0, call_id="call_a", name="get_weather")
+        return [start, ToolCallArguments(index=0, text='{"city":"Rome"}')]
+
+    cluster.words = words
+    runner = client.beta.messages.tool_runner(**body(), tools=[get_weather])
+
+    last = await runner.until_done()
+
+    assert [block.text for block in last.content if block.type == "text"] == [
+        "It is 20 °C in Rome."
+    ]
+    assert len(cluster.requests) == 2
 
 
 async def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(

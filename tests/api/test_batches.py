@@ -166,6 +166,27 @@ async def test_the_other_endpoints_are_there_too(tmp_path: Path, url: str) -> No
     assert done["usage"]["output_tokens"] == 3
 
 
+async def test_texts_are_embedded_as_their_route_embeds(tmp_path: Path) -> None:
+    url = "/v1/embeddings"
+    cluster = await FakeCluster.running()
+    async with gateway(cluster, tmp_path) as http:
+        lines = [
+            line("one", "one two", url, encoding_format="base64"),
+            line("nobody", url=url, model="nobody"),
+            line("named", url=url, request_id="mine"),
+        ]
+        done = await ended(http, await ordered(http, lines, endpoint=url))
+        (outcome,) = (await results(http, done["output_file_id"])).values()
+        refused = await results(http, done["error_file_id"])
+        alone = (await http.post(url, json=lines[0]["body"])).json()
+
+    assert outcome["response"]["body"] == alone
+    assert done["usage"]["input_tokens"] == alone["usage"]["prompt_tokens"]
+    errors = {name: one["response"]["body"]["error"] for name, one in refused.items()}
+    assert errors["nobody"]["code"] == "model_not_found"
+    assert errors["named"]["param"] == "request_id"
+
+
 async def test_lines_wait_for_those_who_wait_for_an_answer(tmp_path: Path) -> None:
     cluster = await FakeCluster.running()
     async with gateway(cluster, tmp_path) as http:
@@ -460,7 +481,7 @@ async def test_a_batch_runs_with_the_key_of_its_owner(tmp_path: Path) -> None:
     ("given", "named"),
     [
         ({"input_file_id": "file-0"}, "input_file_id"),
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/rerank"}, "endpoint"),
         ({"endpoint": "/v1/images/generations"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"metadata": {"k": 1}}, "metadata.k"),

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from tests.fakes.cluster import FakeCluster
+from xinference.protocol.generation import ChatPrompt, Delta, ToolCallArguments, ToolCallStart
 
 from .conftest import ANSWER, MESSAGES
 from .test_registrations import FAMILY
@@ -81,6 +83,43 @@ async def test_openais_client_completes_streamed_and_not(port: int) -> None:
         assert chunks[-1].choices[0].finish_reason == "length"
 
     await with_openai(port, use)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+async def test_openais_client_sends_back_what_it_has_parsed(
+    port: int, cluster: FakeCluster
+) -> None:
+    class City(pydantic.BaseModel):
+        name: str
+
+    def words(_: object) -> list[str | Delta]:
+        arguments = '{"name":"Rome"}'
+        start = ToolCallStart(index=0, call_id="call_a", name="City")
+        return [arguments, start, ToolCallArguments(index=0, text=arguments)]
+
+    cluster.words = words
+
+    def use(client: openai.OpenAI) -> None:
+        tools = [openai.pydantic_function_tool(City)]
+        answer = client.chat.completions.parse(
+            model="guide", messages=MESSAGES, tools=tools, response_format=City
+        )
+        turn = answer.choices[0].message
+        result = {"role": "tool", "tool_call_id": "call_a", "content": "20 °C"}
+        assert turn.parsed == City(name="Rome")
+        client.chat.completions.create(model="guide", messages=[*MESSAGES, turn, result])  # type: ignore[list-item]
+
+        response = client.responses.parse(
+            model="guide", input="Where?", tools=tools, text_format=City
+        )
+        output = [item.model_dump() for item in response.output]
+        client.responses.create(model="guide", input=output)  # type: ignore[arg-type]
+
+    await with_openai(port, use)
+    for request in cluster.requests[1::2]:
+        assert isinstance(request.prompt, ChatPrompt)
+        (turn,) = (one for one in request.prompt.messages if one.role == "assistant")
+        assert turn.content == turn.tool_calls[0].arguments == '{"name":"Rome"}'
 
 
 async def test_openais_async_client_chats_and_completes(port: int) -> None:

@@ -120,7 +120,16 @@ async def test_a_405_says_which_methods_there_are(http: httpx.AsyncClient) -> No
     answer = await http.put("/v1/models/guide")
 
     assert answer.status_code == 405
-    assert answer.headers["allow"] == "DELETE, GET"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/health", "/api/tags", "/v1/models/guide", "/v1/models/nobody"])
+async def test_what_can_be_had_can_be_asked_after(port: int, path: str) -> None:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        whole, head = await http.get(path), await http.head(path)
+
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-length"] == whole.headers["content-length"]
 
 
 async def test_an_answer_has_an_id_the_callers_if_it_is_sound(http: httpx.AsyncClient) -> None:

@@ -221,7 +221,7 @@ async def test_ollamas_clients_may_forbid_to_cut(
     ("path", "fields", "named"),
     [
         ("/api/embed", {"input": []}, "input"),
-        ("/api/embed", {"input": "a", "options": {"num_ctx": 8}}, "options"),
+        ("/api/embed", {"input": "a", "options": {"num_ctx": 8}}, "options.num_ctx: "),
         ("/api/embed", {"input": "a", "keep_alive": 0}, "keep_alive"),
         ("/api/embed", {"prompt": "a"}, "prompt"),
         ("/api/embeddings", {"prompt": ["a"]}, "prompt"),
@@ -239,7 +239,9 @@ async def test_ollamas_clients_are_told_what_is_wrong(
 async def test_ollamas_own_client_embeds(cluster: FakeCluster, port: int) -> None:
     client = ollama.AsyncClient(host=f"http://127.0.0.1:{port}")
 
-    answer = await client.embed("guide", ["one two", "three"])
+    # The options as LangChain sends them.
+    options = {"num_ctx": None, "temperature": None}
+    answer = await client.embed("guide", ["one two", "three"], options=options)
 
     assert [list(vector) for vector in answer.embeddings] == [[7.0, 0.0, 0.5], [5.0, 1.0, 0.5]]
     await client._client.aclose()

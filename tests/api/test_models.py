@@ -12,7 +12,7 @@ from tests.fakes.cluster import FakeCluster
 from xinference.api.admin.convert import description_item, launch_spec
 from xinference.api.admin.schema import LaunchRequest
 from xinference.api.fields import Only
-from xinference.errors import LaunchCancelled, LoadFailed
+from xinference.errors import DownloadFailed, LaunchCancelled, LoadFailed, RepositoryNotFound
 from xinference.protocol.deployment import EngineOptions, LaunchSpec, ReplicaPlacement
 
 LAUNCH = {"model_name": "xinference-guide", "model_engine": "transformers"}
@@ -237,6 +237,8 @@ async def test_what_the_catalogue_refuses_keeps_its_status(http: httpx.AsyncClie
     [
         (LoadFailed(model="mine", problem="no weights"), 503),
         (LaunchCancelled(model="mine"), 499),
+        (DownloadFailed(model="a/b", problem="the hub does not answer"), 503),
+        (RepositoryNotFound(model="a/b", problem="no hub has it"), 404),
     ],
 )
 async def test_a_launch_that_ends_badly_says_why(

@@ -342,6 +342,27 @@ async def test_a_conversation_with_thoughts_calls_and_results_is_passed_on(
     )
 
 
+async def test_results_with_ids_answer_calls_that_came_without(
+    http: httpx.AsyncClient, cluster: FakeCluster
+) -> None:
+    call = {"function": {"name": "get_weather", "arguments": {}}}
+    result = {"role": "tool", "content": "20 °C"}
+
+    # As LiteLLM sends what it was answered.
+    prompt = await asked(
+        http,
+        cluster,
+        messages=[
+            *MESSAGES,
+            {"role": "assistant", "tool_calls": [call, call, call | {"id": "mine"}]},
+            *(result | {"tool_call_id": one} for one in ("mine", "theirs", "others")),
+        ],
+    )
+
+    answered = [message.tool_call_id for message in prompt.messages[-3:]]
+    assert answered == ["mine", "000000000", "000000001"]
+
+
 @both
 @pytest.mark.parametrize("think", [None, True, False])
 async def test_thinking_is_passed_on(

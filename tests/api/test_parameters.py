@@ -170,6 +170,17 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
     assert "did you mean" in answer.json()["detail"]
 
 
+async def test_null_asks_for_nothing_of_a_field_that_is_not_known_either(
+    http: httpx.AsyncClient,
+) -> None:
+    # As clients send it that are newer than this server, or dump what they know of a turn.
+    turn = {"role": "user", "content": "x", "images": None}
+
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        body = {"model": "guide", "max_tokens": 5, "novelty": None, "messages": [turn]}
+        assert (await http.post(path, json=body)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
@@ -177,7 +188,7 @@ async def test_an_unknown_field_is_named_with_the_nearest_one(
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"temperature": True}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"n": 0}, "n"),

@@ -15,9 +15,9 @@ from xinference.catalog import Catalog
 from xinference.cluster.messages import InstanceState
 from xinference.cluster.supervisor import SupervisorActor
 from xinference.errors import (
-    DownloadFailed,
     InsufficientResources,
     InvalidRequest,
+    RepositoryNotFound,
     UnsupportedVariant,
 )
 from xinference.identifiers import ModelUid
@@ -107,7 +107,7 @@ async def test_what_cannot_be_launched_leaves_nothing(local: LocalCluster, hub: 
     hub.add("owner/pictures", {"config.json": json.dumps(other).encode(), "x.bin": b"0"})
     supervisor = await started(local)
 
-    with pytest.raises(DownloadFailed, match=r"huggingface: .* has no owner/nothing"):
+    with pytest.raises(RepositoryNotFound, match=r"huggingface: .* has no owner/nothing"):
         await supervisor.launch(LaunchSpec(model_name="owner/nothing"))
     with pytest.raises(UnsupportedVariant, match="no ViTModel that goes on from a text"):
         await supervisor.launch(LaunchSpec(model_name="owner/pictures"))

@@ -318,7 +318,7 @@ def test_ollamas_client_ends_an_answer_where_its_context_does(of_ollama: ollama.
     counted = of_ollama.chat(GUIDE, MESSAGES, options={"num_predict": 1}).prompt_eval_count or 0
 
     cut = of_ollama.chat(GUIDE, MESSAGES, options={"num_ctx": counted + 5})
-    with pytest.raises(ollama.ResponseError, match="context is 3 tokens"):
+    with pytest.raises(ollama.ResponseError, match="context length is 3 tokens"):
         of_ollama.chat(GUIDE, MESSAGES, options={"num_ctx": 3})
 
     assert (cut.done_reason, cut.eval_count) == ("length", 5)

@@ -203,6 +203,14 @@ def test_other_seeds_give_other_answers(engine: Engine) -> None:
     assert len(answers) == 5
 
 
+def test_a_top_p_of_zero_keeps_the_likeliest_token_alone(engine: Engine) -> None:
+    greedy, _, _ = generate(engine, PROMPT, max_tokens=10)
+
+    token_ids, _, _ = generate(engine, PROMPT, max_tokens=10, temperature=2.0, top_p=0.0, seed=1)
+
+    assert token_ids == greedy
+
+
 def test_open_sampling_follows_the_models_defaults() -> None:
     engine = tiny_engine()
     greedy, _, _ = generate(engine, PROMPT, max_tokens=10)

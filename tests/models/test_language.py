@@ -287,7 +287,7 @@ def test_a_total_that_cannot_be_is_refused(model: LanguageModel) -> None:
 
     with pytest.raises(InvalidRequest, match=r"max_total_tokens: .* 512, got 513"):
         model.prepare(replace(request, max_total_tokens=513))
-    with pytest.raises(ContextLengthExceeded, match="context is 10 tokens"):
+    with pytest.raises(ContextLengthExceeded, match="maximum context length is 10 tokens"):
         model.prepare(replace(request, max_total_tokens=10))
 
 

@@ -135,7 +135,7 @@ _KEY = "xinference.api_key"
 
 def rows_of(route: Route) -> list[str]:
     """Return what the rows of a route are called."""
-    return [f"{method} {route.path}" for method in sorted((route.methods or set()) - {"HEAD"})]
+    return [f"{method} {route.path}" for method in sorted(route.methods or ())]
 
 
 def guarded(routes: Iterable[BaseRoute], keyring: Keyring) -> list[BaseRoute]:

@@ -165,8 +165,7 @@ def create_app(
     )
     install_gateway(app, gateway)
     for path, page in PAGES.items():
-        # Why HEAD: it is how some clients, Ollama's among them, ask whether somebody is there.
-        app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_api_route(path, page, include_in_schema=False)
     if not disable_metrics:
         app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.router.routes[:] = guarded(app.router.routes, keyring)

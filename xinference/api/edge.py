@@ -2,7 +2,8 @@
 """The outermost layer of ours: every request gets an id, and no error leaves without our shape.
 
 It is plain ASGI and looks at the first message of an answer only, so a stream passes through it
-at no cost per token.
+at no cost per token. What can be asked for by GET can be by HEAD: how some clients, Ollama's among
+them, and many monitors ask whether somebody is there.
 """
 
 import logging
@@ -92,7 +93,10 @@ class Edge:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
         """Return the status of the answer; 0: the client left before there was one."""
         receive = self._request_log.begin(scope, receive)
-        status = 0
+        method, status = scope["method"], 0
+        if method == "HEAD":
+            # Why a copy: the server, which keeps the body back, goes by its own.
+            scope = {**scope, "method": "GET"}
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -114,7 +118,7 @@ class Edge:
             answer = answer_to(error, scope) or self._broken(scope)
             await answer(scope, receive, send_marked)
         finally:
-            self._count(scope, status)
+            self._count(scope, method, status)
             self._request_log.end(scope, status)
         return status
 
@@ -125,9 +129,9 @@ class Edge:
         problem = f"the log has more under the request id {scope[TRACE_ID]}"
         return error_response(InternalError(where="the gateway", problem=problem))
 
-    def _count(self, scope: Scope, status: int) -> None:
+    def _count(self, scope: Scope, method: str, status: int) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = method if method in METHODS else "other"
         # 499, as proxies write it: the client left before there was an answer.
         self._metrics.child(self._metrics.http_requests, method, route, status or 499).inc()
 

@@ -55,7 +55,13 @@ ANTHROPIC_TYPES: Mapping[int, str] = {
 def anthropic_body(told: ToldError, trace_id: str) -> dict[str, Any]:
     """Return Anthropic's, which events of a stream have too."""
     other = "invalid_request_error" if told.status < 500 else "api_error"
-    error = {"type": ANTHROPIC_TYPES.get(told.status, other), "message": told.message}
+    error: dict[str, Any] = {
+        "type": ANTHROPIC_TYPES.get(told.status, other),
+        "message": told.message,
+    }
+    if told.param == "thread":
+        # Why: by this Anthropic's client knows that it has to send whole conversations.
+        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     return {"type": "error", "error": error, "request_id": trace_id}
 
 

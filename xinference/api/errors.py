@@ -37,6 +37,7 @@ from xinference.errors import (
     NotAllowed,
     ObjectNotFound,
     RateLimitReached,
+    RepositoryNotFound,
     RequestAborted,
     RequestCrashesModel,
     RequestError,
@@ -68,6 +69,7 @@ STATUS: Mapping[type[XinferenceError], int] = {
     DeadlinePassed: 504,
     StateUnwritable: 507,
     LaunchError: 503,
+    RepositoryNotFound: 404,
     LaunchCancelled: 499,
     DiskFull: 507,
     ClusterError: 503,
@@ -100,7 +102,7 @@ def _param_of(error: XinferenceError) -> str | None:
             return "model"
         case ApiKeyNotFound():
             return "key_id"
-        case FamilyNotFound():
+        case FamilyNotFound() | RepositoryNotFound():
             return "model_name"
         case ContextLengthExceeded():
             return "max_tokens"
@@ -296,4 +298,4 @@ def _methods_at(request: Request) -> list[str]:
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
             methods |= route.methods
-    return sorted(methods)
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)

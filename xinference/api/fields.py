@@ -9,7 +9,7 @@ that asks for nothing (`n: 1`, `tools: []`) still passes, as real clients send i
 import difflib
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import orjson
 from pydantic import (
@@ -38,21 +38,39 @@ class Body(BaseModel):
         if cls.model_config.get("extra") != "forbid" or not isinstance(given, dict):
             return given
         known = _names_of(cls)
-        if not given.keys() <= known:
-            name = next(key for key in given if key not in known)[:MAX_NAME_LEN]
+        if given.keys() <= known:
+            return given
+        # Why null passes: it asks for nothing, and new clients say it of what is new to them.
+        unknown = [key for key in given if key not in known and given[key] is not None]
+        if unknown and not _is_of_another_type(cls, given):
+            name = unknown[0][:MAX_NAME_LEN]
             near = difflib.get_close_matches(name, known, n=1)
             raise PydanticCustomError(
                 "unknown_field",
                 "is not a field of this request{hint}",
                 {"field": name, "hint": f"; did you mean {near[0]}?" if near else ""},
             )
-        return given
+        return {key: given[key] for key in given if key in known}
 
 
 @cache
 def _names_of(body: type[Body]) -> frozenset[str]:
     """Return what the fields of a body are called in JSON."""
     return frozenset(field.alias or name for name, field in body.model_fields.items())
+
+
+def _is_of_another_type(body: type[Body], given: dict[str, Any]) -> bool:
+    """Return whether the `type` of an object will be refused, which says more than its fields."""
+    types = _types_of(body)
+    return bool(types) and given.get("type") is not None and given["type"] not in types
+
+
+@cache
+def _types_of(body: type[Body]) -> tuple[object, ...]:
+    """Return what may be in the field `type` of a body, if that is one of a few words."""
+    field = body.model_fields.get("type")
+    branches = () if field is None else (field.annotation, *get_args(field.annotation))
+    return tuple(word for one in branches if get_origin(one) is Literal for word in get_args(one))
 
 
 class Answer(BaseModel):

@@ -11,7 +11,7 @@ from collections.abc import Sequence as Items
 import numpy as np
 import numpy.typing as npt
 
-from xinference.protocol.generation import SamplingParams
+from xinference.protocol.generation import LEAST_TOP_P, SamplingParams
 
 from .batch import Batch
 from .logit_adjustment import needs_adjustment
@@ -54,7 +54,7 @@ class SlotTable:
         self._token_ids[slot, : len(token_ids)] = token_ids
         self._num_blocks[slot] = 0
         self.temperature[slot] = sampling.temperature
-        self.top_p[slot] = sampling.top_p
+        self.top_p[slot] = max(sampling.top_p, LEAST_TOP_P)
         self.top_k[slot] = max(sampling.top_k, 0)
         self.seed[slot] = sampling.seed % 2**64
         assert sampling.min_p is not None, sampling

@@ -20,6 +20,8 @@ MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64
 SEED_BITS = 63
 """Of seeds that are drawn: languages with signed integers can read them back."""
+LEAST_TOP_P = 1e-6
+"""What samplers that want it above 0 take for 0: it keeps the likeliest token alone."""
 MAX_PRIORITY = 2**31 - 1
 MAX_GRAMMAR_CHARS = 256 * 1024
 MAX_CHOICES = 128
@@ -83,6 +85,7 @@ class SamplingParams:
     temperature: float | None = None
     """0 is greedy and draws nothing."""
     top_p: float | None = None
+    """0 keeps the likeliest token alone."""
     top_k: int | None = None
     """0 or -1 keeps every token."""
     stop: tuple[str, ...] = ()
@@ -137,10 +140,8 @@ class SamplingParams:
             raise InvalidRequest(
                 field="temperature", problem=f"must be from 0 to 2, got {self.temperature}"
             )
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise InvalidRequest(
-                field="top_p", problem=f"must be above 0 and at most 1, got {self.top_p}"
-            )
+        if self.top_p is not None and not 0.0 <= self.top_p <= 1.0:
+            raise InvalidRequest(field="top_p", problem=f"must be from 0 to 1, got {self.top_p}")
         if self.top_k is not None and self.top_k < -1:
             raise InvalidRequest(
                 field="top_k", problem=f"must be at least 1, or 0 or -1 for all, got {self.top_k}"

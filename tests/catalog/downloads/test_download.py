@@ -4,6 +4,7 @@
 import shutil
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.catalog.downloads.conftest import (
     request,
 )
 from tests.fakes.hub import FakeHub
-from xinference.errors import DiskFull, DownloadFailed, DownloadUnavailable
+from xinference.errors import DiskFull, DownloadFailed, DownloadUnavailable, RepositoryNotFound
 from xinference.protocol.downloads import HubSource
 
 HUGGING_FACE = HubSource(hub="huggingface", model_id=MODEL_ID)
@@ -250,10 +251,24 @@ def test_a_model_or_revision_that_does_not_exist_is_told(host: Host) -> None:
     nowhere = HubSource(hub="huggingface", model_id="owner/nowhere")
     late = HubSource(hub="huggingface", model_id=MODEL_ID, revision="v9")
 
-    with pytest.raises(DownloadFailed, match="has no owner/nowhere"):
+    with pytest.raises(RepositoryNotFound, match="has no owner/nowhere"):
         host.download(request(sources=(nowhere,)))
-    with pytest.raises(DownloadFailed, match=f"no revision v9 of {MODEL_ID}"):
+    with pytest.raises(RepositoryNotFound, match=f"no revision v9 of {MODEL_ID}"):
         host.download(request(sources=(late,)))
+
+
+def test_what_one_hub_does_not_have_may_be_on_one_that_is_silent(host: Host) -> None:
+    sources = tuple(replace(one, model_id="owner/nowhere") for one in (HUGGING_FACE, MODEL_SCOPE))
+    with pytest.raises(RepositoryNotFound, match=r"huggingface: .* modelscope: "):
+        host.download(request(sources=sources))
+
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        silent = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(DownloadFailed, match="huggingface does not answer") as failed:
+            host.download(request(sources=sources), hf_endpoint=silent, max_attempts=1)
+
+    assert failed.type is DownloadFailed
 
 
 def test_revisions_lie_apart(host: Host) -> None:

@@ -110,7 +110,7 @@ def test_thoughts_calls_and_usage_are_told_as_on_our_own_engine(
     )
     tools = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
 
-    deltas, end = running.ask(chat("Look!", tools=tools))
+    deltas, end = running.ask(chat("Look!", tools=tools), top_p=0.0)
 
     assert "".join(one.text for one in deltas if isinstance(one, ReasoningDelta)) == "well"
     assert text_of(deltas).strip() == "I look."
@@ -127,6 +127,7 @@ def test_thoughts_calls_and_usage_are_told_as_on_our_own_engine(
     assert asked["skip_special_tokens"] is False
     assert asked["stop"] == ["<END>"]
     assert asked["stop_token_ids"] == [2]
+    assert asked["top_p"] > 0
     assert len(asked["prompt"]) == end.usage.num_prompt_tokens
 
 

@@ -199,7 +199,7 @@ class MessagesRequest(PromptParameters):
     """Thoughts and calls count."""
     temperature: float | None = Field(None, ge=0, le=2)
     """0 is greedy. Null: the model's own default, as for the other two."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_COUNT)
     """0 or -1 keeps every token."""
     stop_sequences: (
@@ -217,6 +217,7 @@ class MessagesRequest(PromptParameters):
     service_tier: Annotated[object, Only("auto", "standard_only")] = None
     inference_geo: Annotated[object, Only()] = None
     diagnostics: Annotated[object, Only()] = None
+    thread: Annotated[object, Only()] = None
 
 
 class OutputTokensDetails(Answer):

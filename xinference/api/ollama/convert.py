@@ -140,7 +140,7 @@ def _thinking(body: OllamaParameters) -> dict[str, Any]:
 def _messages(given: list[OllamaMessage]) -> tuple[Message, ...]:
     """Return the turns; calls without ids get some, and results find theirs."""
     messages: list[Message] = []
-    open_calls: list[ToolCall] = []
+    open_calls: list[tuple[OllamaToolCall, ToolCall]] = []
     num_calls = 0
     for position, message in enumerate(given):
         where = f"messages[{position}]"
@@ -154,7 +154,7 @@ def _messages(given: list[OllamaMessage]) -> tuple[Message, ...]:
             for index, call in enumerate(message.tool_calls or ())
         ]
         num_calls += len(calls)
-        open_calls += calls
+        open_calls += zip(message.tool_calls or (), calls, strict=True)
         messages.append(
             Message(
                 role=message.role,
@@ -188,12 +188,21 @@ def _call(call: OllamaToolCall, number: int, where: str) -> ToolCall:
     )
 
 
-def _answered(message: OllamaMessage, open_calls: list[ToolCall], where: str) -> ToolCall:
-    """Take the call that a result belongs to from the open ones."""
-    for call in open_calls:
-        if message.tool_call_id in (None, call.call_id) and message.tool_name in (None, call.name):
-            open_calls.remove(call)
-            return call
+def _answered(
+    message: OllamaMessage, open_calls: list[tuple[OllamaToolCall, ToolCall]], where: str
+) -> ToolCall:
+    """Take the call that a result belongs to from the open ones, which are as given and as read."""
+    # Why a call without an id has any: LiteLLM leaves ids out of calls, but not out of results.
+    fitting = [
+        (given, call)
+        for given, call in open_calls
+        if message.tool_name in (None, call.name)
+        and (message.tool_call_id is None or given.id in (None, message.tool_call_id))
+    ]
+    if fitting:
+        found = min(fitting, key=lambda one: one[0].id != message.tool_call_id)
+        open_calls.remove(found)
+        return found[1]
     field = "tool_call_id" if message.tool_call_id else "tool_name"
     raise InvalidRequest(
         field=f"{where}.{field}", problem="is that of no call of an earlier turn without a result"

@@ -34,7 +34,7 @@ class OllamaOptions(Body):
     """Prompt and answer together end here; not above the context of the launch."""
     temperature: float | None = Field(None, ge=0, le=2)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_COUNT)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
     repeat_penalty: float | None = Field(None, gt=0, le=100)
@@ -97,6 +97,10 @@ class OllamaParameters(Body):
     shift: Annotated[object, Only(False)] = None
 
 
+class OllamaEmbedOptions(Body):
+    """None is honoured; clients send them all, those that ask for nothing as null."""
+
+
 class OllamaEmbedRequest(Body):
     """`POST /api/embed`."""
 
@@ -111,7 +115,7 @@ class OllamaEmbedRequest(Body):
     """The first so many numbers of each vector, of unit length again."""
     keep_alive: KeepAlive = None
     """As of a chat."""
-    options: Annotated[object, Only({})] = None
+    options: OllamaEmbedOptions | None = None
 
 
 class OllamaEmbeddingRequest(Body):
@@ -121,7 +125,7 @@ class OllamaEmbeddingRequest(Body):
     prompt: str
     keep_alive: KeepAlive = None
     """As of a chat."""
-    options: Annotated[object, Only({})] = None
+    options: OllamaEmbedOptions | None = None
 
 
 class OllamaEmbedAnswer(Answer):

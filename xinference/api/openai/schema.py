@@ -105,7 +105,7 @@ class SharedParameters(GuidedParameters):
     """Null: as many as the context holds."""
     temperature: float | None = Field(None, ge=0, le=2)
     """0 is greedy. Null: the model's own default, as for the other sampling parameters."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_COUNT)
     """0 or -1 keeps every token."""
     stop: Annotated[
@@ -203,6 +203,8 @@ class CalledFunction(Body):
 
     name: str = Field(min_length=1, max_length=MAX_TOOL_NAME_LEN)
     arguments: str
+    parsed_arguments: Any = None
+    """What OpenAI's client has made of them; a label."""
 
 
 class MessageToolCall(Body):
@@ -238,6 +240,8 @@ class ChatMessage(Body):
     it or leave it out."""
     provider_specific_fields: dict[str, Any] | None = None
     """What LiteLLM's conversations carry along; a label."""
+    parsed: Any = None
+    """What OpenAI's client has made of a structured answer; a label."""
 
     refusal: Annotated[object, Only("")] = None
     annotations: Annotated[object, Only([])] = None

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from xinference.api.connection import WhileConnected
-from xinference.api.gateway import gateway_of
+from xinference.api.gateway import Gateway, gateway_of
+from xinference.api.metrics import Observation
 from xinference.api.patience import patience_of
 from xinference.cluster.interface import Cluster
 from xinference.errors import ReplicaLost, RequestAborted
@@ -59,6 +60,24 @@ async def computed(cluster: Cluster, model: ModelUid, asked: VectorRequest) -> C
     raise ReplicaLost(model=model, problem="its answer ended before it was whole")
 
 
+async def whole_vectors(gateway: Gateway, model: str, asked: VectorRequest, write: Write) -> bytes:
+    """Return the body of an answer that nobody waits for at a connection.
+
+    Raises:
+        XinferenceError: the request was refused, or failed.
+    """
+    uid = ModelUid(model)
+    with gateway.observe(uid, stream=False) as observation:
+        return await _written(await computed(gateway.cluster, uid, asked), observation, write)
+
+
+async def _written(answer: Computed, observation: Observation, write: Write) -> bytes:
+    observation.note([answer.accepted, Finished(reason=FinishReason.STOP, usage=answer.usage)])
+    # Why whole: its length tells a client whether it has come whole.
+    async with aclosing(write(answer)) as pieces:  # type: ignore[type-var]
+        return b"".join([piece async for piece in pieces])
+
+
 class VectorAnswer(Response):
     """Sends the request to the cluster when it is itself sent; used once."""
 
@@ -84,11 +103,7 @@ class VectorAnswer(Response):
                     answer = await computed(self._gateway.cluster, self._model, self._asked)
             if client.has_left:
                 return
-            usage = Finished(reason=FinishReason.STOP, usage=answer.usage)
-            observation.note([answer.accepted, usage])
-            # Why whole: its length tells a client whether it has come whole.
-            async with aclosing(self._write(answer)) as pieces:  # type: ignore[type-var]
-                body = b"".join([piece async for piece in pieces])
+            body = await _written(answer, observation, self._write)
         headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})

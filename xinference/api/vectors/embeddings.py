@@ -27,7 +27,7 @@ from xinference.protocol.vectors import (
     VectorKind,
 )
 
-from .answer import Computed, VectorAnswer
+from .answer import Computed, VectorAnswer, Write
 from .schema import EmbeddingsAnswer, EmbeddingsRequest
 
 router = APIRouter(tags=["OpenAI"])
@@ -46,6 +46,11 @@ async def create_embeddings(request: Request) -> Response:
     """Turn texts into vectors."""
     body = await read_body(request, EmbeddingsRequest)
     asked = embedding_request(body, name_request(request, body.request_id))
+    return VectorAnswer(request, body.model, asked, writer_of(body, asked))
+
+
+def writer_of(body: EmbeddingsRequest, asked: EmbeddingRequest) -> Write:
+    """Return what writes the answer to a body."""
 
     async def write(answer: Computed) -> AsyncIterator[bytes]:
         vectors = VectorsByInput(len(asked.inputs), answer)
@@ -60,7 +65,7 @@ async def create_embeddings(request: Request) -> Response:
         usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
         yield b'],"usage":' + orjson.dumps(usage) + b"}"
 
-    return VectorAnswer(request, body.model, asked, write)
+    return write
 
 
 def embedding_request(body: EmbeddingsRequest, request_id: RequestId) -> EmbeddingRequest:

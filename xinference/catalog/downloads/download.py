@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from xinference.errors import DiskFull, DownloadFailed, DownloadUnavailable
+from xinference.errors import DiskFull, DownloadFailed, DownloadUnavailable, RepositoryNotFound
 from xinference.protocol.downloads import (
     DownloadProgress,
     DownloadRequest,
@@ -48,7 +48,7 @@ def download(
 
     Raises:
         DownloadUnavailable: it is not here, and no hub may be asked.
-        DownloadFailed: no hub has it, or it does not arrive.
+        DownloadFailed: no hub has it (`RepositoryNotFound`), or it does not arrive.
         DiskFull
     """
     found = cache.find(request)
@@ -98,27 +98,31 @@ def first_answer(
         model: as errors name it.
 
     Raises:
-        DownloadFailed: none does; it says why of each.
+        RepositoryNotFound: each says that it does not have them.
+        DownloadFailed: none lists them; it says why of each.
     """
     hubs = hubs_of(settings)
     asked = ordered(sources, cache, settings)
     for number in range(1, settings.max_attempts + 1):
         problems: list[str] = []
-        may_pass = False
+        may_pass, is_nowhere = False, True
         for source in asked:
             try:
                 return hubs[source.hub], hubs[source.hub].list_files(client, source)
             except DownloadFailed as refusal:
+                is_nowhere = is_nowhere and isinstance(refusal, RepositoryNotFound)
                 problems.append(f"{source.hub}: {refusal.problem}")
             except httpx.HTTPError as error:
-                may_pass = True
+                may_pass, is_nowhere = True, False
                 problems.append(f"{source.hub} does not answer ({_words_of(error)})")
             except (KeyError, TypeError, ValueError) as error:
+                is_nowhere = False
                 problems.append(f"{source.hub} does not answer as a hub does ({error!r})")
         if not may_pass or number == settings.max_attempts:
             break
         time.sleep(LIST_DELAY_SECONDS * number)
-    raise DownloadFailed(model=model, problem="; ".join(problems))
+    kind = RepositoryNotFound if is_nowhere else DownloadFailed
+    raise kind(model=model, problem="; ".join(problems))
 
 
 def _words_of(error: httpx.HTTPError) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from xinference.errors import DownloadFailed
+from xinference.errors import DownloadFailed, RepositoryNotFound
 from xinference.protocol.downloads import HUGGINGFACE, MODELSCOPE, HubSource
 from xinference.settings import DownloadSettings
 
@@ -46,7 +46,8 @@ class Hub(Protocol):
         """Return the files of a repository.
 
         Raises:
-            DownloadFailed: it does not have it, or not for us.
+            RepositoryNotFound: it does not have it, as far as it tells us.
+            DownloadFailed: it refuses us.
             httpx.TransportError, httpx.HTTPStatusError: it does not answer, or not now.
         """
         ...
@@ -155,23 +156,29 @@ def _list_timeout(client: httpx.Client) -> httpx.Timeout:
 def _check(answer: httpx.Response, source: HubSource) -> None:
     """Raise what a refusal means; one that may pass stays an `httpx.HTTPStatusError`."""
     if answer.status_code in (401, 403, 404):
-        raise DownloadFailed(model=str(source), problem=_refusal(answer, source))
+        raise _refusal(answer, source)
     answer.raise_for_status()
 
 
-def _refusal(answer: httpx.Response, source: HubSource) -> str:
+def _refusal(answer: httpx.Response, source: HubSource) -> DownloadFailed:
+    model = str(source)
     said = answer.headers.get("x-error-message", "")
     host = urlsplit(str(answer.url)).netloc
-    if answer.headers.get("x-error-code") == "RevisionNotFound":
-        return f"{host} has no revision {source.revision} of {source.model_id}"
-    if answer.headers.get("x-error-code") == "GatedRepo":
-        return (
-            f"{host} gives {source.model_id} to those alone who have accepted its terms; accept "
-            "them there, and set HF_TOKEN on the worker to your token"
-        )
-    if answer.status_code == 404 or answer.headers.get("x-error-code") == "RepoNotFound":
-        return f"{host} has no {source}, or none that is public; private ones need a token"
-    return f"{host} refuses {source} ({answer.status_code}{': ' if said else ''}{said[:300]})"
+    match answer.headers.get("x-error-code"):
+        case "RevisionNotFound":
+            problem = f"{host} has no revision {source.revision} of {source.model_id}"
+            return RepositoryNotFound(model=model, problem=problem)
+        case "GatedRepo":
+            problem = (
+                f"{host} gives {source.model_id} to those alone who have accepted its terms; "
+                "accept them there, and set HF_TOKEN on the worker to your token"
+            )
+            return DownloadFailed(model=model, problem=problem)
+        case code if answer.status_code == 404 or code == "RepoNotFound":
+            problem = f"{host} has no {source}, or none that is public; private ones need a token"
+            return RepositoryNotFound(model=model, problem=problem)
+    problem = f"{host} refuses {source} ({answer.status_code}{': ' if said else ''}{said[:300]})"
+    return DownloadFailed(model=model, problem=problem)
 
 
 def _json_of(answer: httpx.Response, source: HubSource) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import httpx
 from xinference.errors import InvalidRequest
 from xinference.models.files import model_directory
 from xinference.protocol.deployment import ReplicaSpec
-from xinference.protocol.generation import FinishReason, Grammar
+from xinference.protocol.generation import LEAST_TOP_P, FinishReason, Grammar
 from xinference.protocol.servers import ServerEngine
 
 from .availability import what_is_missing
@@ -112,7 +112,7 @@ class OpenAiServer(ABC):
             "stop": [*sampling.stop],
             "stop_token_ids": [*sampling.stop_token_ids],
             "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+            "top_p": None if sampling.top_p is None else max(sampling.top_p, LEAST_TOP_P),
             "top_k": -1 if sampling.top_k == 0 else sampling.top_k,
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repetition_penalty,

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from starlette.types import Message
 
 from xinference.api.gateway import Gateway
-from xinference.api.generation import Generation, whole_answer
 from xinference.api.store.batches import BatchStatus, Lease, LeaseLostError
 from xinference.errors import (
     CapacityError,
@@ -46,14 +44,14 @@ LOOK_SECONDS = 2.0
 MAX_WAIT_SECONDS = 30.0
 """Between two attempts at a line that the cluster cannot answer now."""
 
-Prepare = Callable[[Gateway, dict[str, Any], RequestId], Awaitable[Generation]]
-"""What an endpoint makes of a body: something that can be done. Raises as the endpoint does."""
+Answer = Callable[[Gateway, dict[str, Any], RequestId], Awaitable[bytes]]
+"""What an endpoint answers to a body. Raises as the endpoint does."""
 
 
 class BatchRunner:
     """The workers of one gateway."""
 
-    def __init__(self, gateway: Gateway, endpoints: Mapping[str, Prepare]) -> None:
+    def __init__(self, gateway: Gateway, endpoints: Mapping[str, Answer]) -> None:
         self._gateway = gateway
         self._endpoints = endpoints
         self._batches = gateway.store.batches
@@ -119,7 +117,7 @@ class _Job:
     """One batch in the hands of its worker."""
 
     gateway: Gateway
-    endpoints: Mapping[str, Prepare]
+    endpoints: Mapping[str, Answer]
     lease: Lease
 
     async def run(self) -> None:
@@ -193,12 +191,12 @@ class _Job:
                 yield position, line.custom_id, line.body
 
     async def _answer_all(self, document: dict[str, Any]) -> None:
-        prepare = self.endpoints[document["endpoint"]]
+        endpoint = self.endpoints[document["endpoint"]]
         slots = asyncio.Semaphore(NUM_REQUESTS)
 
         async def answer(position: int, custom_id: str, body: dict[str, Any]) -> None:
             try:
-                await self._answer(prepare, position, custom_id, body)
+                await self._answer(endpoint, position, custom_id, body)
             finally:
                 slots.release()
 
@@ -212,7 +210,7 @@ class _Job:
             raise _first(group) from None
 
     async def _answer(
-        self, prepare: Prepare, position: int, custom_id: str, body: dict[str, Any]
+        self, endpoint: Answer, position: int, custom_id: str, body: dict[str, Any]
     ) -> None:
         """Get an outcome for a line; wait for what passes by itself."""
         wait_seconds = 1.0
@@ -220,9 +218,7 @@ class _Job:
             request_id = new_request_id()
             gateway = self.gateway.for_owner(self.lease.owner)
             try:
-                generation = await prepare(gateway, body, request_id)
-                whole = await whole_answer(gateway, generation, _nobody_leaves)
-                assert whole is not None, "nobody leaves"
+                whole = await endpoint(gateway, body, request_id)
                 line, is_error = answered(custom_id, request_id, whole), False
             except StoreUnavailable:
                 raise
@@ -324,12 +320,6 @@ class _Usage:
             "output_tokens_details": {"reasoning_tokens": self._num_reasoning},
             "total_tokens": self._num_input + self._num_output,
         }
-
-
-async def _nobody_leaves() -> Message:
-    """Stand for a client's side of a connection that stays."""
-    await asyncio.Event().wait()
-    raise AssertionError("nobody sets it")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

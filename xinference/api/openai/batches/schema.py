@@ -8,7 +8,7 @@ from pydantic import Field
 from xinference.api.fields import Body
 from xinference.api.openai.schema import Metadata
 
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
 MIN_LIFETIME_SECONDS = 3600
 MAX_LIFETIME_SECONDS = 30 * 86400
 MAX_CUSTOM_ID_LEN = 512

@@ -38,6 +38,8 @@ class InputText(Body):
     annotations: Annotated[object, Only([])] = None
     logprobs: list[Any] | None = None
     """As they came with the answer; they change nothing."""
+    parsed: Any = None
+    """What OpenAI's client has made of it; a label."""
     prompt_cache_breakpoint: Annotated[object, Only()] = None
 
 
@@ -78,6 +80,8 @@ class FunctionCallItem(Item):
     call_id: Id
     name: str = Field(min_length=1, max_length=MAX_TOOL_NAME_LEN)
     arguments: str
+    parsed_arguments: Any = None
+    """What OpenAI's client has made of them; a label."""
 
     namespace: Annotated[object, Only()] = None
     caller: Annotated[object, Only()] = None
@@ -279,7 +283,7 @@ class ResponseRequest(ResponsePrompt):
     """Null: as many as the context holds."""
     temperature: float | None = Field(None, ge=0, le=2)
     """0 is greedy. Null: the model's own default, as for `top_p` and `top_k`."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_COUNT)
     """0 or -1 keeps every token."""
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
