@@ -229,6 +229,6 @@ def _locked(path: Path) -> TextIO:
         raise InvalidSetting(
             name="XINFERENCE_HOME",
             value=str(path.parent),
-            expected="a directory that no other running cluster uses",
+            expected="a directory that no other running cluster uses. Stop that, or set another",
         ) from error
     return lock
