@@ -349,11 +349,41 @@ def test_a_worker_without_the_key_says_how_to_join(
     assert fake.configs == {}
 
 
-@pytest.mark.parametrize("words", [["-e", "somewhere"], ["-p", "1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-e", "somewhere"],
+        ["-e", "http://[::1"],
+        ["-e", "http://127.0.0.1:99999"],
+        ["-e", "http://127.0.0.1:port"],
+        ["-p", "1"],
+    ],
+)
 def test_a_worker_without_an_address_to_join_is_refused(
     fake: FakeGuardian, run: Callable[..., Result], words: list[str]
 ) -> None:
-    assert run(worker_command, *words).exit_code == 2
+    done = run(worker_command, *words)
+
+    assert done.exit_code == 2
+    assert "Error: " in done.stderr
+    assert fake.configs == {}
+
+
+def test_actors_that_could_not_listen_are_not_started(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int, busy_port: int
+) -> None:
+    key = {"XINFERENCE_CLUSTER_KEY": "0123456789abcdef"}
+    joining = ["-e", "http://127.0.0.1:9997", "-H"]
+    http = ["-H", "127.0.0.1", "-p", str(free_port)]
+
+    elsewhere = run(worker_command, *joining, "192.0.2.1", **key)
+    worker = run(worker_command, *joining, "127.0.0.1", "--worker-port", str(busy_port), **key)
+    supervisor = run(supervisor_command, *http, "--supervisor-port", str(busy_port))
+
+    assert elsewhere.stderr.startswith("Error: --host: cannot listen on 192.0.2.1: ")
+    assert worker.stderr.startswith(f"Error: --worker-port: cannot listen on 127.0.0.1:{busy_port}")
+    assert f"Error: --supervisor-port: cannot listen on 127.0.0.1:{busy_port}" in supervisor.stderr
+    assert {done.exit_code for done in (elsewhere, worker, supervisor)} == {1}
     assert fake.configs == {}
 
 
