@@ -90,7 +90,7 @@ def test_a_family_is_shown_with_one_spec_for_each_hub_and_quantization(catalog: 
         "model_id": "Qwen/Qwen1.5-0.5B-Chat-GPTQ-Int8",
         "model_revision": None,
         "model_uri": None,
-        "memory_bytes": 667_581_480,
+        "memory_bytes": 1_349_155_880,
     } in family["model_specs"]
 
 
