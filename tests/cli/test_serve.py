@@ -4,6 +4,7 @@
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,46 @@ def test_a_worker_without_an_address_to_join_is_refused(
     assert done.exit_code == 2
     assert "Error: " in done.stderr
     assert fake.configs == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 40])
+def test_a_cluster_key_that_is_none_is_refused_by_the_name_of_its_file(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int, tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "cluster.key"
+    file.write_bytes(content)
+
+    for done in (
+        run(local_command, "-p", str(free_port)),
+        run(worker_command, "-e", "http://127.0.0.1:9997"),
+    ):
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"Error: {file}=")
+    assert fake.configs == {}
+
+
+def test_a_home_that_a_worker_cannot_read_ends_it_with_one_line(
+    fake: FakeGuardian, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "cluster.key").mkdir()
+
+    done = run(worker_command, "-e", "http://127.0.0.1:9997")
+
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"Error: {tmp_path} cannot be used: ")
+
+
+def test_a_home_without_a_place_for_sockets_ends_the_start_with_one_line(
+    run: Callable[..., Result], free_port: int
+) -> None:
+    with tempfile.TemporaryDirectory() as home:  # of a short name, as sockets want
+        (Path(home) / "run").write_text("in the way")
+
+        done = run(local_command, "-p", str(free_port), XINFERENCE_HOME=home)
+
+    assert done.exit_code == 1
+    assert f"Error: XINFERENCE_HOME={home!r}: expected a directory" in done.stderr
+    assert f"{home}/run" in done.stderr
 
 
 def test_actors_that_could_not_listen_are_not_started(

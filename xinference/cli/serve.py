@@ -253,6 +253,8 @@ def worker_command(
             raise key_refused(endpoint, settings.home)
     except InvalidSetting as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{settings.home} cannot be used: {error}") from error
     ports = settings.replica_ports
     config = WorkerConfig(
         home=settings.home,
@@ -523,7 +525,10 @@ def guard(*configs: "RoleConfig", on_ready: "OnReady") -> int:
         )
     except OSError as error:
         raise click.ClickException(f"{home} cannot be used: {error}") from error
-    return guardian.run(configs, on_ready=on_ready)
+    try:
+        return guardian.run(configs, on_ready=on_ready)
+    except InvalidSetting as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.command("stop-cluster", short_help="Stop a whole cluster.")

@@ -63,6 +63,9 @@ class DesiredStore:
         lock = _locked(path)
         try:
             connection = _opened(path) or _restored(path)
+        except sqlite3.Error as error:
+            lock.close()
+            raise sqlite3.OperationalError(f"{path}: {error}") from error
         except BaseException:
             lock.close()
             raise
