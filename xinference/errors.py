@@ -364,7 +364,7 @@ class StoreUnavailable(CapacityError):
     code: ClassVar[str] = "store_unavailable"
 
     def __str__(self) -> str:
-        return f"The store of answers, files and batches does not work: {self.problem}."
+        return f"What is to be kept cannot be read or written: {self.problem}."
 
 
 @dataclass(eq=False)
