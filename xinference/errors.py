@@ -258,8 +258,10 @@ class FamilyNotFound(RequestError):
     code: ClassVar[str] = "family_not_found"
 
     def __str__(self) -> str:
-        hint = f" Did you mean {', '.join(self.suggestions)}?" if self.suggestions else ""
-        return f"Unknown model name: {self.family}.{hint}"
+        hint = "`xinference registrations` lists those there are."
+        if self.suggestions:
+            hint = f"Did you mean {', '.join(self.suggestions)}?"
+        return f"Unknown model name: {self.family}. {hint}"
 
 
 @dataclass(eq=False)

@@ -119,6 +119,9 @@ def test_an_unknown_family_is_refused_with_near_names(catalog: Catalog) -> None:
 
     assert "qwen1.5-chat" in caught.value.suggestions
 
+    with pytest.raises(FamilyNotFound, match="`xinference registrations` lists"):
+        catalog.family("LLM", "nothing like it")
+
 
 def test_engines_say_what_they_run_or_why_they_do_not(catalog: Catalog) -> None:
     engines = catalog.engines("LLM", "xinference-guide")

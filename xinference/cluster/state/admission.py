@@ -37,7 +37,9 @@ def check_places(
         InvalidRequest, InsufficientResources
     """
     if not world.loads.has_open_node:
-        raise InsufficientResources(problem="No worker has joined this cluster.")
+        raise InsufficientResources(
+            problem="No worker has joined this cluster: start xinference-worker."
+        )
     nodes, gpus = Counter(own_nodes or {}), Counter(own_gpus or {})
     placed: list[tuple[NodeId, int]] = []
     with world.loads.trial() as hold:
