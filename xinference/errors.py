@@ -260,8 +260,10 @@ class FamilyNotFound(RequestError):
     code: ClassVar[str] = "family_not_found"
 
     def __str__(self) -> str:
-        hint = f" Did you mean {', '.join(self.suggestions)}?" if self.suggestions else ""
-        return f"Unknown model name: {self.family}.{hint}"
+        hint = "`xinference registrations` lists those there are."
+        if self.suggestions:
+            hint = f"Did you mean {', '.join(self.suggestions)}?"
+        return f"Unknown model name: {self.family}. {hint}"
 
 
 @dataclass(eq=False)
@@ -366,7 +368,7 @@ class StoreUnavailable(CapacityError):
     code: ClassVar[str] = "store_unavailable"
 
     def __str__(self) -> str:
-        return f"The store of answers, files and batches does not work: {self.problem}."
+        return f"What is to be kept cannot be read or written: {self.problem}."
 
 
 @dataclass(eq=False)

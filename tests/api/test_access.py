@@ -3,7 +3,9 @@
 
 import asyncio
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from xinference.api.access import ACCESS, ADMIN, INVOKE, MONITOR, PUBLIC, guarde
 from xinference.api.app import create_app
 from xinference.api.keys.key import KeySpec, Scope
 from xinference.api.keys.keyring import Keyring
-from xinference.api.keys.store import KeyStore
+from xinference.api.keys.store import FILE, KeyStore
 from xinference.client import AsyncClient, Client, Unauthorized
 from xinference.errors import InvalidApiKey
 
@@ -264,6 +266,24 @@ async def test_a_revoked_key_is_refused_by_every_process_within_a_second(
         assert revoked.json()["status"] == "revoked"
         assert await refuses(one, key)
         await until(lambda: refuses(other, key), seconds=1.0)
+
+
+async def test_a_file_of_keys_that_does_not_work_is_a_503(
+    cluster: FakeCluster, tmp_path: Path
+) -> None:
+    app = create_app(cluster, key_store=KeyStore.open(tmp_path))
+    with closing(sqlite3.connect(tmp_path / FILE)) as other:
+        other.execute("ALTER TABLE api_key RENAME TO elsewhere")
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+            body = {"name": "admin", "scopes": ["admin"]}
+            refused = await http.post("/v1/admin/keys", json=body)
+            other.execute("ALTER TABLE elsewhere RENAME TO api_key")
+            made = await http.post("/v1/admin/keys", json=body)
+
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "store_unavailable"
+    assert made.status_code == 200
 
 
 async def test_keys_are_listed_without_their_secrets(http: httpx.AsyncClient, admin: str) -> None:

@@ -170,6 +170,14 @@ def test_files_of_another_kind_are_refused_by_name(
     assert refused.value.field == field
 
 
+def test_a_config_that_is_no_json_is_not_called_absent(catalog: Catalog, tmp_path: Path) -> None:
+    path = files(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text('{"architectures": [')
+
+    with pytest.raises(InvalidRequest, match="that the supervisor can read as JSON"):
+        catalog.resolve(launch(path))
+
+
 def test_models_that_embed_and_rerank_are_read_too(catalog: Catalog, tmp_path: Path) -> None:
     minilm = catalog.resolve(launch(MINILM, model_type="embedding")).description
     config = {

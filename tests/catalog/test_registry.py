@@ -90,7 +90,7 @@ def test_a_family_is_shown_with_one_spec_for_each_hub_and_quantization(catalog: 
         "model_id": "Qwen/Qwen1.5-0.5B-Chat-GPTQ-Int8",
         "model_revision": None,
         "model_uri": None,
-        "memory_bytes": 667_581_480,
+        "memory_bytes": 1_349_155_880,
     } in family["model_specs"]
 
 
@@ -118,6 +118,9 @@ def test_an_unknown_family_is_refused_with_near_names(catalog: Catalog) -> None:
         catalog.family("LLM", "qwen1.5-caht")
 
     assert "qwen1.5-chat" in caught.value.suggestions
+
+    with pytest.raises(FamilyNotFound, match="`xinference registrations` lists"):
+        catalog.family("LLM", "nothing like it")
 
 
 def test_engines_say_what_they_run_or_why_they_do_not(catalog: Catalog) -> None:

@@ -4,6 +4,7 @@
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -349,11 +350,81 @@ def test_a_worker_without_the_key_says_how_to_join(
     assert fake.configs == {}
 
 
-@pytest.mark.parametrize("words", [["-e", "somewhere"], ["-p", "1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-e", "somewhere"],
+        ["-e", "http://[::1"],
+        ["-e", "http://127.0.0.1:99999"],
+        ["-e", "http://127.0.0.1:port"],
+        ["-p", "1"],
+    ],
+)
 def test_a_worker_without_an_address_to_join_is_refused(
     fake: FakeGuardian, run: Callable[..., Result], words: list[str]
 ) -> None:
-    assert run(worker_command, *words).exit_code == 2
+    done = run(worker_command, *words)
+
+    assert done.exit_code == 2
+    assert "Error: " in done.stderr
+    assert fake.configs == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 40])
+def test_a_cluster_key_that_is_none_is_refused_by_the_name_of_its_file(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int, tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "cluster.key"
+    file.write_bytes(content)
+
+    for done in (
+        run(local_command, "-p", str(free_port)),
+        run(worker_command, "-e", "http://127.0.0.1:9997"),
+    ):
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"Error: {file}=")
+    assert fake.configs == {}
+
+
+def test_a_home_that_a_worker_cannot_read_ends_it_with_one_line(
+    fake: FakeGuardian, run: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "cluster.key").mkdir()
+
+    done = run(worker_command, "-e", "http://127.0.0.1:9997")
+
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"Error: {tmp_path} cannot be used: ")
+
+
+def test_a_home_without_a_place_for_sockets_ends_the_start_with_one_line(
+    run: Callable[..., Result], free_port: int
+) -> None:
+    with tempfile.TemporaryDirectory() as home:  # of a short name, as sockets want
+        (Path(home) / "run").write_text("in the way")
+
+        done = run(local_command, "-p", str(free_port), XINFERENCE_HOME=home)
+
+    assert done.exit_code == 1
+    assert f"Error: XINFERENCE_HOME={home!r}: expected a directory" in done.stderr
+    assert f"{home}/run" in done.stderr
+
+
+def test_actors_that_could_not_listen_are_not_started(
+    fake: FakeGuardian, run: Callable[..., Result], free_port: int, busy_port: int
+) -> None:
+    key = {"XINFERENCE_CLUSTER_KEY": "0123456789abcdef"}
+    joining = ["-e", "http://127.0.0.1:9997", "-H"]
+    http = ["-H", "127.0.0.1", "-p", str(free_port)]
+
+    elsewhere = run(worker_command, *joining, "192.0.2.1", **key)
+    worker = run(worker_command, *joining, "127.0.0.1", "--worker-port", str(busy_port), **key)
+    supervisor = run(supervisor_command, *http, "--supervisor-port", str(busy_port))
+
+    assert elsewhere.stderr.startswith("Error: --host: cannot listen on 192.0.2.1: ")
+    assert worker.stderr.startswith(f"Error: --worker-port: cannot listen on 127.0.0.1:{busy_port}")
+    assert f"Error: --supervisor-port: cannot listen on 127.0.0.1:{busy_port}" in supervisor.stderr
+    assert {done.exit_code for done in (elsewhere, worker, supervisor)} == {1}
     assert fake.configs == {}
 
 

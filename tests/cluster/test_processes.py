@@ -2,6 +2,7 @@
 """A whole cluster of real processes, with the fake replica: what dies comes back, nothing stays."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import pytest
 from tests.cluster.guarded_cluster import (
     KEY,
     MODEL,
+    REPLICA_MODULE,
     ROOT,
     TIMEOUT_SECONDS,
     GuardedCluster,
@@ -234,6 +236,35 @@ async def test_a_worker_with_another_key_stops_and_says_what_to_type(
     assert worker.returncode == 2
     assert said == b""
     assert b"XINFERENCE_CLUSTER_KEY=<the key> xinference-worker -e http://" in complained
+
+
+async def test_a_second_cluster_on_the_home_of_one_that_runs_ends_at_once(
+    guarded: GuardedCluster,
+) -> None:
+    cluster = await guarded.start()
+    await cluster.launch(spec(), wait_ready=True)
+
+    second = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.cluster.guarded",
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    told = json.dumps(
+        {"home": str(guarded.home), "key": KEY, "replica_command": ["-m", REPLICA_MODULE]}
+    )
+    # Its worker waits for the supervisor meanwhile.
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        said, complained = await second.communicate(told.encode() + b"\n")
+
+    assert second.returncode == 2
+    assert said == b""
+    assert b"that no other running cluster uses" in complained
+    assert b"is killed" not in complained
+    assert await ask(cluster) == " 1 2 3"
 
 
 async def test_after_everything_was_killed_the_models_come_back(guarded: GuardedCluster) -> None:

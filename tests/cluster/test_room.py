@@ -67,5 +67,15 @@ async def test_a_model_that_is_too_large_is_refused_with_the_sizes_that_fit(
                     engine_options=EngineOptions(kv_cache_bytes=100 * GIB),
                 )
             )
+
+        with pytest.raises(InsufficientResources, match="room for 1 of the 5 wanted"):
+            await supervisor.launch(
+                LaunchSpec(
+                    model_name="xinference-guide",
+                    replica=5,
+                    engine_options=EngineOptions(kv_cache_bytes=5 * GIB),
+                )
+            )
+        assert not local.replicas
     finally:
         await local.close()

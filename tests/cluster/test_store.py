@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is written down survives, and only its owner reads it."""
 
+import re
+import sqlite3
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +93,13 @@ def test_an_entry_that_cannot_be_read_does_not_hide_the_others(
     assert "Model b is not started" in record.getMessage()
     assert "Launch it again" in record.getMessage()
     store.close()
+
+
+def test_a_store_that_cannot_be_opened_says_which(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+
+    with pytest.raises(sqlite3.Error, match=re.escape(f"{tmp_path / 's'}: ")):
+        DesiredStore.open(tmp_path / "s")
 
 
 def test_a_file_that_is_damaged_and_has_no_copy_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -95,7 +95,18 @@ def test_damaged_weights_fail_to_load(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
 
-    with pytest.raises(LoadFailed, match="tiny"):
+    with pytest.raises(LoadFailed, match="tiny") as failed:
+        load(tmp_path)
+
+    assert f"model.safetensors in {tmp_path}: not whole, copy or download it" in str(failed.value)
+
+
+def test_a_directory_without_a_tokenizer_fails_to_load(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+
+    with pytest.raises(LoadFailed, match=f"there are no files of a tokenizer in {tmp_path}"):
         load(tmp_path)
 
 

@@ -71,7 +71,8 @@ class Variant:
             return 0
         shape = typical_shape(self.size)
         weights = weights_bytes(self.size, self.model_format, self.quantization, shape)
-        return weights + estimate(shape, weights_bytes=0, context_length=1).activation_bytes
+        needed = estimate(shape, weights_bytes=weights, context_length=1)
+        return needed.total_bytes - needed.kv_cache_bytes
 
     def __str__(self) -> str:
         plain = f"{size_text(self.size).replace('_', '.')}B {self.model_format}"

@@ -152,8 +152,8 @@ def _config(files: ModelFiles) -> dict[str, Any]:
     if config is None:
         raise InvalidRequest(
             field="model_name",
-            problem=f"is needed: there is no config.json in {files} that can be read from the "
-            "supervisor",
+            problem=f"is needed: there is no config.json in {files} that the supervisor can read"
+            + (" as JSON" if files.has("config.json") else ""),
         )
     return config
 

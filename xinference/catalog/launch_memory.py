@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a launch needs at the least, and what of a family would fit where it does not.
 
-The least is weights, one step and the cache that was asked for: without `max_model_len` the
-engine makes do with the context that memory is left for.
+The least is the process, weights, one step and the cache that was asked for: without
+`max_model_len` the engine makes do with the context that memory is left for.
 """
 
 from collections.abc import Iterable
@@ -36,7 +36,7 @@ def least_memory_bytes(variant: Variant, options: EngineOptions, files: ModelFil
     cache = options.kv_cache_bytes
     if cache is None:
         cache = needed.kv_cache_bytes if options.max_model_len is not None else 0
-    return num_weight_bytes + needed.activation_bytes + cache
+    return num_weight_bytes + needed.activation_bytes + needed.overhead_bytes + cache
 
 
 def what_fits(variants: Iterable[Variant], options: EngineOptions, room_bytes: int) -> list[str]:

@@ -18,6 +18,8 @@ _DOCUMENTATION_HOST = "192.0.2.1"
 def port_to_listen_on(host: str, port: int, *, is_chosen: bool) -> int:
     """Return `port` if it is free, else, unless the user chose it, another one, and say so.
 
+    A port 0 that was chosen is any, and stays 0.
+
     Raises:
         click.ClickException: nobody can listen there.
     """
@@ -25,9 +27,8 @@ def port_to_listen_on(host: str, port: int, *, is_chosen: bool) -> int:
         _bound_port(host, port)
     except OSError as error:
         if is_chosen or not _can_listen(host):
-            raise click.ClickException(
-                f"cannot listen on {Address(host, port)}: {error.strerror}"
-            ) from error
+            where = Address(host, port) if port else host
+            raise click.ClickException(f"cannot listen on {where}: {error.strerror}") from error
         free = _bound_port(host, 0)
         say(f"Warning: port {port} is in use; listening on port {free} instead.")
         return free

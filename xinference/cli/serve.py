@@ -173,6 +173,7 @@ def supervisor_command(
     settings = _logging(read_settings(), log_level, log_format)
     told = advertised_host(host)
     options = _listening(host, port, words, settings)
+    _check_listening("--supervisor-port", host, supervisor_port)
     key = _own_key(settings)
     supervisor = _supervisor_config(
         settings, key, listen_host=host, port=supervisor_port, advertised=told
@@ -240,9 +241,8 @@ def worker_command(
     settings = _logging(read_settings(), log_level, log_format)
     exporter = _exporter_of(metrics_exporter_host, metrics_exporter_port, settings)
     endpoint = (endpoint or settings.endpoint).rstrip("/")
-    gateway_host = urlsplit(endpoint).hostname
-    if gateway_host is None or urlsplit(endpoint).scheme not in {"http", "https"}:
-        raise click.UsageError(f"{endpoint!r} is not an http:// or https:// address.")
+    gateway_host = _host_of(endpoint)
+    _check_listening("--worker-port", host, worker_port)
     try:
         key = (
             check_cluster_key(settings.cluster_key)
@@ -253,6 +253,8 @@ def worker_command(
             raise key_refused(endpoint, settings.home)
     except InvalidSetting as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{settings.home} cannot be used: {error}") from error
     ports = settings.replica_ports
     config = WorkerConfig(
         home=settings.home,
@@ -369,6 +371,35 @@ def _gateway_configs(
     ]
 
 
+def _host_of(endpoint: str) -> str:
+    """Return the host of a gateway's address.
+
+    Raises:
+        click.UsageError: it is no such address.
+    """
+    try:
+        url = urlsplit(endpoint)
+        host = url.hostname if url.port != 0 else None
+    except ValueError:
+        host = None
+    if host is None or url.scheme not in {"http", "https"}:
+        raise click.UsageError(f"{endpoint!r} is not an http:// or https:// address.")
+    return host
+
+
+def _check_listening(option: str, host: str, port: int) -> None:
+    """Refuse a port, of this option, that a process to come could not listen on; 0 is any.
+
+    Raises:
+        click.ClickException
+    """
+    try:
+        port_to_listen_on(host, port, is_chosen=True)
+    except click.ClickException as error:
+        named = option if port else "--host"
+        raise click.ClickException(f"{named}: {error.message}") from error
+
+
 def _listen(host: str, port: int) -> str:
     return str(Address(host, port))
 
@@ -419,10 +450,7 @@ def _exporter_of(
             f"--metrics-exporter-port: {port} is the port of HTTP, where the cluster's /metrics "
             "is; the worker's own page needs another one."
         )
-    try:
-        port_to_listen_on(host, port, is_chosen=True)
-    except click.ClickException as error:
-        raise click.ClickException(f"--metrics-exporter-port: {error.message}") from error
+    _check_listening("--metrics-exporter-port", host, port)
     return {"exporter_host": host, "exporter_port": port}
 
 
@@ -497,7 +525,10 @@ def guard(*configs: "RoleConfig", on_ready: "OnReady") -> int:
         )
     except OSError as error:
         raise click.ClickException(f"{home} cannot be used: {error}") from error
-    return guardian.run(configs, on_ready=on_ready)
+    try:
+        return guardian.run(configs, on_ready=on_ready)
+    except InvalidSetting as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.command("stop-cluster", short_help="Stop a whole cluster.")

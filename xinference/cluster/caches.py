@@ -279,7 +279,9 @@ class CachesActor:
     def _at(self, worker_ip: str | None) -> list[NodeId]:
         joined = self._nodes()
         if not joined:
-            raise InsufficientResources(problem="No worker has joined this cluster.")
+            raise InsufficientResources(
+                problem="No worker has joined this cluster: start xinference-worker."
+            )
         return nodes_at(joined, worker_ip)
 
     async def _ask(

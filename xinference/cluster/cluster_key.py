@@ -18,24 +18,29 @@ def read_cluster_key(home: Path) -> str | None:
     """Return the key of the file under `home`, or None if there is no file.
 
     Raises:
-        InvalidSetting: it is too short to be a key.
+        InvalidSetting: it is too short to be a key, or no text.
+        OSError: the file cannot be read.
     """
+    path = home / FILE_NAME
     try:
-        key = (home / FILE_NAME).read_text().strip()
+        key = path.read_text(encoding="ascii", errors="replace").strip()
     except FileNotFoundError:
         return None
-    return check_cluster_key(key)
+    return check_cluster_key(key, source=str(path))
 
 
-def check_cluster_key(key: str) -> str:
+def check_cluster_key(key: str, *, source: str = "XINFERENCE_CLUSTER_KEY") -> str:
     """Return `key`.
+
+    Args:
+        source: where it was found.
 
     Raises:
         InvalidSetting: it is too short to be a key.
     """
     if len(key) < MIN_KEY_LEN or not key.isascii():
         raise InvalidSetting(
-            name="XINFERENCE_CLUSTER_KEY",
+            name=source,
             value=f"{len(key)} characters",
             expected=f"a secret of {MIN_KEY_LEN} ASCII characters or more",
         )

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xinference.errors import InvalidSetting
 from xinference.identifiers import Address
 
 from .configuration import (
@@ -93,13 +94,23 @@ def run(
     Args:
         configs: in the order to start. A port 0 becomes one that stays over restarts; where
             `supervisor_address` is None it becomes that of the supervisor among them.
+
+    Raises:
+        InvalidSetting: the home has no place for sockets; nothing was started.
     """
     home = configs[0].home
     if num_killed := kill_leftovers(str(home)):
         logger.warning("Killed %d processes that an earlier start has left", num_killed)
     os.environ[OWNER_VARIABLE] = owner_of(str(home))
     raise_descriptor_limit()
-    run_directory = make_run_directory(home)
+    try:
+        run_directory = make_run_directory(home)
+    except OSError as error:
+        raise InvalidSetting(
+            name="XINFERENCE_HOME",
+            value=str(home),
+            expected=f"a directory that can be written to: {error}",
+        ) from error
     with contextlib.ExitStack() as resources:
         resources.callback(shutil.rmtree, run_directory, ignore_errors=True)
         # Nobody writes to it: whoever holds the other end sees this process end.

@@ -17,7 +17,7 @@ import signal
 import sqlite3
 import sys
 import time
-import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -75,6 +75,8 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 STORE_NAME = "cluster.sqlite3"
 JOIN_TIMEOUT_SECONDS = 60.0
 JOIN_RETRY_SECONDS = 0.1
+JOIN_QUIET_SECONDS = 5.0
+"""A supervisor may start at the same time; after so long a person is told what is waited for."""
 MAX_REFUSALS = 5
 HTTP_TIMEOUT_SECONDS = 5.0
 CLOSE_TIMEOUT_SECONDS = 10.0
@@ -256,14 +258,15 @@ async def _work(
     await bus.serve(CACHE, cache)
     await bus.serve(LOG, LogActor(config.home, node=worker.node))
     await bus.serve(WORKER, worker)
-    await _check_join(bus, directory, config)
+    await _first_of(_check_join(bus, directory, config), told_to_end.wait())
     reporting = asyncio.create_task(worker.report_forever(), name="report")
     restarting = asyncio.create_task(worker.restart_forever(), name="restart alone")
     sweeping = asyncio.create_task(_sweep_forever(devices), name="sweep devices")
     async with asyncio.timeout(JOIN_TIMEOUT_SECONDS):
         await _first_of(worker.joined.wait(), told_to_end.wait(), asyncio.shield(reporting))
-    logger.info("Worker at %s", bus.address)
-    report_ready(address=bus.address)
+    if not told_to_end.is_set():
+        logger.info("Worker at %s", bus.address)
+        report_ready(address=bus.address)
     ended = await _first_of(
         told_to_end.wait(), worker.shutdown_requested.wait(), asyncio.shield(reporting)
     )
@@ -325,7 +328,12 @@ class _SupervisorDirectory:
 
 
 def _get_json(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_SECONDS) as answer:
+    handlers = []
+    if urllib.parse.urlsplit(url).hostname in _LOOPBACK:
+        # Why: a proxy of the environment cannot reach this machine's own addresses.
+        handlers.append(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(*handlers)
+    with opener.open(url, timeout=HTTP_TIMEOUT_SECONDS) as answer:
         return json.loads(answer.read(4096))
 
 
@@ -340,6 +348,7 @@ async def _check_join(
     """
     deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
     num_refusals = 0
+    is_told = False
     while True:
         try:
             supervisor = Endpoint(await directory.find(), SUPERVISOR)
@@ -358,9 +367,13 @@ async def _check_join(
             raise InvalidSetting(
                 name="xinference", value=__version__, expected=f"what the cluster runs: {refused}"
             ) from refused
-        except PeerUnreachable:
-            if time.monotonic() > deadline:
+        except PeerUnreachable as error:
+            left = deadline - time.monotonic()
+            if left < 0:
                 raise
+            if not is_told and left < JOIN_TIMEOUT_SECONDS - JOIN_QUIET_SECONDS:
+                is_told = True
+                logger.warning("%s. Trying for %.0f s more", error, left)
         else:
             num_refusals += presence is Presence.REFUSED
             if num_refusals >= MAX_REFUSALS:

@@ -87,7 +87,9 @@ class Repositories:
             return await asyncio.to_thread(self._catalog.resolve, spec)
         nodes = nodes_at(self._nodes(), spec.worker_ip)
         if not nodes:
-            raise InsufficientResources(problem="No worker has joined this cluster.")
+            raise InsufficientResources(
+                problem="No worker has joined this cluster: start xinference-worker."
+            )
         try:
             async with asyncio.timeout(RESOLVE_SECONDS):
                 card = await self._read(wanted, nodes)

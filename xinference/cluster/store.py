@@ -63,6 +63,9 @@ class DesiredStore:
         lock = _locked(path)
         try:
             connection = _opened(path) or _restored(path)
+        except sqlite3.Error as error:
+            lock.close()
+            raise sqlite3.OperationalError(f"{path}: {error}") from error
         except BaseException:
             lock.close()
             raise
@@ -229,6 +232,6 @@ def _locked(path: Path) -> TextIO:
         raise InvalidSetting(
             name="XINFERENCE_HOME",
             value=str(path.parent),
-            expected="a directory that no other running cluster uses",
+            expected="a directory that no other running cluster uses. Stop that, or set another",
         ) from error
     return lock

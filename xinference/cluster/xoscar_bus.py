@@ -193,7 +193,7 @@ class XoscarBus:
                 raise
             # It let us connect and then closed. Dying peers do that once; a second time, while
             # the port is still open, it is the key.
-            await self._probe(endpoint.address, deadline - time.monotonic())
+            await self._probe(endpoint, deadline - time.monotonic())
             return Presence.REFUSED
         return Presence.PRESENT
 
@@ -241,7 +241,7 @@ class XoscarBus:
         if self._calls[address] >= MAX_CALLS_PER_PEER:
             raise PeerUnreachable(peer=str(endpoint), problem="too many calls wait for it")
         deadline = time.monotonic() + timeout_seconds
-        await self._probe(address, timeout_seconds)
+        await self._probe(endpoint, timeout_seconds)
         outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def settle(task: "asyncio.Task[Any]") -> None:
@@ -304,7 +304,8 @@ class XoscarBus:
             self._refs[endpoint] = ref
         return await invoke(ref)
 
-    async def _probe(self, address: str, timeout_seconds: float) -> None:
+    async def _probe(self, endpoint: Endpoint, timeout_seconds: float) -> None:
+        address = endpoint.address
         since = time.monotonic() - self._reached_at.get(address, -3600.0)
         if since < PROBE_IS_GOOD_FOR_SECONDS or address == self.address:
             return
@@ -314,7 +315,7 @@ class XoscarBus:
                 _, writer = await asyncio.open_connection(where.host, where.port)
         except (OSError, TimeoutError) as error:
             reason = str(error) or "it does not answer"
-            raise PeerUnreachable(peer=address, problem=reason) from error
+            raise PeerUnreachable(peer=str(endpoint), problem=reason) from error
         writer.close()
 
     async def _watch(self, address: str) -> None:

@@ -41,6 +41,7 @@ from .config import (
 )
 from .engine import Engine
 from .execution import CacheSize, Execution, PaddedExecution, RaggedExecution
+from .load_problem import load_problem
 from .packing import SharedInputs, can_pack, pack_linears
 from .sampling_defaults import generation_defaults
 from .self_test import StockAnswer, ask_stock, compare
@@ -92,7 +93,7 @@ def load_engine(
     except Exception as error:
         # Boundary: transformers, safetensors and the model's own code raise whatever they like.
         logger.exception("model %s could not be loaded", name)
-        raise LoadFailed(model=name, problem=f"{type(error).__name__}: {error}") from error
+        raise LoadFailed(model=name, problem=load_problem(Path(path), error)) from error
 
 
 def _load(path: Path, options: EngineOptions, name: str, report: Callable[[float], None]) -> Engine:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from xinference.engine.config import Placement, has_native_bfloat16, resolve_placement
+from xinference.engine.load_problem import load_problem
 from xinference.errors import InvalidRequest, LoadFailed, XinferenceError
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 
@@ -43,7 +44,7 @@ def loading(spec: ReplicaSpec, name: str, on_progress: OnProgress) -> Iterator[P
     except Exception as error:
         # Boundary: the libraries and the model's own code raise whatever they like.
         logger.exception("model %s could not be loaded", name)
-        raise LoadFailed(model=name, problem=f"{type(error).__name__}: {error}") from error
+        raise LoadFailed(model=name, problem=load_problem(path, error)) from error
     on_progress(1.0, "loading", "loaded")
 
 

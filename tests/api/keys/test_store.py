@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file of the keys: what is in it, and that processes share it."""
 
+import re
+import sqlite3
 import stat
 import threading
 from pathlib import Path
@@ -43,6 +45,14 @@ def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:
 
     for path in (tmp_path / FILE, tmp_path / FILE.parent):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+
+
+def test_a_file_that_is_no_database_is_refused_by_its_name(tmp_path: Path) -> None:
+    KeyStore.open(tmp_path).close()
+    (tmp_path / FILE).write_text("no database " * 100)
+
+    with pytest.raises(sqlite3.Error, match=f"{re.escape(str(tmp_path / FILE))}: file is not"):
+        KeyStore.open(tmp_path)
 
 
 def test_another_process_sees_what_was_made_and_what_was_revoked(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ Day = Annotated[
 @router.post(
     "/v1/admin/keys",
     openapi_extra=body_of(KeyRequest),
-    responses={200: {"model": MadeKey}, **refusals(400, 401, 403, 413)},
+    responses={200: {"model": MadeKey}, **refusals(400, 401, 403, 413, 503)},
 )
 async def create_key(request: Request) -> Response:
     """Make a key. Its text is in this answer and nowhere else; with the first key the gateway is
@@ -50,7 +50,7 @@ async def list_keys(request: Request, ended: bool = False) -> Response:
 
 
 @router.delete(
-    "/v1/admin/keys/{key_id}", responses={200: {"model": KeyItem}, **refusals(401, 403, 404)}
+    "/v1/admin/keys/{key_id}", responses={200: {"model": KeyItem}, **refusals(401, 403, 404, 503)}
 )
 async def revoke_key(request: Request, key_id: str) -> Response:
     """Revoke a key for good; every gateway process refuses it within a second."""
@@ -58,7 +58,7 @@ async def revoke_key(request: Request, key_id: str) -> Response:
     return json_answer(key.as_item(now=time.time()))
 
 
-@router.get("/v1/usage", responses={200: {"model": UsageList}, **refusals(400, 401, 403)})
+@router.get("/v1/usage", responses={200: {"model": UsageList}, **refusals(400, 401, 403, 503)})
 async def list_usage(request: Request, since: Day = None, until: Day = None) -> Response:
     """Say what was used, by key and model: all of it, or for a key without the scope monitor its
     own."""

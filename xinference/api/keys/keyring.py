@@ -12,11 +12,12 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date
 from types import MappingProxyType
 
-from xinference.errors import InvalidApiKey, NotAllowed, RateLimitReached
+from xinference.errors import InvalidApiKey, NotAllowed, RateLimitReached, StoreUnavailable
 from xinference.protocol.generation import Usage
 
 from .key import ApiKey, KeySpec, Scope, id_in
@@ -80,15 +81,25 @@ class Keyring:
             self._generation = generation
 
     def create(self, spec: KeySpec) -> tuple[str, ApiKey]:
-        """See `KeyStore.create`."""
-        made = self._store.create(spec)
-        self.refresh()
+        """See `KeyStore.create`.
+
+        Raises:
+            StoreUnavailable: the file cannot be written now.
+        """
+        with _stored():
+            made = self._store.create(spec)
+            self.refresh()
         return made
 
     def revoke(self, key_id: str) -> ApiKey:
-        """See `KeyStore.revoke`."""
-        revoked = self._store.revoke(key_id)
-        self.refresh()
+        """See `KeyStore.revoke`.
+
+        Raises:
+            StoreUnavailable: the file cannot be written now.
+        """
+        with _stored():
+            revoked = self._store.revoke(key_id)
+            self.refresh()
         return revoked
 
     def authenticate(self, text: str | None) -> ApiKey:
@@ -164,9 +175,14 @@ class Keyring:
     def usage(
         self, *, since: str, until: str, key_id: str | None = None
     ) -> dict[tuple[str, str], Used]:
-        """Return what was used by (key id, model uid), from one day to another, both included."""
-        self.flush()
-        return self._store.usage(since=since, until=until, key_id=key_id)
+        """Return what was used by (key id, model uid), from one day to another, both included.
+
+        Raises:
+            StoreUnavailable: the file cannot be used now.
+        """
+        with _stored():
+            self.flush()
+            return self._store.usage(since=since, until=until, key_id=key_id)
 
     def flush(self) -> None:
         """Write down what was used; what cannot be written waits for the next time."""
@@ -201,3 +217,12 @@ class Keyring:
         """Write the rest and close the file."""
         self._sync()
         self._store.close()
+
+
+@contextmanager
+def _stored() -> Iterator[None]:
+    """Tell the caller of a change that the file cannot be used, where nothing can go on without."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreUnavailable(problem=str(error)) from error

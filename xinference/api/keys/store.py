@@ -78,12 +78,15 @@ class KeyStore:
         """Open or make the file of a home.
 
         Raises:
-            OSError, sqlite3.Error: it cannot be made, or is no database.
+            OSError, sqlite3.Error: it cannot be made, or is no database; says which.
         """
         path = home / FILE
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        return cls(_opened(str(path)), clock)
+        try:
+            return cls(_opened(str(path)), clock)
+        except sqlite3.Error as error:
+            raise sqlite3.OperationalError(f"{path}: {error}") from error
 
     @classmethod
     def in_memory(cls, *, clock: Callable[[], float] = time.time) -> Self:

@@ -37,11 +37,13 @@ def check_places(
         InvalidRequest, InsufficientResources
     """
     if not world.loads.has_open_node:
-        raise InsufficientResources(problem="No worker has joined this cluster.")
+        raise InsufficientResources(
+            problem="No worker has joined this cluster: start xinference-worker."
+        )
     nodes, gpus = Counter(own_nodes or {}), Counter(own_gpus or {})
     placed: list[tuple[NodeId, int]] = []
     with world.loads.trial() as hold:
-        for wish in wishes:
+        for num_placed, wish in enumerate(wishes):
             need = Need(
                 placement=wish,
                 memory_bytes=memory_bytes,
@@ -53,7 +55,7 @@ def check_places(
             if chosen is None:
                 raise _no_place(world, wish)
             if memory_bytes and not chosen.has_room:
-                raise _no_room(chosen, memory_bytes)
+                raise _no_room(chosen, memory_bytes, num_placed, len(wishes))
             hold(chosen, memory_bytes)
             taken = [(chosen.node, index) for index in chosen.gpu_idx or ()]
             nodes[chosen.node] += 1
@@ -66,10 +68,11 @@ def check_places(
     check_claims(spec, world.models.values(), placed)
 
 
-def _no_room(best: Place, memory_bytes: int) -> XinferenceError:
+def _no_room(best: Place, memory_bytes: int, num_placed: int, num_wanted: int) -> XinferenceError:
+    others = f" There is room for {num_placed} of the {num_wanted} wanted." if num_placed else ""
     return InsufficientResources(
         problem=f"A replica needs about {memory_bytes / 2**30:.1f} GiB; the best place for it, "
-        f"{where(best)}, has less free."
+        f"{where(best)}, has less free.{others}"
     )
 
 
