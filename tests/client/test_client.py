@@ -397,6 +397,19 @@ def test_a_refused_connection_names_the_endpoint_and_how_to_start_one(kind: type
     assert caught.value.status is None
 
 
+@pytest.mark.parametrize("kind", [Client, Awaited])
+def test_a_server_that_speaks_no_https_is_not_called_absent(
+    server: tuple[Script, str], kind: type
+) -> None:
+    endpoint = server[1].replace("http://", "https://")
+    client = kind(endpoint)
+
+    with pytest.raises(ConnectionFailed, match=f"{endpoint} answers, but not in an HTTPS"):
+        client.list_models()
+
+    client.close()
+
+
 def test_a_broken_connection_is_an_error_of_its_own(client: Any, script: Script) -> None:
     script.replies["GET /v1/models"] = Reply(pieces=[b'{"data"'], cut=True)
 

@@ -5,6 +5,7 @@ Shared by `Client` and `AsyncClient`; holds no connection itself.
 """
 
 import ipaddress
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -76,17 +77,30 @@ def translated(purpose: str, url: httpx.URL) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise ConnectionFailed(
-            purpose,
-            f"nothing answers at {url.scheme}://{url.netloc.decode()}. Start a cluster with "
-            "`xinference-local`, or name the endpoint of one that runs.",
-        ) from error
+        where = f"{url.scheme}://{url.netloc.decode()}"
+        problem = (
+            f"nothing answers at {where}. Start a cluster with `xinference-local`, or name the "
+            "endpoint of one that runs."
+        )
+        if _is_of_tls(error):
+            problem = (
+                f"{where} answers, but not in an HTTPS to be trusted: {error}. It is an http:// "
+                "address, or SSL_CERT_FILE has to name its certificate."
+            )
+        raise ConnectionFailed(purpose, problem) from error
     except httpx.TimeoutException as error:
         raise ReplyTimeout(purpose, f"{url} did not reply in time") from error
     except httpx.TransportError as error:
         raise ConnectionLost(purpose, f"the connection to {url} broke: {error}") from error
     except httpx.HTTPError as error:
         raise ClientError(purpose, str(error)) from error
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Return whether somebody is there, and the two do not agree on encryption."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def parsed(operation: Operation[Result], response: httpx.Response) -> Result:
