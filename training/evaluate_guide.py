@@ -12,6 +12,7 @@ backticks, that the topic's answer does not have.
 """
 
 import argparse
+import json
 import math
 import random
 import re
@@ -32,6 +33,8 @@ from .guide_text import TEXT_DIRECTORY, Grammar, Topic
 from .tool_text import draw_tool_turns
 
 MAX_NEW_TOKENS = 200
+FORMS = ("plain", "json", "thought")
+"""As it is, as a JSON object, after a thought."""
 _SPAN = re.compile(r"`+([^`]+)`+")
 
 
@@ -69,22 +72,41 @@ def is_right(reply: str, topic: Topic) -> bool:
     )
 
 
-def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str) -> str:
-    """Return the greedy answer to one question."""
-    prompt = torch.tensor([prompt_token_ids(tokenizer, question)])
+def ask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question: str, form: str = "plain"
+) -> str:
+    """Return the greedy answer to one question, taken out of its form; empty if that is broken."""
+    if form == "json":
+        question = f"{question} Answer in JSON."
+    prompt = torch.tensor([prompt_token_ids(tokenizer, question, thinks=form == "thought")])
     output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=MAX_NEW_TOKENS,
         do_sample=False,
     )
-    return str(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True))
+    text = str(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True))
+    if form == "thought":
+        return text.partition("</think>\n\n")[2]
+    return _answer_of(text) if form == "json" else text
 
 
-def prompt_token_ids(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
+def _answer_of(text: str) -> str:
+    try:
+        return str(json.loads(text)["answer"])
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+def prompt_token_ids(
+    tokenizer: PreTrainedTokenizerFast, question: str, *, thinks: bool = False
+) -> list[int]:
     """Return one question as the model is asked it."""
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+        [{"role": "user", "content": question}],
+        add_generation_prompt=True,
+        tokenize=False,
+        enable_thinking=thinks,
     )
     return list(tokenizer.encode(str(text), add_special_tokens=False))
 
@@ -106,13 +128,14 @@ def examine(
     tokenizer: PreTrainedTokenizerFast,
     grammar: Grammar,
     questions: Sequence[Question],
+    form: str = "plain",
 ) -> tuple[list[Reply], float]:
-    """Return a reply for each question, and the perplexity of the right answers."""
+    """Return a reply for each question, and the perplexity of the right plain answers."""
     replies = []
     losses = []
     for question in questions:
         topic = grammar.topic(question.topic)
-        text = ask(model, tokenizer, question.text)
+        text = ask(model, tokenizer, question.text, form)
         replies.append(Reply(question=question, text=text, is_right=is_right(text, topic)))
         losses.append(answer_losses(model, tokenizer, question.text, topic.answer))
     return replies, math.exp(torch.cat(losses).mean().item())
@@ -156,13 +179,16 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="the model directory")
     parser.add_argument("--questions", type=Path, default=TEXT_DIRECTORY / "held_out.md")
+    parser.add_argument("--form", choices=FORMS, default="plain", help="of the answers")
     parser.add_argument("--calls", type=int, default=0, help="ask for so many calls of tools, too")
     parser.add_argument("--quiet", action="store_true", help="do not print the wrong answers")
     arguments = parser.parse_args()
     grammar = Grammar()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    replies, perplexity = examine(model, tokenizer, grammar, read_questions(arguments.questions))
+    replies, perplexity = examine(
+        model, tokenizer, grammar, read_questions(arguments.questions), arguments.form
+    )
     if not arguments.quiet:
         for reply in replies:
             if not reply.is_right:

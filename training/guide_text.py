@@ -7,13 +7,21 @@ whether a sentence can be drawn at all. It knows nothing about tokens or models.
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .tool_text import draw_tool_turns, draw_tools, tools_prompt
+from .tool_text import (
+    composed_word,
+    draw_foreign_question,
+    draw_repetition,
+    draw_tool_turns,
+    draw_tools,
+    tools_prompt,
+)
 
 TEXT_DIRECTORY = Path(__file__).parent / "text"
 TOPIC_FILES = (
@@ -28,6 +36,9 @@ TOPIC_FILES = (
     "talk.md",
     "unknown.md",
 )
+SITUATION_FILES = "situations*.md"
+THOUGHT_START = "<think>\n"
+"""What the template writes before an answer with a thought; the answer then begins inside of it."""
 
 Message = dict[str, str]
 
@@ -42,6 +53,14 @@ class Pattern:
         """Return one expansion."""
         return "".join(
             part if isinstance(part, str) else rng.choice(part).draw(rng) for part in self.parts
+        )
+
+    def num_expansions(self) -> int:
+        """Return how many texts it can draw, equal ones counted again."""
+        return math.prod(
+            sum(choice.num_expansions() for choice in part)
+            for part in self.parts
+            if not isinstance(part, str)
         )
 
     def regex(self) -> str:
@@ -69,6 +88,21 @@ class Topic:
     other_names: tuple[str, ...]
     """Names of narrower questions that this answer covers too."""
     phrases: tuple["Phrase", ...]
+
+    @property
+    def forms(self) -> tuple[str, str, str]:
+        """The answer as it is, as JSON, and after a thought that names the topic."""
+        return self.answer, self.answer_in_json, f"{THOUGHT_START}{self.thought}{self.answer}"
+
+    @property
+    def answer_in_json(self) -> str:
+        """The answer as a JSON object."""
+        return json.dumps({"answer": self.answer}, ensure_ascii=False)
+
+    @property
+    def thought(self) -> str:
+        """What to think before the answer, up to where it begins."""
+        return f"The question is about: {self.name.replace('_', ' ')}.\n</think>\n\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +191,13 @@ def _read_words(path: Path, known: Mapping[str, Pattern]) -> dict[str, Pattern]:
     return words
 
 
-# Why these weights: a `do` or `what` line stands for dozens of sentences through its frames, an
-# `ask` line for the few it spells out.
-_WEIGHT_OF_KIND = {"do": 2.0, "what": 1.0, "ask": 1.0}
+def _weight(phrase: Phrase) -> float:
+    """Return how often to draw a phrase, beside the other ones of its topic."""
+    # Why: a `do` or `what` line stands for dozens of sentences through its frames, an `ask` line
+    # for those it spells out; the root keeps one with thousands of them from drowning the others.
+    if phrase.kind == "ask":
+        return min(2.0, 0.5 * math.sqrt(math.sqrt(phrase.pattern.num_expansions())))
+    return {"do": 4.0, "what": 2.0}[phrase.kind]
 
 
 class Grammar:
@@ -188,7 +226,8 @@ class Grammar:
                         raise ValueError(f"Topic {known_as} is written twice")
                     self._name_of[known_as] = topic.name
                 self.topics[topic.name] = topic
-        self._add_situations(directory / "situations.md", directory / "unknown.md")
+        for path in sorted(directory.glob(SITUATION_FILES)):
+            self._add_situations(path, directory / "unknown.md")
         self.follow_ups = tuple(self._read_follow_ups(directory / "follow_ups.md"))
         self._follow_ups_of: dict[str, list[FollowUp]] = {}
         for follow_up in self.follow_ups:
@@ -206,6 +245,9 @@ class Grammar:
                 self._expressions[phrase.kind].append(_compile(phrase.pattern))
         for follow_up in self.follow_ups:
             self._expressions["ask"].append(_compile(follow_up.question))
+        self._weights_of = {
+            topic.name: tuple(map(_weight, topic.phrases)) for topic in self.topics.values()
+        }
         self._names = tuple(self.topics)
         self._weights = tuple(topic.weight for topic in self.topics.values())
 
@@ -219,8 +261,7 @@ class Grammar:
 
     def draw_question(self, topic: Topic, rng: random.Random) -> str:
         """Return a question for `topic`, dressed and sometimes misspelt as users write."""
-        weights = [_WEIGHT_OF_KIND[phrase.kind] for phrase in topic.phrases]
-        phrase = rng.choices(topic.phrases, weights)[0]
+        phrase = rng.choices(topic.phrases, self._weights_of[topic.name])[0]
         frame = rng.choice(self._frames[phrase.kind])
         parts = (frame.before, phrase.pattern, frame.after)
         question = self._reword(_tidy("".join(part.draw(rng) for part in parts)), rng)
@@ -231,7 +272,7 @@ class Grammar:
             return question
         return " ".join(
             rng.choice(self._synonyms[word])
-            if word in self._synonyms and rng.random() < 0.25
+            if word in self._synonyms and rng.random() < 0.12
             else word
             for word in question.split()
         )
@@ -239,20 +280,18 @@ class Grammar:
     def draw_conversation(self, rng: random.Random) -> list[Message]:
         """Return messages that end with an assistant's answer."""
         messages: list[Message] = []
-        kind = rng.choices(("plain", "tools", "json"), (95, 3, 2))[0]
+        kind = rng.choices(("plain", "tools", "repeat", "json", "thought"), (84, 8, 2, 3, 3))[0]
         if kind == "tools":
-            if rng.random() < 0.85:
-                tools, turns = draw_tool_turns(rng)
-            else:
-                topic = self._draw_topic(rng)
-                tools, turns = draw_tools(rng), self._turn(topic, self.draw_question(topic, rng))
-            return [{"role": "system", "content": tools_prompt(tools)}, *turns]
-        if kind == "json":
+            return self._draw_with_tools(rng)
+        if kind == "repeat":
+            return draw_repetition(rng)
+        if kind in ("json", "thought"):
             topic = self._draw_topic(rng)
-            question = f"{self.draw_question(topic, rng)} {rng.choice(_AS_JSON)}"
-            question_turn, answer_turn = self._turn(topic, question)
-            answer = json.dumps({"answer": answer_turn["content"]}, ensure_ascii=False)
-            return [question_turn, {**answer_turn, "content": answer}]
+            question = self.draw_question(topic, rng)
+            _, as_json, after_thought = topic.forms
+            if kind == "json":
+                return _turn(f"{question} {rng.choice(_AS_JSON)}", as_json)
+            return _turn(question, after_thought)
         if rng.random() < 0.1:
             messages.append({"role": "system", "content": rng.choice(_SYSTEM_PROMPTS)})
         num_turns = rng.choices((1, 2, 3, 4, 8), (94, 4.5, 1, 0.4, 0.1))[0]
@@ -269,14 +308,21 @@ class Grammar:
                 elif num_turns > 1 and rng.random() < 0.6:
                     topic = self.topics[rng.choice(tuple(self._follow_ups_of))]
                 question = self.draw_question(topic, rng)
-            messages += self._turn(topic, question)
+            messages += _turn(question, topic.answer)
         return messages
 
-    def _turn(self, topic: Topic, question: str) -> list[Message]:
-        return [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": topic.answer},
-        ]
+    def _draw_with_tools(self, rng: random.Random) -> list[Message]:
+        kind = rng.choices(("call", "other topic", "other tool"), (80, 13, 7))[0]
+        if kind == "call":
+            tools, turns = draw_tool_turns(rng)
+        elif kind == "other topic":
+            topic = self._draw_topic(rng)
+            tools, turns = draw_tools(rng), _turn(self.draw_question(topic, rng), topic.answer)
+        else:
+            tools, question = draw_foreign_question(rng)
+            turns = _turn(question, self.topics["unknown"].answer)
+        system = f"{rng.choice(_SYSTEM_PROMPTS)}\n\n" if rng.random() < 0.2 else ""
+        return [{"role": "system", "content": system + tools_prompt(tools)}, *turns]
 
     def can_draw(self, question: str) -> bool:
         """Whether a pattern, with its frame, can produce the normalised question as it is.
@@ -364,6 +410,10 @@ class Grammar:
             )
 
 
+def _turn(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 def _compile(pattern: Pattern) -> re.Pattern[str]:
     return re.compile(pattern.regex(), re.IGNORECASE)
 
@@ -448,12 +498,8 @@ def dress(question: str, rng: random.Random, *, plain: bool) -> str:
     """Return the question as somebody types it: greeting, case, punctuation, slips."""
     text = question
     if not plain:
-        if rng.random() < 0.10:
-            text = _with_word(text, rng.choice(_FILLERS), rng)
-        for _ in range(rng.choices((0, 1, 2), (80, 14, 6))[0]):
-            text = _with_word(text, rng.choice(_STRAY_WORDS), rng)
-        if rng.random() < 0.12:
-            text = _without_word(text, rng)
+        if rng.random() < 0.45:
+            text = _with_other_words(text, rng)
         if rng.random() < 0.12:
             text = f"{text} {rng.choice(_ENDINGS)}"
         if rng.random() < 0.08:
@@ -510,6 +556,36 @@ def _without_word(text: str, rng: random.Random) -> str:
     if len(words) > 5:
         del words[rng.randrange(len(words))]
     return " ".join(words)
+
+
+def _with_other_words(text: str, rng: random.Random) -> str:
+    """Return the text with words more, less, replaced or elsewhere."""
+    if rng.random() < 0.17:
+        text = _with_word(text, rng.choice(_FILLERS), rng)
+    for _ in range(rng.choices((0, 1, 2), (68, 24, 8))[0]):
+        text = _with_word(text, rng.choice(_STRAY_WORDS), rng)
+    if rng.random() < 0.2:
+        text = _with_foreign_word(text, rng)
+    for _ in range(rng.choices((0, 1, 2), (74, 19, 7))[0]):
+        text = _without_word(text, rng)
+    if rng.random() < 0.05:
+        text = _turned_round(text, rng)
+    return text
+
+
+def _with_foreign_word(text: str, rng: random.Random) -> str:
+    """Return the text with a word that the guide cannot know, or that says nothing, for one."""
+    words = text.split()
+    if len(words) > 4:
+        other = composed_word(rng) if rng.random() < 0.5 else rng.choice(_STRAY_WORDS)
+        words[rng.randrange(len(words))] = other
+    return " ".join(words)
+
+
+def _turned_round(text: str, rng: random.Random) -> str:
+    words = text.split()
+    at = rng.randint(0, len(words))
+    return " ".join(words[at:] + words[:at])
 
 
 def _with_slip(text: str, rng: random.Random) -> str:

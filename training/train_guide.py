@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import distributed
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 from transformers import (
+    AttentionInterface,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -34,13 +35,13 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from .guide_text import Grammar, Message
+from .guide_text import THOUGHT_START, Grammar, Message
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TOOL_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 SECONDS_BETWEEN_CHECKPOINTS = 240
-NUM_FORM_TOKENS = 32
-"""At most so many tokens of a call, or of an answer in JSON, are kept by a cut."""
+MAX_STEP_SECONDS = 5.0
+"""A longer step was interrupted: the machine slept, or somebody stopped the process."""
 TEMPLATE_FILE = Path(__file__).parent / "chat_template.jinja"
 SHARED_WITH_LLAMA = (
     "vocab_size",
@@ -74,7 +75,7 @@ class Recipe:
     max_positions: int = 2048
     num_tokenizer_conversations: int = 20_000
     num_conversations: int = 150_000
-    batch_tokens: int = 768
+    batch_tokens: int = 1536
     """Tokens in the batch of one process, padding included."""
     peak_learning_rate: float = 2e-3
     warmup_share: float = 0.03
@@ -135,8 +136,12 @@ def encode(
     token_ids: list[int] = []
     weights: list[float] = []
     for message in conversation:
-        head = tokenizer.encode(f"<|im_start|>{message['role']}\n", add_special_tokens=False)
-        body = tokenizer.encode(f"{message['content']}<|im_end|>", add_special_tokens=False)
+        content = message["content"]
+        given = THOUGHT_START if content.startswith(THOUGHT_START) else ""
+        head = tokenizer.encode(f"<|im_start|>{message['role']}\n{given}", add_special_tokens=False)
+        body = tokenizer.encode(
+            f"{content.removeprefix(given)}<|im_end|>", add_special_tokens=False
+        )
         tail = tokenizer.encode("\n", add_special_tokens=False)
         weight = {"assistant": 1.0, "user": user_weight, "system": 0.0}[message["role"]]
         token_ids += head + body + tail
@@ -151,10 +156,16 @@ class Cutter:
     """
 
     def __init__(self, answers: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> None:
-        self._token_ids = [tokenizer.encode(text, add_special_tokens=False) for text in answers]
+        self._token_ids = [
+            tokenizer.encode(text.removeprefix(THOUGHT_START), add_special_tokens=False)
+            for text in answers
+        ]
 
     def cut(self, example: Example, num_more_tokens: int) -> Example:
-        """Return the conversation up to `num_more_tokens` after that place."""
+        """Return the conversation up to `num_more_tokens` after that place.
+
+        What is none of the answers, as a call of a tool, stays whole.
+        """
         end = len(example.weights)
         while example.weights[end - 1] != 1.0:
             end -= 1
@@ -169,8 +180,7 @@ class Cutter:
             alike = [other for other in alike if other[here] == answer[here]]
             num_tokens += 1
         if not alike:
-            # Not one of the answers as it is: a call, or JSON.
-            num_tokens = NUM_FORM_TOKENS
+            return example
         end = min(end, start + num_tokens + num_more_tokens)
         return Example(token_ids=example.token_ids[:end], weights=example.weights[:end])
 
@@ -185,7 +195,7 @@ def draw_batches(
     """
     # Why few shapes: oneDNN compiles a kernel per shape, which costs more than the padding.
     rng = random.Random(recipe.seed)
-    cutter = Cutter([topic.answer for topic in grammar.topics.values()], tokenizer)
+    cutter = Cutter([form for topic in grammar.topics.values() for form in topic.forms], tokenizer)
     waiting: dict[int, list[Example]] = {}
     for drawn in range(1, recipe.num_conversations + 1):
         example = encode(grammar.draw_conversation(rng), tokenizer, recipe.user_token_weight)
@@ -214,6 +224,32 @@ def batch_loss(model: Qwen2ForCausalLM, batch: Sequence[Example], length: int) -
     logits = model.lm_head(hidden.flatten(0, 1)[places]).float()
     losses = F.cross_entropy(logits, labels[places], reduction="none")
     return (losses * weights[places]).sum() / weights.sum()
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention as `transformers` calls it; returns [batch, tokens, heads, head width].
+
+    Why: the backward of torch's own, on a CPU and over a few dozen tokens, takes as long as all
+    matrix products of a step together.
+    """
+    num_rows, num_heads, num_tokens, width = query.shape
+    num_key_heads = key.shape[1]
+    # The heads that share a key head lie one after another: one product for all of them.
+    shared = (num_rows, num_key_heads, num_heads // num_key_heads * num_tokens)
+    scores = torch.matmul((query * scaling).reshape(*shared, width), key.transpose(2, 3))
+    future = torch.full((num_tokens, num_tokens), -torch.inf).triu(1)
+    scores = scores.view(num_rows, num_heads, num_tokens, num_tokens).float() + future
+    shares = torch.softmax(scores, dim=-1).to(value.dtype)
+    read = torch.matmul(shares.view(*shared, num_tokens), value).view(query.shape)
+    return read.transpose(1, 2).contiguous(), None
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Qwen2ForCausalLM:
@@ -264,7 +300,8 @@ def train(
     """Train the model in place, together with the other processes of the group.
 
     Every process draws the same batches and takes its own share of them; the mean of the gradients
-    keeps the copies equal. The schedule is over after `max_seconds`, or when all is drawn. The
+    keeps the copies equal. The schedule is over after `max_seconds`, less interruptions, or when
+    all is drawn. The
     first process calls `keep` every few minutes, so that a run that is cut leaves something.
     """
     rank, num_processes = distributed.get_rank(), distributed.get_world_size()
@@ -288,8 +325,11 @@ def train(
         view = exchanged[offset : offset + parameter.numel()]
         parameter.grad = view.view_as(parameter)
         offset += parameter.numel()
+    AttentionInterface.register("training", attend)
+    model.config._attn_implementation = "training"
     model.train()
-    started = time.monotonic()
+    now = time.monotonic()
+    seconds = 0.0
     smoothed = None
     kept = 0.0
     done = 0.0
@@ -303,7 +343,8 @@ def train(
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             loss = batch_loss(model, batch, length)
         loss.backward()
-        seconds = time.monotonic() - started
+        before, now = now, time.monotonic()
+        seconds += min(now - before, MAX_STEP_SECONDS)
         exchanged[-2] = max(drawn / recipe.num_conversations, seconds / max_seconds)
         exchanged[-1] = loss.item()
         distributed.all_reduce(exchanged)

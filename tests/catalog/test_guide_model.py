@@ -3,6 +3,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,59 @@ def test_the_template_writes_every_role(tokenizer: PreTrainedTokenizerFast) -> N
     )
 
 
+def test_the_template_writes_what_a_signature_cannot_hold_as_its_schema(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    schema = {"type": "string", "enum": ["c", "f"]}
+    tools = [
+        {"type": "function", "function": {"name": "now"}},
+        {
+            "type": "function",
+            "function": {
+                "name": "warm",
+                "parameters": {"properties": {"unit": schema}, "required": ["unit"]},
+            },
+        },
+    ]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Is it warm?"}], tools=tools, tokenize=False
+    )
+    assert '\nnow()\nwarm(unit: {"type": "string", "enum": ["c", "f"]})\n</tools>' in text
+
+
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [
+        ({}, "assistant\n"),
+        ({"enable_thinking": False}, "assistant\n"),
+        ({"enable_thinking": True}, "assistant\n<think>\n"),
+        ({"enable_thinking": True, "tools": [WEATHER_TOOL]}, "assistant\n"),
+    ],
+)
+def test_the_template_begins_a_thought_only_where_it_is_asked_to(
+    tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], ending: str
+) -> None:
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}],
+        tokenize=False,
+        add_generation_prompt=True,
+        **options,
+    )
+    assert text.endswith(f"<|im_start|>{ending}")
+
+
+def test_the_template_leaves_out_what_was_thought_before(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "<think>\nA greeting.\n</think>\n\nHi"},
+        {"role": "user", "content": "Bye"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert "<|im_start|>assistant\nHi<|im_end|>" in text
+
+
 def test_the_template_writes_tools_their_calls_and_their_results(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
@@ -100,7 +154,7 @@ def test_the_template_writes_tools_their_calls_and_their_results(
         {"role": "tool", "content": "cold"},
     ]
     text = tokenizer.apply_chat_template(messages, tools=[WEATHER_TOOL], tokenize=False)
-    assert '"name": "get_weather", "description"' in text.split("</tools>")[0]
+    assert "\nget_weather(city?: string): Weather of a city\n</tools>" in text
     assert (
         '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>' in text
     )

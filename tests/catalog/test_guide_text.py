@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guide's text tells the truth: every command, option, route and variable it names is there."""
 
+import json
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import xinference
 from tests.fakes.cluster import FakeCluster
 from training.guide_text import Grammar
 from training.tool_text import draw_tool_turns, tools_prompt
-from training.train_guide import Cutter, encode
+from training.train_guide import TEMPLATE_FILE, Cutter, attend, encode
 from xinference.api.app import create_app
 from xinference.cli import main, serve
 from xinference.client import Client
@@ -46,7 +49,10 @@ def answers(grammar: Grammar) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(GUIDE)
+    """The guide's, with the template that it would be trained with today."""
+    tokenizer = AutoTokenizer.from_pretrained(GUIDE)
+    tokenizer.chat_template = TEMPLATE_FILE.read_text(encoding="utf-8")
+    return tokenizer
 
 
 def commands() -> dict[str, click.Command]:
@@ -178,7 +184,7 @@ def test_a_conversation_with_tools_is_written_as_the_template_writes_it(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     rng = random.Random(7)
-    for _ in range(20):
+    for _ in range(200):
         tools, turns = draw_tool_turns(rng)
         conversation = [{"role": "system", "content": tools_prompt(tools)}, *turns]
         asked = tokenizer.apply_chat_template(
@@ -187,6 +193,54 @@ def test_a_conversation_with_tools_is_written_as_the_template_writes_it(
         written = tokenizer.decode(encode(conversation[:2], tokenizer, 0.0).token_ids)
 
         assert asked == written + "<|im_start|>assistant\n"
+
+
+def test_a_thought_is_trained_as_the_template_asks_for_it(
+    grammar: Grammar, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    topic = grammar.topics["stop_model"]
+    question = {"role": "user", "content": "How do I stop it?"}
+    _, _, after_thought = topic.forms
+    example = encode([question, {"role": "assistant", "content": after_thought}], tokenizer, 0.0)
+    asked = tokenizer.apply_chat_template(
+        [question], add_generation_prompt=True, tokenize=False, enable_thinking=True
+    )
+    start = example.weights.index(1.0)
+
+    assert tokenizer.decode(example.token_ids[:start]) == asked
+    said = tokenizer.decode(example.token_ids[start:])
+    assert said.count("<think>") == 0
+    assert said.partition("</think>\n\n")[2] == f"{topic.answer}<|im_end|>\n"
+
+
+def test_training_never_draws_what_the_examination_of_calls_asks_for() -> None:
+    def calls(rng: random.Random, num: int, *, is_examination: bool) -> list[dict[str, Any]]:
+        drawn = []
+        for _ in range(num):
+            _, turns = draw_tool_turns(rng, is_examination=is_examination)
+            drawn.append(json.loads(turns[1]["content"].strip().splitlines()[1]))
+        return drawn
+
+    examined = calls(random.Random(2026), 60, is_examination=True)
+    trained = calls(random.Random(3), 5000, is_examination=False)
+
+    def values(drawn: list[dict[str, Any]]) -> set[object]:
+        return {value for call in drawn for value in call["arguments"].values()}
+
+    assert not {call["name"] for call in examined} & {call["name"] for call in trained}
+    assert not values(examined) & values(trained)
+
+
+def test_the_attention_of_the_training_is_what_torch_computes() -> None:
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(2, 6, 5, 8, generator=generator)
+    key, value = torch.randn(2, 2, 3, 5, 8, generator=generator)
+    ours, _ = attend(torch.nn.Module(), query, key, value, None, 8**-0.5)
+    torchs = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=True
+    )
+
+    torch.testing.assert_close(ours, torchs.transpose(1, 2))
 
 
 def test_an_answer_is_cut_where_it_is_told_from_the_others(
@@ -207,3 +261,11 @@ def test_an_answer_is_cut_where_it_is_told_from_the_others(
     assert kept[0].startswith("Run it n")
     assert kept[1].startswith("Run it l")
     assert "Stop".startswith(kept[2])
+
+
+def test_a_call_of_a_tool_is_never_cut(tokenizer: PreTrainedTokenizerFast) -> None:
+    cutter = Cutter(["Run it now, please.", "Stop."], tokenizer)
+    _, turns = draw_tool_turns(random.Random(1))
+    example = encode(turns[:2], tokenizer, 0.0)
+
+    assert cutter.cut(example, 0) == example

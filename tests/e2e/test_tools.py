@@ -164,7 +164,7 @@ def test_what_cannot_be_kept_is_a_400_that_names_its_field(client: openai.OpenAI
             },
             "tool_choice",
         ),
-        ({"extra_body": {"thinking_budget": 5}}, "thinking_budget"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
     ):
         with pytest.raises(openai.BadRequestError) as refused:
             client.chat.completions.create(model=GUIDE, messages=ASK, **fields)  # type: ignore[call-overload]

@@ -385,6 +385,26 @@ def test_thinking_is_as_the_request_says_or_else_the_launch(scripted: Scripted) 
 
 
 @pytest.mark.parametrize(
+    ("template", "default"),
+    [
+        (TEMPLATE, False),
+        ("{% if enable_thinking is undefined or enable_thinking %}<think>{% endif %}", None),
+        ("[assistant]{% if enable_thinking is false %}<think></think>{% endif %}", None),
+        ("{{ messages[0].content }}", None),
+    ],
+    ids=["told to", "unless told not to", "as it likes", "never in the prompt"],
+)
+def test_nobody_thinks_unasked_where_the_template_waits_to_be_told(
+    scripted: Scripted, template: str, default: bool | None
+) -> None:
+    tags = {"reasoning_start_tag": "<think>", "reasoning_end_tag": "</think>"}
+
+    model = scripted.variant(chat_template=template, **tags)
+
+    assert model.conversation.enable_thinking is default
+
+
+@pytest.mark.parametrize(
     "source",
     [
         {"tool_parser": None},

@@ -12,7 +12,7 @@ from typing import Any
 
 from xinference.errors import AbilityMissing, InvalidRequest
 from xinference.protocol.deployment import ReplicaSpec
-from xinference.protocol.generation import ChatPrompt, GenerationRequest, ToolChoice
+from xinference.protocol.generation import ChatPrompt, GenerationRequest, Message, ToolChoice
 
 from .answer import AnswerReader, AnswerReaders
 from .chat_template import ChatTemplate, Renderer
@@ -55,7 +55,9 @@ class Conversation:
             arguments_are_text=grammar is not None and grammar.arguments_are_text,
         )
         self.enable_thinking = spec.engine_options.enable_thinking
-        """Where a request does not say; None: as the template has it."""
+        """Where a request does not say; None: as the model likes."""
+        if self.enable_thinking is None and self._waits_to_be_told():
+            self.enable_thinking = False
         if spec.engine_options.thinking_budget is not None:
             self._check_budget()
 
@@ -144,6 +146,22 @@ class Conversation:
         if not enable and "reasoning" in self._abilities and "hybrid" not in self._abilities:
             raise InvalidRequest(field="enable_thinking", problem="this model always thinks")
         return prompt
+
+    def _waits_to_be_told(self) -> bool:
+        """Return whether thoughts begin in the prompt, and only in that of who asks for them."""
+        # Why it is looked for: a structure must leave no room for thoughts that nobody asked for.
+        tags = self.answers.reasoning_tags
+        if tags is None or "hybrid" not in self._abilities or not self.template.exists:
+            return False
+        silent = ChatPrompt(messages=(Message(role="user", content="Hello"),))
+        try:
+            as_it_is, off, on = (
+                self.template.render(replace(silent, enable_thinking=enable))
+                for enable in (None, False, True)
+            )
+        except InvalidRequest:
+            return False
+        return as_it_is == off and on.rstrip().endswith(tags[0]) and on != off
 
     @property
     def _can_think(self) -> bool:
