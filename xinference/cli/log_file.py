@@ -5,9 +5,11 @@ All processes of a host share the file; each line says which one wrote it. The f
 100 MiB, and the one before is kept as `xinference.log.1`.
 """
 
+import contextlib
 import fcntl
 import logging
 import sys
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
@@ -21,11 +23,18 @@ class SharedLogFile(WatchedFileHandler):
     """A log file that several processes append to, and that any of them may start anew."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record."""
-        if self.stream is not None and self.stream.tell() > MAX_BYTES:
-            self._start_anew()
-        # The base class opens the new file if somebody moved the old one away.
-        super().emit(record)
+        """Write a record; a file that cannot be written does not fail what is being logged."""
+        # Why quietly: stderr has the record as well.
+        with contextlib.suppress(OSError):
+            if self.stream is not None and self.stream.tell() > MAX_BYTES:
+                self._start_anew()
+            # The base class opens the new file if somebody moved the old one away.
+            super().emit(record)
+
+    def _open(self) -> TextIOWrapper:
+        # Somebody may have removed it with all that is in it.
+        Path(self.baseFilename).parent.mkdir(exist_ok=True)
+        return super()._open()
 
     def _start_anew(self) -> None:
         path = Path(self.baseFilename)
