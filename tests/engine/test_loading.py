@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import LlamaConfig, Phi3Config, Qwen2Config
 from transformers.models.bloom import BloomConfig
@@ -19,6 +20,7 @@ from xinference.engine import Engine, load_engine
 from xinference.engine.attention.cpu import CpuAttention
 from xinference.engine.attention.interface import Pages, Scoring
 from xinference.engine.config import Placement
+from xinference.engine.load_problem import load_problem
 from xinference.engine.loading import make_engine, rope_limit
 from xinference.engine.packing import JoinedLinear, PackedLinear, SharedInputs, pack_linears
 from xinference.engine.padded import PaddedCache
@@ -99,6 +101,12 @@ def test_damaged_weights_fail_to_load(tmp_path: Path) -> None:
         load(tmp_path)
 
     assert f"model.safetensors in {tmp_path}: not whole, copy or download it" in str(failed.value)
+
+
+def test_no_file_is_blamed_where_all_are_whole(tmp_path: Path) -> None:
+    save_model(tmp_path)
+
+    assert load_problem(tmp_path, SafetensorError("odd")) == "SafetensorError: odd"
 
 
 def test_a_directory_without_a_tokenizer_fails_to_load(tmp_path: Path) -> None:

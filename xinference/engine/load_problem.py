@@ -18,7 +18,8 @@ def load_problem(path: Path, error: Exception) -> str:
         return f"there are no files of a tokenizer in {path}; {told}"
     if isinstance(error, SafetensorError):
         broken = [file.name for file in sorted(path.glob("*.safetensors")) if not _opens(file)]
-        return f"{', '.join(broken)} in {path}: not whole, copy or download it again; {told}"
+        if broken:
+            return f"{', '.join(broken)} in {path}: not whole, copy or download it again; {told}"
     return told
 
 
