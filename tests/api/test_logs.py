@@ -219,12 +219,14 @@ async def test_of_each_request_as_much_is_logged_as_is_wanted(
         key = {"name": "boss-of-all", "scopes": ["admin"]}
         made = (await client.post("/v1/admin/keys", json=key)).json()["key"]
         await client.post("/token", json={"username": "boss-of-all", "password": made})
+        await client.head("/health")
 
     assert answer.status_code == 200
     told = [one.getMessage() for one in caplog.records if one.name.startswith("xinference")]
     assert bool([one for one in told if "POST /v1/chat/completions 200 in" in one]) == (
         what != "none"
     )
+    assert ("HEAD /health 200 in" in caplog.text) == (what != "none")
     assert ("a secret of mine" in caplog.text) == (what == "prompts")
     assert made not in caplog.text
     assert "boss-of-all" not in caplog.text

@@ -118,7 +118,8 @@ class Edge:
             answer = answer_to(error, scope) or self._broken(scope)
             await answer(scope, receive, send_marked)
         finally:
-            self._count(scope, method, status)
+            scope["method"] = method
+            self._count(scope, status)
             self._request_log.end(scope, status)
         return status
 
@@ -129,9 +130,9 @@ class Edge:
         problem = f"the log has more under the request id {scope[TRACE_ID]}"
         return error_response(InternalError(where="the gateway", problem=problem))
 
-    def _count(self, scope: Scope, method: str, status: int) -> None:
+    def _count(self, scope: Scope, status: int) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        method = method if method in METHODS else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         # 499, as proxies write it: the client left before there was an answer.
         self._metrics.child(self._metrics.http_requests, method, route, status or 499).inc()
 
