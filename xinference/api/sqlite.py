@@ -15,7 +15,7 @@ def open_shared(
     """Open a file in WAL mode and `prepare` it; any thread may use the connection.
 
     What `prepare` does may be done more than once, and by several processes. Statements wait up
-    to `busy_seconds` for another process, and so does this.
+    to `busy_seconds` for another process, and so does this; the calling thread waits meanwhile.
 
     Raises:
         sqlite3.Error: it is locked for longer, damaged, or cannot be read or written.
@@ -36,6 +36,7 @@ def open_shared(
                 raise
         else:
             return connection
+        # Why a sleep: nothing tells when the other one is done, which takes some milliseconds.
         time.sleep(RETRY_SECONDS)
 
 
