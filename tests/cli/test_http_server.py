@@ -210,6 +210,26 @@ def test_a_body_that_does_not_come_is_not_waited_for(
         assert app.left.wait(DEADLINE_SECONDS)
 
 
+def test_a_request_that_has_come_may_take_longer_than_one_that_has_not(
+    monkeypatch: pytest.MonkeyPatch, app: Application
+) -> None:
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", QUICK_SECONDS)
+    monkeypatch.setattr(http_server, "BODY_SECONDS", QUICK_SECONDS)
+    with served(app) as port, connect(port) as patient, connect(port) as slow:
+        patient.sendall(GET + GET.replace(b"/body", b"/wait"))
+        assert app.started.wait(DEADLINE_SECONDS)
+        slow.sendall(b"GET /bo")
+        assert refusal(read_to_end(slow))[0] == 408
+
+        # By now every deadline of the first has passed as well.
+        assert not app.left.is_set()
+        patient.setblocking(False)
+        received = patient.recv(65536)
+        assert received.count(b"HTTP/1.1") == 1
+        with pytest.raises(BlockingIOError):
+            patient.recv(1)
+
+
 @pytest.mark.parametrize(
     "begun", [b"POST /bo", b"POST /body HTTP/1.1\r\ncontent-length: 9\r\n\r\n{"]
 )

@@ -26,6 +26,7 @@ from xinference.protocol.generation import (
     GenerationRequest,
 )
 
+from .connection import Departure, departure_of
 from .errors import log_fault
 from .gateway import Gateway
 from .inbox import FOR_EVER, AnswerEvent, Tick, answer_events, deliver
@@ -114,7 +115,9 @@ class GenerationAnswer(Response):
         patience = patience_of(
             scope, stream=False, default_seconds=self._gateway.answer_timeout_seconds
         )
-        body = await whole_answer(self._gateway, self._generation, receive, patience=patience)
+        body = await whole_answer(
+            self._gateway, self._generation, departure_of(scope, receive), patience=patience
+        )
         if body is not None:
             headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -126,7 +129,7 @@ class GenerationAnswer(Response):
             gateway.cluster,
             generation.model,
             generation.asked,
-            receive,
+            departure_of(scope, receive),
             tick_seconds=gateway.keep_alive_seconds / 2,
             patience=patience_of(
                 scope, stream=True, default_seconds=gateway.answer_timeout_seconds
@@ -179,7 +182,7 @@ class GenerationAnswer(Response):
 async def whole_answer(
     gateway: Gateway,
     generation: Generation,
-    receive: Receive,
+    departure: Departure,
     *,
     patience: Patience = FOR_EVER,
 ) -> bytes | None:
@@ -191,7 +194,7 @@ async def whole_answer(
     with gateway.observe(generation.model, stream=False) as observation:
         parts = _Parts(generation.form, observation)
         has_stayed = await deliver(
-            parts, gateway.cluster, generation.model, generation.asked, receive, patience=patience
+            parts, gateway.cluster, generation.model, generation.asked, departure, patience=patience
         )
         if not has_stayed:
             return None

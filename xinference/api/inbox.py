@@ -15,8 +15,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from starlette.types import Receive
-
 from xinference.cluster.interface import Cluster
 from xinference.errors import InternalError, RequestAborted, XinferenceError
 from xinference.identifiers import ModelUid
@@ -29,7 +27,7 @@ from xinference.protocol.generation import (
     GenerationRequest,
 )
 
-from .connection import WhileConnected
+from .connection import Departure, WhileConnected
 from .patience import Patience
 
 logger = logging.getLogger(__name__)
@@ -58,7 +56,7 @@ async def deliver(
     cluster: Cluster,
     model: ModelUid,
     request: GenerationRequest,
-    receive: Receive,
+    departure: Departure,
     *,
     patience: Patience = FOR_EVER,
 ) -> bool:
@@ -67,10 +65,10 @@ async def deliver(
     Cancelling this aborts the request.
 
     Args:
-        receive: the client's side of the connection, its body already read.
+        departure: when the client leaves.
         patience: how long the answer may take to come; the last event is Failed if it has not.
     """
-    with WhileConnected(receive) as client:
+    with WhileConnected(departure) as client:
         try:
             async with patience.waiting(model) as wait:
                 stream = await cluster.generate(model, request)
@@ -78,9 +76,14 @@ async def deliver(
                     await sink.put(stream.accepted)
                     async for event in stream:
                         wait.began()
-                        if isinstance(event, Finished) and event.reason is FinishReason.ABORT:
+                        if not isinstance(event, Finished):
+                            await sink.put(event)
+                            continue
+                        if event.reason is FinishReason.ABORT:
                             raise RequestAborted(request_id=request.request_id)
                         await sink.put(event)
+                        # Why not until the iterator ends: that costs every request once more.
+                        break
                 finally:
                     await stream.aclose()
         except XinferenceError as error:
@@ -146,7 +149,7 @@ async def answer_events(
     cluster: Cluster,
     model: ModelUid,
     request: GenerationRequest,
-    receive: Receive,
+    departure: Departure,
     *,
     tick_seconds: float,
     patience: Patience = FOR_EVER,
@@ -156,12 +159,14 @@ async def answer_events(
     Close the iterator (`aclosing`) when it is not read to its end; that aborts the request.
 
     Args:
-        receive: the client's side of the connection, its body already read.
+        departure: when the client leaves.
         tick_seconds: how often to yield a `Tick` after Accepted, while nothing comes.
         patience: how long the answer may take to come; the last event is Failed if it has not.
     """
     inbox = Inbox()
-    feed = asyncio.create_task(deliver(inbox, cluster, model, request, receive, patience=patience))
+    feed = asyncio.create_task(
+        deliver(inbox, cluster, model, request, departure, patience=patience)
+    )
     feed.add_done_callback(lambda _: inbox.close())
     ticking = asyncio.create_task(inbox.tick(tick_seconds))
     try:

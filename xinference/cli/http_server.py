@@ -18,6 +18,7 @@ import asyncio
 import http
 import logging
 import resource
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -25,6 +26,7 @@ import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from xinference.api.connection import DEPARTURE, Departure
 from xinference.api.error_shapes import ToldError, openai_body
 
 logger = logging.getLogger(__name__)
@@ -92,7 +94,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline = _Deadline(self.loop)
         """Of the head, the body, or the last bytes of a closed connection."""
         self._write_deadline: asyncio.TimerHandle | None = None
         self._num_overhead = 0
@@ -112,11 +114,11 @@ class BoundedHttp(HttpToolsProtocol):
             logger.warning("More than %d connections", max_connections())
             self._refuse(503, "This gateway has too many connections; try again later.")
         else:
-            self._set_deadline(HEAD_SECONDS, self._on_late)
+            self._deadline.set(HEAD_SECONDS, self._on_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
-        self._clear_deadline()
+        self._deadline.close()
         self.resume_writing()
         self._disconnect(self._running)
         super().connection_lost(exc)
@@ -129,24 +131,25 @@ class BoundedHttp(HttpToolsProtocol):
         super().data_received(data)
         if self._num_overhead > MAX_HEAD_BYTES:
             self._refuse(431, f"The head of a request may have {MAX_HEAD_BYTES} bytes.")
-        elif self._deadline is None and not self._is_arriving and self._is_idle():
+        elif not (self._deadline.is_set or self._is_arriving) and self._is_idle():
             # A part of a head, too short to be recognized as one.
-            self._set_deadline(HEAD_SECONDS, self._on_late)
+            self._deadline.set(HEAD_SECONDS, self._on_late)
 
     def on_message_begin(self) -> None:
         """Begin to wait for a head."""
         super().on_message_begin()
         self._is_arriving = True
-        self._set_deadline(HEAD_SECONDS, self._on_late)
+        self._deadline.set(HEAD_SECONDS, self._on_late)
 
     def on_headers_complete(self) -> None:
         """Start the application, and begin to wait for the body."""
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError("too many requests at once")
         super().on_headers_complete()
+        self.cycle.scope[DEPARTURE] = Departure()  # type: ignore[literal-required]
         if self._is_ending:
             self.cycle.keep_alive = False
-        self._set_deadline(BODY_SECONDS, self._on_late)
+        self._deadline.set(BODY_SECONDS, self._on_late)
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece of the body on."""
@@ -157,7 +160,7 @@ class BoundedHttp(HttpToolsProtocol):
         """The request is whole; from now on it is the application that takes time."""
         self._is_arriving = False
         self._num_overhead = 0
-        self._clear_deadline()
+        self._deadline.clear()
         super().on_message_complete()
 
     def shutdown(self) -> None:
@@ -166,7 +169,7 @@ class BoundedHttp(HttpToolsProtocol):
             # Why not at once: its request is on its way, and its client believes it was sent.
             self._is_ending = True
             if not self._is_arriving:
-                self._set_deadline(FIRST_REQUEST_SECONDS, self.transport.close)
+                self._deadline.set(FIRST_REQUEST_SECONDS, self.transport.close)
         else:
             super().shutdown()
 
@@ -191,7 +194,7 @@ class BoundedHttp(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection."""
         super().timeout_keep_alive_handler()
-        self._set_deadline(CLOSE_SECONDS, self.transport.abort)
+        self._deadline.set(CLOSE_SECONDS, self.transport.abort)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
@@ -210,6 +213,7 @@ class BoundedHttp(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
+            cycle.scope[DEPARTURE].happen()  # type: ignore[literal-required]
 
     def _on_late(self) -> None:
         self._refuse(408, "The request did not arrive in time.")
@@ -229,16 +233,62 @@ class BoundedHttp(HttpToolsProtocol):
         # Why: the application must not answer, too.
         self._disconnect(self._running)
         self.transport.close()
-        self._set_deadline(CLOSE_SECONDS, self.transport.abort)
+        self._deadline.set(CLOSE_SECONDS, self.transport.abort)
 
-    def _set_deadline(self, seconds: float, then: Any) -> None:
-        self._clear_deadline()
-        self._deadline = self.loop.call_later(seconds, then)
 
-    def _clear_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+class _Deadline:
+    """Something that is done unless it is called off, which it nearly always is.
+
+    Its timer is left running when it is, and looks again when it fires: each request sets some
+    deadlines, and a timer for each would cost as much as parsing its head.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = 0.0
+        self._due_at = 0.0
+        self._then: Callable[[], None] | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether something is to be done."""
+        return self._then is not None
+
+    def set(self, seconds: float, then: Callable[[], None]) -> None:
+        """Have `then` done after some time, and nothing else."""
+        self._then = then
+        self._due_at = self._loop.time() + seconds
+        if self._timer is None or self._fires_at > self._due_at:
+            self._start(seconds)
+
+    def clear(self) -> None:
+        """Have nothing done."""
+        self._then = None
+
+    def close(self) -> None:
+        """Have nothing done any more, and leave no timer behind."""
+        self._then = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fires_at = self._loop.time() + seconds
+        self._timer = self._loop.call_later(seconds, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._then is None:
+            return
+        left = self._due_at - self._loop.time()
+        if left > 0:
+            self._start(left)
+        else:
+            then, self._then = self._then, None
+            then()
 
 
 class _HeadKeeper:

@@ -40,7 +40,7 @@ from .base import OnProgress, expect
 from .batching import MAX_ANSWER_BYTES
 from .embedding_heads import MultiVectorHead, SparseHead, load_heads
 from .encoder import Described, EncoderModel
-from .encoder_loading import loading, place, set_threads
+from .encoder_loading import loading, pack, place, set_threads
 from .encoder_loop import Texts, TokenIds
 from .text_tokens import TextTokens, ids_of
 
@@ -311,6 +311,10 @@ class EmbeddingModel(EncoderModel):
                 "model takes; truncate_prompt_tokens -1 cuts it to them",
             )
 
+    def try_out(self) -> None:
+        """Compute a text of two tokens, and say nothing of it."""
+        self._transformed([np.arange(2, dtype=np.int32)])
+
     # --- in the model's thread
 
     def compute(self, texts: Texts) -> list[TextVectors]:
@@ -318,9 +322,8 @@ class EmbeddingModel(EncoderModel):
         jobs = [(job, index) for job, index in texts if isinstance(job, EmbeddingJob)]
         rows = [job.texts[index] for job, index in jobs]
         wanted = {kind for job, _ in jobs for kind in job.request.kinds}
-        device = self._placement.device
         with torch.inference_mode():
-            features = self._transformer(self._tokens.features(rows, None, device))
+            features = self._transformed(rows)
             hidden, mask = features["token_embeddings"], features["attention_mask"]
             sparse = tokens = None
             if VectorKind.SPARSE in wanted and self._sparse is not None:
@@ -345,6 +348,12 @@ class EmbeddingModel(EncoderModel):
             )
             for row in range(len(rows))
         ]
+
+    def _transformed(self, rows: Sequence[TokenIds]) -> dict[str, Any]:
+        """Return what the first module makes of some texts."""
+        given = self._tokens.features(rows, None, self._placement.device)
+        features: dict[str, Any] = self._transformer(given)
+        return features
 
 
 def _without_prompts(mask: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
@@ -379,7 +388,9 @@ def load_embedding_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> Embed
         )
         model.eval().requires_grad_(False)
         sparse, multi_vector = _heads(path, model, placement)
-        return EmbeddingModel(model, spec, placement, sparse=sparse, multi_vector=multi_vector)
+        loaded = EmbeddingModel(model, spec, placement, sparse=sparse, multi_vector=multi_vector)
+        pack(model, placement, loaded.try_out)
+        return loaded
 
 
 def _heads(

@@ -2,16 +2,18 @@
 """What loading a model that embeds or reranks has in common: files, device, type of the weights."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig
 
 from xinference.engine.config import Placement, has_native_bfloat16, resolve_placement
 from xinference.engine.load_problem import load_problem
+from xinference.engine.packing import SharedInputs, can_pack, pack_linears
 from xinference.errors import InvalidRequest, LoadFailed, XinferenceError
 from xinference.protocol.deployment import EngineOptions, ReplicaSpec
 
@@ -89,6 +91,21 @@ def set_threads(options: EngineOptions) -> None:
     """Compute on the CPU with as many threads as the launch says."""
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
+
+
+def pack(model: nn.Module, placement: Placement, try_out: Callable[[], object]) -> None:
+    """Lay the weights of linear layers out for the CPU's matrix kernels, where it has them.
+
+    Args:
+        model: below it layers are replaced.
+        try_out: computes something with it, to find out which layers map the same tensor.
+    """
+    if not can_pack(placement.device, placement.dtype):
+        return
+    with SharedInputs(model) as shared_inputs, torch.inference_mode():
+        try_out()
+    num_packed = pack_linears(model, shared_inputs.groups())
+    logger.info("%d linear layers are packed for the CPU", num_packed)
 
 
 def context_length(name: str, own: int, wanted: int | None, limits: BatchLimits) -> int:

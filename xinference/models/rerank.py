@@ -16,6 +16,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Transformer
 from tokenizers import Encoding
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from xinference.engine.config import Placement
@@ -27,7 +28,7 @@ from xinference.protocol.vectors import ModelRequest, RerankRequest, Scores, Vec
 
 from .base import OnProgress, expect
 from .encoder import Described, EncoderModel
-from .encoder_loading import check_complete, loading, place, set_threads
+from .encoder_loading import check_complete, loading, pack, place, set_threads
 from .encoder_loop import Texts, TokenIds
 from .text_tokens import TextTokens, ids_of
 
@@ -336,7 +337,7 @@ def load_rerank_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> RerankMo
                 trust_remote_code=options.trust_remote_code,
                 model_kwargs={"dtype": placement.dtype},
             )
-            model.eval().requires_grad_(False)
+            body: nn.Module = model.eval().requires_grad_(False)
             scorer = CrossEncoderScorer(model, placement, model_name=name)
         else:
             trust = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
@@ -349,4 +350,8 @@ def load_rerank_model(spec: ReplicaSpec, *, on_progress: OnProgress) -> RerankMo
             language.eval().requires_grad_(False).to(placement.device)
             tokenizer = AutoTokenizer.from_pretrained(path, **trust)
             scorer = LanguageScorer(language, tokenizer, template, placement, model_name=name)
+            # Why without the head: it is used once a row, and is often the embedding's own matrix.
+            body = language.base_model
+        two_tokens = Row(np.arange(2, dtype=np.int32), np.zeros(2, dtype=np.int32))
+        pack(body, placement, lambda: scorer.score([two_tokens]))
         return RerankModel(scorer, spec, placement)

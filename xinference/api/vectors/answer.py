@@ -13,7 +13,7 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from xinference.api.connection import WhileConnected
+from xinference.api.connection import WhileConnected, departure_of
 from xinference.api.gateway import Gateway, gateway_of
 from xinference.api.metrics import Observation
 from xinference.api.patience import patience_of
@@ -98,7 +98,7 @@ class VectorAnswer(Response):
             patience = patience_of(
                 scope, stream=False, default_seconds=self._gateway.answer_timeout_seconds
             )
-            with WhileConnected(receive) as client:
+            with WhileConnected(departure_of(scope, receive)) as client:
                 async with patience.waiting(self._model):
                     answer = await computed(self._gateway.cluster, self._model, self._asked)
             if client.has_left:

@@ -88,7 +88,8 @@ class ReplicaStream(Generic[Piece]):
         self._accepted: Accepted | None = None
         self._events: deque[Piece | Finished | Failed] = deque()
         self._num_chars = 0
-        self._arrived = asyncio.Event()
+        self._arrival: asyncio.Future[None] | None = None
+        """What the consumer waits for. Why no event: each of its waits makes such a one."""
         self._is_over = False
         """Nothing more will arrive: the last event is in the buffer, or the stream is closed."""
 
@@ -114,8 +115,7 @@ class ReplicaStream(Generic[Piece]):
         while not self._events:
             if self._is_over:
                 raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
+            await self._wait()
         event = self._events.popleft()
         if isinstance(event, Failed):
             raise event.error
@@ -128,23 +128,34 @@ class ReplicaStream(Generic[Piece]):
         self._events.clear()
         if not self._is_over:
             self._is_over = True
-            self._arrived.set()
+            self._wake()
             self._connection._forget(self._stream)
 
     # --- called by the connection
 
     async def _wait_accepted(self) -> None:
         while self._accepted is None and not self._events:
-            self._arrived.clear()
-            await self._arrived.wait()
+            await self._wait()
         if self._accepted is None:
             refused = self._events.popleft()
             assert isinstance(refused, Failed), f"{refused} before ACCEPT"
             raise refused.error
 
+    async def _wait(self) -> None:
+        """Return when something may have arrived."""
+        self._arrival = asyncio.get_running_loop().create_future()
+        try:
+            await self._arrival
+        finally:
+            self._arrival = None
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
     def _accept(self, num_prompt_tokens: int) -> None:
         self._accepted = Accepted(num_prompt_tokens=num_prompt_tokens)
-        self._arrived.set()
+        self._wake()
 
     def _check_accepted(self, frame: str) -> None:
         if self._accepted is None:
@@ -172,7 +183,7 @@ class ReplicaStream(Generic[Piece]):
             self._abort(RequestAborted(request_id=self._request_id))
         else:
             self._events.append(piece)
-            self._arrived.set()
+            self._wake()
 
     def _give_up(self, timeout_seconds: float) -> None:
         self._abort(self._connection._no_answer(timeout_seconds))
@@ -185,7 +196,7 @@ class ReplicaStream(Generic[Piece]):
     def _finish(self, last: Finished | Failed) -> None:
         self._is_over = True
         self._events.append(last)
-        self._arrived.set()
+        self._wake()
 
 
 class ReplicaConnection:

@@ -84,13 +84,24 @@ class _Peer:
         self.role = role
         self.requests: dict[int, RequestId] = {}
         self.last_stream = -1
+        self._unsent: list[bytes] = []
 
     def send(self, *encoded: bytes) -> None:
-        """Queue frames; never waits. A peer that does not read is cut off."""
+        """Send frames when the event loop turns; never waits.
+
+        Why not at once: requests come in bunches, and are answered in bunches.
+        """
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._unsent += encoded
+
+    def flush(self) -> None:
+        """Send what waits. A peer that does not read is cut off."""
+        unsent, self._unsent = self._unsent, []
         transport = self.writer.transport
-        if transport.is_closing():
+        if not unsent or transport.is_closing():
             return
-        transport.write(b"".join(encoded))
+        transport.write(b"".join(unsent))
         if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             logger.warning("a %s connection does not read what it asked for; closed", self.role)
             transport.abort()
@@ -272,6 +283,7 @@ class DataPlaneServer:
                 for frame in decoder.feed(received):
                     self._on_frame(peer, frame)
         finally:
+            peer.flush()
             self._peers.discard(peer)
             self._loaders.discard(peer)
             for stream in tuple(peer.requests):

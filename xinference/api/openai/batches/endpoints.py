@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the lines of a batch may go: the routes' own work, with what a line cannot ask refused."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from starlette.types import Message
-
 from xinference.api.body import checked
+from xinference.api.connection import Departure
 from xinference.api.gateway import Gateway
 from xinference.api.generation import Generation, whole_answer
 from xinference.api.openai.chat import chat_generation
@@ -41,7 +39,7 @@ def _generating(
             # Why: who waits for an answer goes before who comes back for it tomorrow.
             body = body.model_copy(update={"priority": PRIORITIES["flex"]})
         asked = await generation(gateway, body, request_id)
-        whole = await whole_answer(gateway, asked, _nobody_leaves)
+        whole = await whole_answer(gateway, asked, Departure())
         assert whole is not None, "nobody leaves"
         return whole
 
@@ -60,12 +58,6 @@ def _check_unnamed(request_id: str | None) -> None:
         raise InvalidRequest(
             field="request_id", problem="is not for batches; custom_id names the line"
         )
-
-
-async def _nobody_leaves() -> Message:
-    """Stand for a client's side of a connection that stays."""
-    await asyncio.Event().wait()
-    raise AssertionError("nobody sets it")
 
 
 ENDPOINTS: Mapping[str, Answer] = {
