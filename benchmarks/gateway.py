@@ -7,8 +7,9 @@
 A model of no cost (`free_model.py`) is behind a whole platform: guardian, supervisor, worker, one
 gateway process, the real data plane. In the same rounds, one after another, a bare FastAPI echo
 that counts just so (`bare_echo.py`), and with `--litellm` LiteLLM's proxy, one process of it, in
-front of that echo. The load (`http_load.py`) shares the machine's cores with what it measures.
-Printed are medians over the rounds:
+front of that echo. The load (`http_load.py`) shares the machine's cores with what it measures, in
+the same way for all: what speaks HTTP has the first core, the load and the model that it asks have
+the last. Printed are medians over the rounds:
 
     first text    of a streamed answer on one connection, in ms; as nothing else takes time, all of
                   it is what the gateway adds
@@ -31,11 +32,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from . import http_load
 
@@ -43,10 +45,13 @@ NUM_CONNECTIONS = 32
 STREAM_TOKENS = 256
 MODEL = "counting"
 START_SECONDS = 60.0
-FIRST_TEXTS, REQUESTS, STREAMS = 300, 60, 4
+FIRST_TEXTS, REQUESTS, STREAMS = 300, 120, 4
 """Of a round: answers on one connection; whole and streamed ones on each of many."""
 SLOW_SHARE = 10
 """LiteLLM's proxy gets a tenth of the first two, and one stream on each connection."""
+CORES = sorted(os.sched_getaffinity(0))
+HTTP_CORE, LOAD_CORE = CORES[0], CORES[-1]
+"""Why not wherever the kernel likes: some rounds had an echo alone on a core, some had not."""
 
 
 def main() -> None:
@@ -92,10 +97,17 @@ def run_platform(port: int, home: Path) -> int:
 
 
 @contextlib.contextmanager
-def started(command: list[str], port: int, **environment: str) -> Iterator[int]:
+def started(
+    command: list[str], port: int, *, cores: Collection[int], **environment: str
+) -> Iterator[int]:
     """Run a server until the block ends; give its port when it answers."""
     process = subprocess.Popen(
-        command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        command,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        # Why here: it has the affinity of the load otherwise.
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
     try:
         wait_until_answering(process, port)
@@ -130,20 +142,33 @@ def platform(home: str) -> Iterator[int]:
     """Run a platform with the free model on it."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.gateway", "--platform", str(port), home]
-    with started(command, port):
+    with started(command, port, cores=CORES):
         launch = {"model_name": "xinference-guide", "model_engine": "transformers"}
         launched = httpx.post(
             f"http://127.0.0.1:{port}/v1/models", json=launch | {"model_uid": MODEL}, timeout=60
         )
         launched.raise_for_status()
+        keep_to(HTTP_CORE, "gateway")
+        keep_to(LOAD_CORE, "benchmarks.free_model")
         yield port
+
+
+def keep_to(core: int, word: str) -> None:
+    """Keep the processes below this one that have a word in their command to one core."""
+    found = [one for one in psutil.Process().children(recursive=True) if word in one.cmdline()]
+    assert found, f"no process of {word}"
+    for process in found:
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, {core})
 
 
 @contextlib.contextmanager
 def bare_echo() -> Iterator[int]:
     """Run the yardstick."""
     port = free_port()
-    with started([sys.executable, "-m", "benchmarks.bare_echo", str(port)], port):
+    with started(
+        [sys.executable, "-m", "benchmarks.bare_echo", str(port)], port, cores={HTTP_CORE}
+    ):
         yield port
 
 
@@ -165,7 +190,7 @@ def litellm(executable: str, home: str, echo_port: int) -> Iterator[int]:
         # As open as the other two are.
         "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     }
-    with started([*command, "--telemetry", "False"], port, **environment):
+    with started([*command, "--telemetry", "False"], port, cores={HTTP_CORE}, **environment):
         yield port
 
 
@@ -208,6 +233,7 @@ MEASURES: dict[str, Callable[[int, int], float]] = {
 
 def measure_all(num_rounds: int, litellm_path: str | None) -> dict[str, dict[str, list[float]]]:
     """Return, by server and measure, the figure of each round."""
+    os.sched_setaffinity(0, {LOAD_CORE})
     with contextlib.ExitStack() as running:
         home = running.enter_context(tempfile.TemporaryDirectory())
         ports = {"bare echo": running.enter_context(bare_echo())}
