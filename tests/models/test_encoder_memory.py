@@ -2,6 +2,7 @@
 """What a forward is said to take, and what a process takes for many long documents."""
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.long_runs import RecordLongRun
+from xinference.cluster.replica_environment import DEFAULTS
 from xinference.models.encoder_memory import CPU_BATCH_TOKENS, MAX_BATCH_BYTES, batch_limits
 from xinference.protocol.encoding import EncoderOptions
 
@@ -84,3 +86,33 @@ def test_a_process_stays_below_the_ceiling_however_long_the_documents(
     assert found["documents"] == num_documents
     assert found["tokens"] > 200 * num_documents
     assert found["grown_mib"] < found["ceiling_mib"]
+
+
+def test_a_batch_like_the_one_before_takes_no_new_pages() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_FAULTS],
+        env={**DEFAULTS, **os.environ},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+
+    assert float(done.stdout.split()[-1]) < 500
+
+
+# By itself the C library gives what a batch took back when it ends: 5,000 pages of 4 KiB.
+COUNT_FAULTS = """
+import resource
+from benchmarks.embedding import SOURCE, TEXTS, Callers, load
+from xinference.protocol.encoding import EncoderOptions
+
+def count_faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+callers = Callers(load(SOURCE, EncoderOptions()), TEXTS["sentence"])
+callers.run(64, 4)
+before = count_faults()
+callers.run(64, 4)
+print((count_faults() - before) / 8)
+"""

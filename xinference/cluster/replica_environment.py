@@ -23,6 +23,16 @@ DEFAULTS: Mapping[str, str] = {
     # Why: with huge pages, where the kernel gives them to those that ask, products of few rows take
     # 0.85 of the time: they read every weight once, and pages of 4 KiB cost a walk each.
     "THP_MEM_ALLOC_ENABLE": "1",
+    # Why: what a batch took is free when it ends, and by itself the C library gives that back to
+    # the system: the pages that came anew with each batch of sentences took a fifth of its time.
+    # The models give it back when they have grown, or have nothing to do.
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    # Why: oneDNN keeps what it has made for each number of rows, 0.8 MB for each layer's shape, and
+    # by itself a thousand of them (the first is PyTorch's list, the second its own). A step uses a
+    # few, and making one takes less than a product of as many rows.
+    "LRU_CACHE_CAPACITY": "64",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     # Why: the tokenizer's own thread pool would compete with that team. One thread tokenizes.
     "TOKENIZERS_PARALLELISM": "false",
     # Why: GPUs are counted as the driver does that reports them, not by speed.

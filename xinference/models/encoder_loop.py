@@ -38,12 +38,14 @@ from xinference.protocol.vectors import AnswerEvent, VectorPiece
 
 from .base import Sink
 from .batching import BatchLimits, BatchPace, BatchQueue
-from .heap import Heap
+from .heap import KEPT_BYTES, Heap
 
 logger = logging.getLogger(__name__)
 
 TokenIds = npt.NDArray[np.int32]
 RETRY_AFTER_SECONDS = 1
+KEPT_SHARE = 4
+"""Of the memory that a batch may take, a quarter may stay with the process for the next one."""
 MAX_QUEUE_TOKENS = 32 * 2**20
 """That wait; one request is taken whatever it has, for a frame bounds it."""
 
@@ -254,7 +256,7 @@ class EncoderLoop:
 
     def _run(self) -> None:
         reason = FinishReason.ABORT
-        heap = Heap()
+        heap = Heap(kept_bytes=max(KEPT_BYTES, self._limits.max_bytes // KEPT_SHARE))
         try:
             while (texts := self._next_batch()) is not None:
                 self._run_batch(texts)
