@@ -40,7 +40,7 @@ def test_the_tokens_are_the_stock_ones_in_chunks_and_through_preemption(
 
     transcript = run_to_end(engine)
 
-    assert engine.config.attention == ("cpu" if architecture in PAGED else "padded")
+    assert engine.config.attention == ("native" if architecture in PAGED else "padded")
     assert engine.counters.num_preemptions > 0
     margin = smallest_margin(architecture)
     record_long_run("Architectures", requests=len(prompts()), smallest_margin=margin)

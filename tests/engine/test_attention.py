@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.engine.tiny_engines import tiny_engine
+from xinference.engine.attention import native
+from xinference.engine.attention.compiled import compiled
 from xinference.engine.attention.cpu import CpuAttention, _group_rows
 from xinference.engine.attention.interface import (
     AttendingCache,
@@ -18,6 +21,7 @@ from xinference.engine.attention.interface import (
     attending,
     paged_attention,
 )
+from xinference.engine.attention.native import NativeAttention
 from xinference.engine.attention.reference import ReferenceAttention
 from xinference.engine.attention.triton import TritonAttention
 from xinference.engine.batch import Batch
@@ -163,6 +167,7 @@ STEPS = {
 BACKENDS = {
     "reference": ReferenceAttention,
     "cpu": CpuAttention,
+    "native": NativeAttention,
     "triton": TritonAttention,
 }
 
@@ -198,9 +203,49 @@ def test_the_backends_agree_on_random_batches(seed: int) -> None:
 
     expected = attend(ReferenceAttention(), scene, scoring)
 
-    torch.testing.assert_close(
-        attend(CpuAttention(), scene, scoring), expected, atol=1e-5, rtol=1e-5
-    )
+    for backend in (CpuAttention(), NativeAttention()):
+        out = attend(backend, scene, scoring)
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 7, 8, 11, 16])
+@pytest.mark.parametrize("value_dim", [8, 12, 3, 64])
+def test_native_attention_of_contexts_in_parts(group: int, value_dim: int) -> None:
+    contexts = [700, 256, 257, 1, 15, 16, 17, 512]
+    scene = make_scene(contexts, [1] * 8, block_size=16, group=group, value_dim=value_dim)
+    for scoring in (
+        Scoring(scaling=0.3),
+        Scoring(scaling=0.3, window=300),
+        Scoring(scaling=0.3, sinks=torch.linspace(-1, 3, NUM_KV_HEADS * group)),
+    ):
+        expected = attend(ReferenceAttention(), scene, scoring)
+        out = attend(NativeAttention(), scene, scoring)
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_native_attention_gives_a_row_the_same_bits_in_any_batch() -> None:
+    contexts = [700, 40, 300]
+    scene = make_scene(contexts, [1, 1, 1], block_size=16, dtype=torch.bfloat16)
+    together = attend(NativeAttention(), scene, SCORINGS["plain"])
+
+    for row, context in enumerate(contexts):
+        alone = make_scene([context], [1], block_size=16, dtype=torch.bfloat16)
+        alone.query = scene.query[:, :, row : row + 1]
+        alone.keys, alone.values = [scene.keys[row]], [scene.values[row]]
+        assert torch.equal(attend(NativeAttention(), alone, SCORINGS["plain"])[0], together[row])
+
+
+def test_without_a_compiler_an_engine_has_the_other_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native._kernel.cache_clear()
+    compiled.cache_clear()
+
+    engine = tiny_engine()
+
+    assert engine.config.attention == "cpu"
+    assert "with native attention: there is no C compiler" in caplog.text
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
@@ -234,12 +279,13 @@ def test_short_rows_beside_a_long_one_are_not_padded_to_it(scoring: str) -> None
     torch.testing.assert_close(out, by_hand(scene, SCORINGS[scoring]), atol=1e-5, rtol=1e-5)
 
 
-def test_a_row_that_is_no_number_leaves_the_others_alone() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "native"])
+def test_a_row_that_is_no_number_leaves_the_others_alone(backend: str) -> None:
     scene = make_scene([9, 30, 2], [1, 1, 1], block_size=4)
     expected = by_hand(scene, SCORINGS["plain"])
     scene.keys[1][:, 5] = scene.values[1][:, 5] = torch.nan
 
-    out = attend(CpuAttention(), scene, SCORINGS["plain"])
+    out = attend(BACKENDS[backend](), scene, SCORINGS["plain"])
 
     assert out[1].isnan().all()
     torch.testing.assert_close(out[[0, 2]], expected[[0, 2]], atol=1e-5, rtol=1e-5)

@@ -143,7 +143,7 @@ def test_a_model_that_does_not_say_its_context_gets_a_careful_one() -> None:
 def test_each_device_has_its_own_attention_and_block_size() -> None:
     on_cpu, on_cuda = settle(EngineOptions()), settle(EngineOptions(), placement=CUDA)
 
-    assert (on_cpu.attention, on_cpu.block_size) == ("cpu", 128)
+    assert (on_cpu.attention, on_cpu.block_size) == ("native", 128)
     assert (on_cuda.attention, on_cuda.block_size) == (backend_names(CUDA)[0], 32)
 
 
@@ -156,7 +156,7 @@ def test_cuda_uses_triton_where_it_is_installed(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
 
     assert backend_names(CUDA) == names
-    assert backend_names(CPU) == ("cpu",)
+    assert backend_names(CPU) == ("native", "cpu")
 
 
 @pytest.mark.parametrize(

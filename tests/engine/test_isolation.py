@@ -14,6 +14,7 @@ from tests.json_schemas import BOUNDED
 from xinference.engine import Engine
 from xinference.engine.attention.cpu import CpuAttention
 from xinference.engine.attention.interface import AttentionBackend
+from xinference.engine.attention.native import NativeAttention
 from xinference.engine.attention.reference import ReferenceAttention
 from xinference.engine.batch import Batch
 from xinference.engine.isolation import run_apart
@@ -142,7 +143,9 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(
 
 
 @pytest.mark.parametrize(
-    "backend", [CpuAttention(), ReferenceAttention()], ids=["cpu", "reference"]
+    "backend",
+    [CpuAttention(), NativeAttention(), ReferenceAttention()],
+    ids=["cpu", "native", "reference"],
 )
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("prompt", [(5, POISON, 6), [7] * 60 + [POISON]])

@@ -194,8 +194,9 @@ class FakeReplica:
                 self._loop.call_soon(self.crash)
                 return
             case TextPrompt(text=text) if text == BLOCKS:
-                # What is called by way of PyDLL keeps the lock of the interpreter.
-                self._loop.call_soon(ctypes.PyDLL(None).sleep, BLOCK_SECONDS)
+                # What is called by way of PyDLL keeps the lock of the interpreter. Its caller has
+                # been told by then that it is taken.
+                self._loop.call_later(self._step_seconds, ctypes.PyDLL(None).sleep, BLOCK_SECONDS)
             case TextPrompt(text=text) if text == STICKS:
                 self.is_hung = True
             case TextPrompt(text=text) if text == FORKS:

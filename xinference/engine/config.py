@@ -255,7 +255,7 @@ def default_block_size(placement: Placement) -> int:
 def backend_names(placement: Placement) -> tuple[str, ...]:
     """Return the attention backends of a device, the preferred one first."""
     if placement.device.type == "cpu":
-        return ("cpu",)
+        return ("native", "cpu")
     has_triton = importlib.util.find_spec("triton") is not None
     return ("triton", "reference") if has_triton else ("reference",)
 

@@ -27,6 +27,7 @@ from xinference.protocol.deployment import EngineOptions
 
 from .attention.cpu import CpuAttention
 from .attention.interface import STATE_PROBLEM, AttentionBackend, register
+from .attention.native import NativeAttention
 from .attention.reference import ReferenceAttention
 from .config import (
     PADDED,
@@ -58,6 +59,7 @@ def _triton_attention() -> AttentionBackend:
 
 _BACKENDS: dict[str, Callable[[], AttentionBackend]] = {
     "cpu": CpuAttention,
+    "native": NativeAttention,
     "reference": ReferenceAttention,
     "triton": _triton_attention,
 }

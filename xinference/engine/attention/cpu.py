@@ -18,6 +18,7 @@ caps and unequal key and value sizes are not for that kernel; their softmax is w
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,8 @@ class CpuPlan:
     decode_plans: dict[tuple[int | None, int, int], _DecodePlan] = field(default_factory=dict)
     store_indices: dict[int, Tensor] = field(default_factory=dict)
     chunk_masks: dict[tuple[int, int | None], tuple[int, Tensor]] = field(default_factory=dict)
+    native_parts: dict[int | None, Any] = field(default_factory=dict)
+    """By window, what `native.py` has cut the contexts into."""
 
 
 class CpuAttention:
@@ -157,11 +160,31 @@ class CpuAttention:
         _, num_heads, num_tokens, _ = query.shape
         parts: list[Tensor] = []
         if plan.num_decode_rows:
-            parts.append(_decode(pages, plan, query[0, :, : plan.num_decode_rows], scoring))
+            parts.append(self._decode(pages, plan, query[0, :, : plan.num_decode_rows], scoring))
         for index, chunk in enumerate(plan.chunks):
             parts.append(_prefill(pages, plan, index, chunk, query[0], key[0], value[0], scoring))
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.view(1, num_tokens, num_heads, -1)
+
+    def _decode(self, pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Tensor:
+        """Return (R, H × Dv) for the decoding rows' queries (H, R, Dk)."""
+        num_heads = query.shape[0]
+        _, num_kv_heads, block_size, _ = pages.key.shape
+        block_bytes = (
+            num_kv_heads * block_size * (pages.key.shape[3] + pages.value.shape[3])
+        ) * pages.key.element_size()
+        which = (scoring.window, num_kv_heads, block_bytes)
+        paged = plan.decode_plans.get(which)
+        if paged is None:
+            paged = _plan_decode(plan, *which)
+            plan.decode_plans[which] = paged
+        folded = query.transpose(0, 1).index_select(0, paged.row_of_block)
+        folded = folded.unflatten(1, (num_kv_heads, -1)).flatten(0, 1)
+        mixed, lse = _attend_blocks(folded, list(_reads(pages, paged)), paged.mask, scoring)
+        lse, mixed = lse.view(-1, num_heads), mixed.view(-1, num_heads, mixed.shape[-1])
+        merged = [_merge(mixed, lse, rows, scoring) for rows in paged.rows]
+        out = merged[0] if len(merged) == 1 else torch.cat(merged)
+        return out.to(query.dtype).flatten(1)
 
 
 def _store_index(batch: Batch, num_kv_heads: int) -> Tensor:
@@ -200,27 +223,6 @@ def _attend_dense(
     lse = scores.logsumexp(-1)
     weights = scores.sub_(lse.unsqueeze(-1)).exp_().to(value.dtype)
     return torch.matmul(weights, value), lse
-
-
-def _decode(pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Tensor:
-    """Return (R, H × Dv) for the decoding rows' queries (H, R, Dk)."""
-    num_heads = query.shape[0]
-    _, num_kv_heads, block_size, _ = pages.key.shape
-    block_bytes = (
-        num_kv_heads * block_size * (pages.key.shape[3] + pages.value.shape[3])
-    ) * pages.key.element_size()
-    which = (scoring.window, num_kv_heads, block_bytes)
-    paged = plan.decode_plans.get(which)
-    if paged is None:
-        paged = _plan_decode(plan, *which)
-        plan.decode_plans[which] = paged
-    folded = query.transpose(0, 1).index_select(0, paged.row_of_block)
-    folded = folded.unflatten(1, (num_kv_heads, -1)).flatten(0, 1)
-    mixed, lse = _attend_blocks(folded, list(_reads(pages, paged)), paged.mask, scoring)
-    lse, mixed = lse.view(-1, num_heads), mixed.view(-1, num_heads, mixed.shape[-1])
-    merged = [_merge(mixed, lse, rows, scoring) for rows in paged.rows]
-    out = merged[0] if len(merged) == 1 else torch.cat(merged)
-    return out.to(query.dtype).flatten(1)
 
 
 def _reads(pages: Pages, paged: _DecodePlan) -> Iterator[tuple[slice, Tensor, Tensor]]:
