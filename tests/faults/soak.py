@@ -288,9 +288,10 @@ class Watch:
         while True:
             for pid in self._guarded.processes():
                 sample = (time.monotonic(), resident_kib(pid), num_descriptors(pid))
-                if sample[1]:
+                name = self._names.get(pid) or _name_of(pid)
+                if sample[1] and name is not None:
                     self._seen.setdefault(pid, []).append(sample)
-                    self._names.setdefault(pid, _name_of(pid))
+                    self._names[pid] = name
             await asyncio.sleep(SAMPLE_SECONDS)
 
     def growths(self) -> list[Growth]:
@@ -329,8 +330,11 @@ def _slope(points: Sequence[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
 
 
-def _name_of(pid: int) -> str:
+def _name_of(pid: int) -> str | None:
+    """Return what a process is; None: it has just ended."""
     words = words_of(pid)
+    if not words:
+        return None
     module = words[words.index("-m") + 1] if "-m" in words else words[0]
     names = {
         "tests.cluster.guarded": "guardian",

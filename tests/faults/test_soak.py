@@ -93,6 +93,7 @@ async def test_nothing_hangs_fails_or_grows_while_processes_are_killed(
     started_at = time.monotonic()
     await killer.run(started_at + seconds)
     await callers.stop()
+    assert not watching.done(), watching
     watching.cancel()
 
     outcomes = callers.outcomes()

@@ -95,9 +95,10 @@ def test_a_batch_like_the_one_before_takes_no_new_pages() -> None:
         capture_output=True,
         text=True,
         timeout=100,
-        check=True,
+        check=False,
     )
 
+    assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) < 500
 
 
@@ -110,9 +111,11 @@ from xinference.protocol.encoding import EncoderOptions
 def count_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-callers = Callers(load(SOURCE, EncoderOptions()), TEXTS["sentence"])
+model = load(SOURCE, EncoderOptions())
+callers = Callers(model, TEXTS["sentence"])
 callers.run(64, 4)
 before = count_faults()
 callers.run(64, 4)
 print((count_faults() - before) / 8)
+model.stop(10.0)
 """
