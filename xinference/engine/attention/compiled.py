@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
 COMPILE_SECONDS = 120.0
 _FLAGS = ("-O3", "-fPIC", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math")
 
@@ -83,11 +85,13 @@ def _openmp_library() -> Path:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         maps = ""
-    for line in maps.splitlines():
-        path = line.partition("/")[2]
-        if "libgomp" in path.rpartition("/")[2]:
-            return Path("/" + path)
-    raise ValueError("PyTorch has no OpenMP library here that others may use")
+    paths = {Path("/" + line.partition("/")[2]) for line in maps.splitlines() if "/" in line}
+    found = sorted(path for path in paths if path.name.startswith("libgomp"))
+    # Why the choice: other packages bring one of their own, with a team of its own.
+    own = [path for path in found if Path(torch.__file__).parent in path.parents]
+    if not found:
+        raise ValueError("PyTorch has no OpenMP library here that others may use")
+    return (own or found)[0]
 
 
 def _cache() -> Path:
