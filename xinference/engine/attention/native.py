@@ -2,8 +2,8 @@
 """`CpuAttention` whose single tokens go through a kernel in C (`decode.c`).
 
 One pass over the pages instead of three batched products and a score of small operations between
-them: a decoding step of a 0.5B model, of which attention was a third, takes what its weights do.
-Needs a C compiler; layers with soft caps, and all chunks, go the way of `CpuAttention`.
+them (`doc/experiments/engine-cpu.md`). Needs a C compiler; layers with soft caps, and all chunks,
+go the way of `CpuAttention`.
 """
 
 import ctypes
