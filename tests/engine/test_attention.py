@@ -208,7 +208,7 @@ def test_the_backends_agree_on_random_batches(seed: int) -> None:
         torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 7, 8, 11, 16])
+@pytest.mark.parametrize("group", [1, 2, 3, 7, 8, 11, 16, 20])
 @pytest.mark.parametrize("value_dim", [8, 12, 3, 64])
 def test_native_attention_of_contexts_in_parts(group: int, value_dim: int) -> None:
     contexts = [700, 256, 257, 1, 15, 16, 17, 512]

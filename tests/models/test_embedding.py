@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vectors are those of `sentence_transformers`, whoever asks for them together with whom."""
 
+import logging
 import random
 import threading
 from collections.abc import Iterator
@@ -67,6 +68,13 @@ def calls(path: Path) -> Iterator[Calls]:
 @pytest.fixture(scope="module")
 def alone(path: Path) -> SentenceTransformer:
     return SentenceTransformer(str(path), device="cpu")
+
+
+def test_its_layers_are_laid_out_for_the_cpu(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        load(path)
+
+    assert "linear layers are packed for the CPU" in caplog.text
 
 
 def assert_close(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores are those of the model alone, whoever asks for them together with whom."""
 
+import logging
 import random
 import threading
 from collections.abc import Iterator
@@ -71,6 +72,16 @@ def alone(path: Path) -> CrossEncoder:
 @pytest.fixture(scope="module")
 def language_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_language_reranker(tmp_path_factory.mktemp("language"))
+
+
+def test_the_layers_of_both_kinds_are_laid_out_for_the_cpu(
+    path: Path, language_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for load_one in (lambda: load(path), lambda: load(language_path, TEMPLATE)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            load_one()
+        assert "linear layers are packed for the CPU" in caplog.text
 
 
 @pytest.fixture(scope="module")

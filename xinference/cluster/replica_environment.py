@@ -30,7 +30,7 @@ DEFAULTS: Mapping[str, str] = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     # Why: oneDNN keeps what it has made for each number of rows, 0.8 MB for each layer's shape, and
     # by itself a thousand of them (the first is PyTorch's list, the second its own). A step uses a
-    # few, and making one takes less than a product of as many rows.
+    # few, and making one again takes less than a millisecond.
     "LRU_CACHE_CAPACITY": "64",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     # Why: the tokenizer's own thread pool would compete with that team. One thread tokenizes.

@@ -18,7 +18,7 @@ caps and unequal key and value sizes are not for that kernel; their softmax is w
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -89,12 +89,12 @@ class CpuPlan:
     decode_plans: dict[tuple[int | None, int, int], _DecodePlan] = field(default_factory=dict)
     store_indices: dict[int, Tensor] = field(default_factory=dict)
     chunk_masks: dict[tuple[int, int | None], tuple[int, Tensor]] = field(default_factory=dict)
-    native_parts: dict[int | None, Any] = field(default_factory=dict)
-    """By window, what `native.py` has cut the contexts into."""
 
 
 class CpuAttention:
     """See the module's text. Holds no state."""
+
+    plan_type: ClassVar[type[CpuPlan]] = CpuPlan
 
     def allocate(
         self,
@@ -127,7 +127,7 @@ class CpuAttention:
                 )
             )
         fresh = batch.cache_slots[batch.positions % batch.block_size == 0] // batch.block_size
-        return CpuPlan(
+        return self.plan_type(
             batch=batch,
             dtype=dtype,
             num_decode_rows=num_decode,

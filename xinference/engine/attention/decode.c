@@ -114,26 +114,27 @@ static inline float exponential(float x)
     }
 
 #if GROUP > 2
-typedef float heads VECTOR(LANES);
+typedef float heads VECTOR(8);
 
 static void score_tile(const float query[KEY_DIM][LANES], const float key[TILE][KEY_DIM],
                        float scores[TILE][LANES])
 {
-    for (int t = 0; t < TILE; t += 4) {
-        heads one = {0}, two = {0}, three = {0}, four = {0};
+    for (int g = 0; g < LANES; g += 8)
+        for (int t = 0; t < TILE; t += 4) {
+            heads one = {0}, two = {0}, three = {0}, four = {0};
 #pragma GCC unroll 8
-        for (int d = 0; d < KEY_DIM; d++) {
-            heads of_query = *(const heads *)query[d];
-            one += of_query * key[t][d];
-            two += of_query * key[t + 1][d];
-            three += of_query * key[t + 2][d];
-            four += of_query * key[t + 3][d];
+            for (int d = 0; d < KEY_DIM; d++) {
+                heads of_query = *(const heads *)(query[d] + g);
+                one += of_query * key[t][d];
+                two += of_query * key[t + 1][d];
+                three += of_query * key[t + 2][d];
+                four += of_query * key[t + 3][d];
+            }
+            *(heads *)(scores[t] + g) = one;
+            *(heads *)(scores[t + 1] + g) = two;
+            *(heads *)(scores[t + 2] + g) = three;
+            *(heads *)(scores[t + 3] + g) = four;
         }
-        *(heads *)scores[t] = one;
-        *(heads *)scores[t + 1] = two;
-        *(heads *)scores[t + 2] = three;
-        *(heads *)scores[t + 3] = four;
-    }
 }
 #else
 static void score_tile(const float query[KEY_DIM][LANES], const float key[TILE][KEY_DIM],

@@ -9,7 +9,7 @@ go the way of `CpuAttention`.
 import ctypes
 import functools
 from ctypes import c_float, c_int, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,14 @@ class _Parts:
     """(rows + 1,)"""
 
 
+@dataclass(slots=True, kw_only=True)
+class NativePlan(CpuPlan):
+    """One step."""
+
+    parts: dict[int | None, _Parts] = field(default_factory=dict)
+    """By window, made on first use."""
+
+
 class NativeAttention(CpuAttention):
     """See the module's text.
 
@@ -55,13 +63,15 @@ class NativeAttention(CpuAttention):
         ValueError: on use, where nothing can be compiled.
     """
 
+    plan_type = NativePlan
+
     def _decode(self, pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Tensor:
         if scoring.softcap is not None or query.dtype not in _TYPES or query.stride(2) != 1:
             return super()._decode(pages, plan, query, scoring)
-        parts = plan.native_parts.get(scoring.window)
+        assert isinstance(plan, NativePlan), plan
+        parts = plan.parts.get(scoring.window)
         if parts is None:
-            parts = _cut(plan, scoring.window)
-            plan.native_parts[scoring.window] = parts
+            parts = plan.parts[scoring.window] = _cut(plan, scoring.window)
         num_heads, num_rows, key_dim = query.shape
         num_kv_heads, block_size, value_dim = pages.value.shape[1:]
         kernel = _kernel(
