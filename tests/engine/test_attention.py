@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from tests.engine.tiny_engines import tiny_engine
 from xinference.engine.attention import native
-from xinference.engine.attention.compiled import compiled
 from xinference.engine.attention.cpu import CpuAttention, _group_rows
 from xinference.engine.attention.interface import (
     AttendingCache,
@@ -25,6 +24,7 @@ from xinference.engine.attention.native import NativeAttention
 from xinference.engine.attention.reference import ReferenceAttention
 from xinference.engine.attention.triton import TritonAttention
 from xinference.engine.batch import Batch
+from xinference.engine.native.compiled import compiled
 
 NUM_KV_HEADS = 2
 KEY_DIM = 8

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xinference.engine.attention.compiled import _openmp_library, compiled
+from xinference.engine.native.compiled import _openmp_library, compiled
 
 SOURCE = """
 #include <omp.h>
@@ -78,7 +78,7 @@ def test_it_runs_on_the_threads_that_pytorch_has(source: Path) -> None:
 
 def test_processes_that_compile_at_once_do_not_disturb_each_other(source: Path) -> None:
     program = (
-        "import sys, pathlib, torch; from xinference.engine.attention.compiled import compiled; "
+        "import sys, pathlib, torch; from xinference.engine.native.compiled import compiled; "
         "print(compiled(pathlib.Path(sys.argv[1]), (('EXPONENT', 4),)).power(2))"
     )
 

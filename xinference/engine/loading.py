@@ -43,6 +43,7 @@ from .config import (
 from .engine import Engine
 from .execution import CacheSize, Execution, PaddedExecution, RaggedExecution
 from .load_problem import load_problem
+from .native.layers import use_native_layers
 from .packing import SharedInputs, can_pack, pack_linears
 from .sampling_defaults import generation_defaults
 from .self_test import StockAnswer, ask_stock, compare
@@ -176,8 +177,11 @@ def make_engine(
             window=getattr(text_config, "sliding_window", None),
         )
     report(0.8)
+    num_packed = use_native_layers(model) if placement.device.type == "cpu" else 0
     if can_pack(placement.device, placement.dtype):
-        num_packed = pack_linears(model, shared_inputs.groups())
+        num_packed += pack_linears(model, shared_inputs.groups())
+        # Why: it holds the plain weights, and the memory that is free is looked at below.
+        del shared_inputs
         logger.info("%d linear layers are packed for the CPU", num_packed)
     report(0.9)
     names = backend_names(placement)

@@ -17,6 +17,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from .native.linear import NativeWeights, can_be_native
+
 logger = logging.getLogger(__name__)
 
 _PACKABLE = (torch.float32, torch.bfloat16)
@@ -30,7 +32,7 @@ class PackedLinear(nn.Module):
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.bias = linear.bias
-        self._weights = _PackedWeights(linear.weight.detach(), linear.bias)
+        self._weights = _packed(linear.weight.detach(), linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
@@ -63,8 +65,12 @@ class JoinedLinear(nn.Module):
         return self._team.plain(self._place)
 
 
-class _PackedWeights:
-    """A matrix and a bias, laid out for the kernel."""
+def _packed(weight: Tensor, bias: Tensor | None) -> "NativeWeights | _OneDnnWeights":
+    return (NativeWeights if can_be_native(weight) else _OneDnnWeights)(weight, bias)
+
+
+class _OneDnnWeights:
+    """A matrix and a bias, laid out for oneDNN's kernel."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._num_out = len(weight)
@@ -101,7 +107,7 @@ class _Team:
                 ]
             )
         weight = torch.cat([linear.weight.detach() for linear in linears])
-        self._weights = _PackedWeights(weight, bias)
+        self._weights = _packed(weight, bias)
         self._hidden: Tensor | None = None
         self._parts: dict[int, Tensor] = {}
         """Of `_hidden`, what nobody has taken yet."""
@@ -193,10 +199,14 @@ def pack_linears(model: nn.Module, joined: Iterable[tuple[nn.Linear, ...]] = ())
 
     Args:
         model: on the CPU, in a type that `can_pack` knows.
-        joined: layers of it that map the same tensor (`SharedInputs.groups`).
+        joined: layers that map the same tensor (`SharedInputs.groups`); those that are no longer
+            below it are left out.
     """
     packed: dict[nn.Linear, nn.Module] = {}
+    present = set(model.modules())
     for linears in joined:
+        if not present.issuperset(linears):
+            continue
         team = _Team(linears)
         for place, linear in enumerate(linears):
             packed[linear] = JoinedLinear(linear, team, place)

@@ -141,12 +141,16 @@ class CpuAttention:
         if index is None:
             index = _store_index(plan.batch, num_kv_heads)
             plan.store_indices[num_kv_heads] = index
+        self._clear_fresh(pages, plan)
         for stored, new in ((pages.key, key), (pages.value, value)):
-            if plan.fresh_blocks is not None:
-                # Why: blocks are read whole, and what somebody left at the end of one may be NaN,
-                # which stays NaN with weight 0.
-                stored.index_fill_(0, plan.fresh_blocks, 0)
             stored.view(-1, new.shape[-1]).index_copy_(0, index, new.reshape(-1, new.shape[-1]))
+
+    def _clear_fresh(self, pages: Pages, plan: CpuPlan) -> None:
+        # Why: blocks are read whole, and what somebody left at the end of one may be NaN, which
+        # stays NaN with weight 0.
+        if plan.fresh_blocks is not None:
+            pages.key.index_fill_(0, plan.fresh_blocks, 0)
+            pages.value.index_fill_(0, plan.fresh_blocks, 0)
 
     def attend(
         self,

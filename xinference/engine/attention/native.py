@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .compiled import compiled
+from xinference.engine.native.compiled import compiled
+from xinference.engine.native.layers import layer_kernels
+
 from .cpu import CpuAttention, CpuPlan
 from .interface import Pages, Scoring
 
-_SOURCE = Path(__file__).with_name("decode.c")
+_SOURCE = Path(__file__).parents[1] / "native" / "decode.c"
 _PART = 256
 """Tokens. Why not a whole context: a long one would keep one thread busy, and others wait."""
 _TYPES = (torch.float32, torch.bfloat16)
@@ -54,6 +56,8 @@ class NativePlan(CpuPlan):
 
     parts: dict[int | None, _Parts] = field(default_factory=dict)
     """By window, made on first use."""
+    slots: Tensor | None = None
+    """(T,) int64, likewise."""
 
 
 class NativeAttention(CpuAttention):
@@ -64,6 +68,33 @@ class NativeAttention(CpuAttention):
     """
 
     plan_type = NativePlan
+
+    def store(self, pages: Pages, plan: CpuPlan, key: Tensor, value: Tensor) -> None:
+        if key.dtype not in _TYPES or key.stride(3) != 1 or value.stride(3) != 1:
+            super().store(pages, plan, key, value)
+            return
+        assert isinstance(plan, NativePlan), plan
+        if plan.slots is None:
+            plan.slots = torch.from_numpy(plan.batch.cache_slots)
+        self._clear_fresh(pages, plan)
+        _, num_kv_heads, num_tokens, key_dim = key.shape
+        layer_kernels(key.dtype).store(
+            key.data_ptr(),
+            key.stride(2),
+            key.stride(1),
+            key_dim,
+            value.data_ptr(),
+            value.stride(2),
+            value.stride(1),
+            value.shape[3],
+            plan.slots.data_ptr(),
+            num_tokens,
+            num_kv_heads,
+            plan.batch.block_size,
+            pages.key.data_ptr(),
+            pages.value.data_ptr(),
+            torch.get_num_threads(),
+        )
 
     def _decode(self, pages: Pages, plan: CpuPlan, query: Tensor, scoring: Scoring) -> Tensor:
         if scoring.softcap is not None or query.dtype not in _TYPES or query.stride(2) != 1:

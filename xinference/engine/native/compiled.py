@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """C functions, compiled on the machine they run on, with its own compiler and for its own CPU.
 
-`compiled` gives a library for a source and some constants. It is kept in the user's cache, under a
-name that is made of everything it depends on. Its parallel loops run on PyTorch's OpenMP team: with
-a team of their own, each would wait for the other's threads to stop spinning.
+`compiled` gives a library for a source and some constants; the source may include headers that lie
+beside it. The library is kept in the user's cache, under a name that is made of everything it
+depends on. Its parallel loops run on PyTorch's OpenMP team: with a team of their own, each would
+wait for the other's threads to stop spinning.
 """
 
 import ctypes
@@ -37,7 +38,8 @@ def compiled(source: Path, constants: tuple[tuple[str, int], ...]) -> ctypes.CDL
     command = [_compiler(), *_FLAGS, *_flags_of_cpu()]
     definitions = [f"-D{name}={number}" for name, number in constants]
     version = _run([command[0], "--version"]).splitlines()[:1]
-    content = [source.read_text(), *command, *definitions, *version, str(team), _cpu()]
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    content = [*texts, *command, *definitions, *version, str(team), _cpu()]
     name = hashlib.sha256("\0".join(content).encode()).hexdigest()[:32] + ".so"
     path = _cache() / name
     if not path.exists():
