@@ -52,6 +52,22 @@ def test_steps_settle_near_the_target_whatever_the_machine(
     assert min(settled) > 0.15
 
 
+def test_a_long_prompt_whose_tokens_grow_dear_stays_near_the_target() -> None:
+    pace, done, took = StepPace(0.5), 0, []
+    pace.observe(num_stream_tokens=0, num_prompt_tokens=128, seconds=0.25)
+    pace.observe(num_stream_tokens=8, num_prompt_tokens=0, seconds=0.05)
+    while done < 4096:
+        count = pace.max_prompt_tokens()
+        # Three times as dear in the end as at first.
+        seconds = 0.05 + count * 0.002 * (1 + 2 * done / 4096)
+        took.append(seconds)
+        done += count
+        pace.observe(num_stream_tokens=8, num_prompt_tokens=count, seconds=seconds)
+
+    assert max(took) < 0.57
+    assert min(took) > 0.4
+
+
 def test_a_machine_that_slows_down_gets_smaller_chunks_within_a_few_steps() -> None:
     pace = StepPace(0.2)
     for _ in range(20):

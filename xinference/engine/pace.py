@@ -11,8 +11,11 @@ from collections import deque
 MIN_PROMPT_TOKENS = 16
 """A step beside streams computes so many, however slow: a prompt must get on. Measured on CPU,
 they cost about what one costs, since the weights are read once."""
-MEMORY = 0.8
-"""What a step leaves of the weight of those before it."""
+STREAM_MEMORY = 0.8
+"""What a step of streams alone leaves of the weight of those before it."""
+PROMPT_MEMORY = 0.5
+"""What one with a prompt leaves. Why less: tokens of a long prompt cost more with each step, as
+they look back on more."""
 
 RATE_SECONDS = 60.0
 """How far back the rate at which requests end looks."""
@@ -47,12 +50,14 @@ class StepPace:
         """Learn from a step that took `seconds`."""
         if num_prompt_tokens == 0:
             known = self._stream_seconds
-            self._stream_seconds = MEMORY * known + (1 - MEMORY) * seconds if known else seconds
+            mixed = STREAM_MEMORY * known + (1 - STREAM_MEMORY) * seconds
+            self._stream_seconds = mixed if known else seconds
             return
         if num_stream_tokens:
             seconds = max(seconds - self._stream_seconds, 0.0)
-        self._prompt_seconds = MEMORY * self._prompt_seconds + seconds
-        self._num_prompt_tokens = MEMORY * self._num_prompt_tokens + num_prompt_tokens
+        self._prompt_seconds = PROMPT_MEMORY * self._prompt_seconds + seconds
+        kept = PROMPT_MEMORY * self._num_prompt_tokens
+        self._num_prompt_tokens = kept + num_prompt_tokens
 
 
 class EndRate:

@@ -194,15 +194,8 @@ def _rotating(kind: type[nn.Module], dtype: torch.dtype) -> type[nn.Module] | No
     rotate = _rotate_like(stock, dtype)
     query, key = _random(1, 3, 5, 16).to(dtype), _random(1, 2, 5, 16).to(dtype)
     angles = (_random(1, 5, 16).to(dtype), _random(1, 5, 16).sigmoid().to(dtype))
-    for place in (0, 1):
-        if not _agree(
-            lambda *given: stock(*given)[place],  # noqa: B023  # called at once
-            lambda *given: rotate(*given)[place],  # noqa: B023
-            query,
-            key,
-            *angles,
-        ):
-            return None
+    if not _agree(_joined(stock), _joined(rotate), query, key, *angles):
+        return None
     ours = FunctionType(
         forward.__code__,
         {**forward.__globals__, _ROTARY: rotate},
@@ -261,6 +254,11 @@ def _rotate_like(
         return rotated[0], rotated[1]
 
     return rotate
+
+
+def _joined(rotate: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    """Return a function of one result: queries and keys as heads of one tensor."""
+    return lambda *given: torch.cat(rotate(*given), dim=1)
 
 
 def _random(*shape: int) -> Tensor:
