@@ -18,7 +18,7 @@ from xinference.protocol.generation import TokenCandidate, TokenLogprob
 
 from .batch import Batch, IntArray
 from .detokenizer import TextStream
-from .sampler import highest
+from .sampler import highest, highest_logits, weight_sums
 from .token_bytes import TokenBytes
 
 MIN_LOGPROB = -9999.0
@@ -50,8 +50,10 @@ def row_logprobs(logits: Tensor, token_ids: npt.NDArray[np.int64], num_top: int)
     tokens = torch.from_numpy(token_ids).to(logits.device).unsqueeze(1)
     of_token, ids, values = [], [], []
     for start in range(0, len(logits), _NUM_ROWS):
-        rows = logits[start : start + _NUM_ROWS].float()
-        total = rows.logsumexp(1, keepdim=True)
+        rows = logits[start : start + _NUM_ROWS]
+        top = highest_logits(rows)
+        sums = weight_sums(rows, torch.ones_like(top, dtype=torch.float32), top)
+        total = (top + sums.sum(1).log()).float().unsqueeze(1)
         of_token.append((rows.gather(1, tokens[start : start + _NUM_ROWS]) - total).squeeze(1))
         if num_top:
             best, best_ids = highest(rows, num_top)

@@ -21,6 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .native.sampling import native_chunk_sums
+
 _ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
@@ -177,16 +179,24 @@ def _draw(logits: Tensor, rows: SamplingRows, drawing: npt.NDArray[np.int64]) ->
         index = torch.from_numpy(able).to(logits.device)
         tokens[index[is_done]] = picked[is_done]
         pending = np.setdiff1d(pending, able[is_done.cpu().numpy()])
-    is_whole = ~has_top_k & (rows.top_p[drawing] >= 1)
-    is_whole[pending] = True
-    whole = np.flatnonzero(is_whole)
-    if whole.size:
-        own = cuts.at(whole)
-        weights = _weights(_take(logits, whole), own.temperature)
+    is_cut = np.zeros(len(drawing), bool)
+    is_cut[pending] = True
+    is_whole = is_cut | (~has_top_k & (rows.top_p[drawing] >= 1))
+    if rows.min_p is not None:
+        is_cut |= rows.min_p[drawing] > 0
+    if rows.typical_p is not None:
+        is_cut |= rows.typical_p[drawing] < 1
+    uncut, cut = np.flatnonzero(is_whole & ~is_cut), np.flatnonzero(is_whole & is_cut)
+    if uncut.size:
+        index = torch.from_numpy(uncut).to(logits.device)
+        tokens[index] = _draw_uncut(_take(logits, uncut), cuts.at(uncut))
+    if cut.size:
+        own = cuts.at(cut)
+        weights = _weights(_take(logits, cut), own.temperature)
         if pending.size:
-            index = torch.from_numpy(np.searchsorted(whole, pending)).to(logits.device)
+            index = torch.from_numpy(np.searchsorted(cut, pending)).to(logits.device)
             weights[index] = _cut_whole(weights[index], cuts.at(pending))
-        tokens[torch.from_numpy(whole).to(logits.device)] = _invert(
+        tokens[torch.from_numpy(cut).to(logits.device)] = _invert(
             _cut_shares(weights, own), own.draws
         )
     return tokens
@@ -258,9 +268,8 @@ class _Cuts:
         """Return the same with the mass of these rows, whose logits are among (all rows, V)."""
         own = self.at(rows)
         mass = self.mass.clone()
-        mass[torch.from_numpy(rows).to(mass.device)] = _chunk_sums(
-            _weights(_take(logits, rows), own.temperature)
-        ).sum(1)
+        sums = weight_sums(_take(logits, rows), own.temperature)
+        mass[torch.from_numpy(rows).to(mass.device)] = sums.sum(1)
         return replace(self, mass=mass)
 
 
@@ -296,10 +305,33 @@ def _draw_among_best(logits: Tensor, num_candidates: int, cuts: _Cuts) -> tuple[
     return ids.gather(1, order).gather(1, place).squeeze(1), ~is_kept[:, -1]
 
 
-def _weights(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Return (rows, V) float32, the highest of each row 1."""
-    highest_logit = logits.amax(1, keepdim=True).float()
-    weights = torch.sub(logits.float(), highest_logit)
+def _draw_uncut(logits: Tensor, cuts: _Cuts) -> Tensor:
+    """Return the (rows,) tokens that rows of (rows, V) draw where nothing is cut."""
+    top = highest_logits(logits)
+    chunk, share = _choose_chunk(weight_sums(logits, cuts.temperature, top), cuts.draws)
+    ids, is_inside = _tokens_of(chunk, logits.shape[1])
+    weights = _weights(logits.gather(1, ids), cuts.temperature, top)
+    return _choose_in_chunk(weights, ids, is_inside, share)
+
+
+def weight_sums(logits: Tensor, temperature: Tensor, top: Tensor | None = None) -> Tensor:
+    """Return the sums of the weights of chunks of tokens, (rows, chunks) float64.
+
+    Args:
+        logits: (rows, V).
+        temperature: (rows,).
+        top: (rows,) the highest logits, where they are known.
+    """
+    top = highest_logits(logits) if top is None else top
+    sums = native_chunk_sums(logits, top, temperature, chunk=_CHUNK)
+    return _chunk_sums(_weights(logits, temperature, top)) if sums is None else sums
+
+
+def _weights(logits: Tensor, temperature: Tensor, top: Tensor | None = None) -> Tensor:
+    """Return (rows, V) float32, that of the highest logit of each row 1."""
+    top = logits.amax(1) if top is None else top
+    # Why not by itself first: so the subtraction makes the floats.
+    weights = torch.sub(logits, top.float().unsqueeze(1))
     return weights.div_(temperature.unsqueeze(1)).exp_()
 
 
@@ -380,16 +412,29 @@ def _invert(weights: Tensor, draws: Tensor) -> Tensor:
 
     Why by chunks: few have to be cumulated, and all in float64.
     """
-    sums = _chunk_sums(weights)
+    chunk, share = _choose_chunk(_chunk_sums(weights), draws)
+    ids, is_inside = _tokens_of(chunk, weights.shape[1])
+    return _choose_in_chunk(weights.gather(1, ids), ids, is_inside, share)
+
+
+def _choose_chunk(sums: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which chunk each row draws from, (rows, 1), and how much weight of it comes before."""
     cumulated = sums.cumsum(1)
     target = draws.unsqueeze(1) * cumulated[:, -1:]
     chunk = _search(cumulated, target)
-    before = cumulated.gather(1, chunk) - sums.gather(1, chunk)
-    ids = chunk * _CHUNK + torch.arange(_CHUNK, device=weights.device)
-    last = weights.shape[1] - 1
-    inside = weights.gather(1, ids.clamp(max=last)).double().masked_fill_(ids > last, 0.0)
-    place = _search(inside.cumsum(1), target - before)
-    return ids.gather(1, place).clamp_(max=last).squeeze(1)
+    return chunk, target - (cumulated.gather(1, chunk) - sums.gather(1, chunk))
+
+
+def _tokens_of(chunk: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return the tokens of each row's chunk, and which of them there are; (rows, _CHUNK) both."""
+    ids = chunk * _CHUNK + torch.arange(_CHUNK, device=chunk.device)
+    return ids.clamp(max=vocab_size - 1), ids < vocab_size
+
+
+def _choose_in_chunk(weights: Tensor, ids: Tensor, is_inside: Tensor, share: Tensor) -> Tensor:
+    """Return (rows,), of the tokens of a chunk those at which their weights exceed the share."""
+    cumulated = weights.double().masked_fill_(~is_inside, 0.0).cumsum(1)
+    return ids.gather(1, _search(cumulated, share)).squeeze(1)
 
 
 def _search(cumulated: Tensor, target: Tensor) -> Tensor:
