@@ -5,6 +5,7 @@ import collections
 import json
 import random
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -173,7 +174,11 @@ def test_hostile_bodies_are_refused_and_leave_nothing_behind(
             if number == num_bodies // 4:
                 memory = gateway.memory_mib()
         grown = gateway.memory_mib() - memory
-        after = seconds_of(gateway)
+        after, until = seconds_of(gateway), time.monotonic() + DEADLINE_SECONDS
+        # Why again: beside other tests the processor itself is slow for seconds on end, which
+        # passes; what hostile bodies have slowed down stays slow.
+        while after >= SLOWER * before and time.monotonic() < until:
+            after = min(after, seconds_of(gateway))
 
     assert grown < MEMORY_MIB
     assert after < SLOWER * before
