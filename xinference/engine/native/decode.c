@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Attention of single tokens over pages, on CPUs. `native.py` compiles it for one shape of a layer:
+ * Attention of single tokens over pages, on CPUs. `attention/native.py` compiles it for
+ * one shape of a layer:
  *
  *     BFLOAT16        1: numbers are bfloat16; 0: float
  *     KEY_DIM, VALUE_DIM, NUM_KV_HEADS, BLOCK_SIZE
@@ -13,10 +14,6 @@
  * (https://crfm.stanford.edu/2023/10/12/flashdecoding.html). Everything between the numbers that
  * are read and the ones that are written is float. A NaN stays with its row.
  */
-
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
 
 #include "number.h"
 
