@@ -113,12 +113,18 @@ class History:
 
     async def kill_worker(self, address: str) -> None:
         worker = self.local.workers.get(address)
-        if worker is not None:
-            mine = {report.instance for report in worker.report().instances}
-            for actor in self.local.replicas:
-                if actor.report.instance in mine and not actor.ended.is_set():
-                    actor.ended.set()  # it goes with its worker, and nobody is told
-            await self.local.kill(address)
+        if worker is None:
+            return
+        killing = asyncio.ensure_future(self.local.kill(address))
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            # Why again and again: what was about to begin there begins while its tasks end.
+            while not killing.done():
+                mine = {report.instance for report in worker.report().instances}
+                for actor in self.local.replicas:
+                    if actor.report.instance in mine:
+                        actor.ended.set()  # it goes with its worker, and nobody is told
+                await asyncio.sleep(0)
+        await killing
 
     @staticmethod
     async def attempt(work: Any) -> None:
@@ -184,6 +190,16 @@ class History:
 def run_history(actions: list[tuple[Any, ...]]) -> None:
     with TemporaryDirectory() as home:
         asyncio.run(History(Path(home)).run(actions))
+
+
+def test_a_worker_dies_that_starts_again_what_was_killed_while_it_was_cut_off() -> None:
+    cut = ("cut", "127.0.0.1:2001")
+    run_history(
+        [
+            *(("wait", 0.5), cut, ("breathe", 2), ("launch", "a", 1), ("kill replicas",)),
+            *(cut, ("finish work",), cut, ("breathe", 1), ("kill worker", "127.0.0.1:2000")),
+        ]
+    )
 
 
 def test_the_actors_bring_any_history_to_rest(is_long: bool) -> None:
