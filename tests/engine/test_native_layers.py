@@ -12,7 +12,6 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from tests.architectures import PADDED, PAGED
 from tests.engine.test_native_linear import on_its_cpu
 from tests.models_tiny import VOCAB_SIZE, make_model
-from xinference.engine.native import layers
 from xinference.engine.native.layers import GatedMlp, NativeNorm, use_native_layers
 
 TYPES = (torch.float32, torch.bfloat16)
@@ -131,11 +130,8 @@ def test_a_norm_takes_rows_however_they_lie(dtype: torch.dtype) -> None:
 
 
 def test_without_a_compiler_all_is_left_to_pytorch(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    without_compiler: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    for cached in (layers.layer_kernels, layers.compiled):
-        cached.cache_clear()
     model = make_model("llama")
 
     with caplog.at_level(logging.INFO):

@@ -7,7 +7,6 @@ import torch
 
 from tests.engine.test_sampler import rows
 from xinference.engine.logprobs import row_logprobs
-from xinference.engine.native import sampling
 from xinference.engine.native.sampling import native_chunk_sums
 from xinference.engine.sampler import sample
 
@@ -40,20 +39,15 @@ def test_what_is_forbidden_weighs_nothing() -> None:
     assert sums.tolist() == [[0.0, 1.0] + [0.0] * 8]
 
 
-def test_without_a_compiler_the_same_tokens_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_same_tokens_are_drawn(request: pytest.FixtureRequest) -> None:
     logits = torch.randn(200, 3000, generator=torch.Generator().manual_seed(0)) * 2
     wanted = rows(200, temperature=0.8)
     tokens = sample(logits, wanted)
     logprobs = row_logprobs(logits, tokens, 3)
-    monkeypatch.setenv("CC", "no-such-compiler")
-    for cached in (sampling._kernel, sampling.compiled):
-        cached.cache_clear()
-    try:
-        again = sample(logits, wanted)
-        same = row_logprobs(logits, tokens, 3)
-        assert native_chunk_sums(logits, logits.amax(1), torch.ones(200), chunk=64) is None
-    finally:
-        sampling._kernel.cache_clear()
+    request.getfixturevalue("without_compiler")
+    again = sample(logits, wanted)
+    same = row_logprobs(logits, tokens, 3)
+    assert native_chunk_sums(logits, logits.amax(1), torch.ones(200), chunk=64) is None
 
     assert again.tolist() == tokens.tolist()
     np.testing.assert_allclose(same.top, logprobs.top, rtol=1e-5)

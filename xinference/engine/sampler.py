@@ -330,7 +330,7 @@ def weight_sums(logits: Tensor, temperature: Tensor, top: Tensor | None = None) 
 def _weights(logits: Tensor, temperature: Tensor, top: Tensor | None = None) -> Tensor:
     """Return (rows, V) float32, that of the highest logit of each row 1."""
     top = logits.amax(1) if top is None else top
-    # Why not by itself first: so the subtraction makes the floats.
+    # The subtraction itself makes floats; made before it, they would be another tensor.
     weights = torch.sub(logits, top.float().unsqueeze(1))
     return weights.div_(temperature.unsqueeze(1)).exp_()
 

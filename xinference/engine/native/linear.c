@@ -147,8 +147,8 @@ static void gate(int64_t rows, int64_t panels, const number both[GROUP][STRIP * 
         }
 }
 
-/* Transpose 16 × 16 numbers of 32 bits, rows `from_row` of them apart: four times two of four
- * shuffle steps that each double how many of a row lie together. */
+/* Transpose 16 × 16 pairs, whose rows begin `from_row` numbers apart, in four steps: each doubles
+ * how many of a column lie together. */
 static void transpose(const number *from, int64_t from_row, uint32_t *to)
 {
     __m512i rows[16], pairs[16];
