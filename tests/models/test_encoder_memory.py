@@ -118,9 +118,12 @@ def count_faults():
 model = load(SOURCE, EncoderOptions())
 callers = Callers(model, TEXTS["sentence"])
 callers.run(64, 4)
-before = count_faults()
-callers.run(64, 4)
-print((count_faults() - before) / 8)
+counts = []
+for _ in range(3):  # a larger batch than any before, as chance gathers callers, takes pages once
+    before = count_faults()
+    callers.run(64, 4)
+    counts.append(count_faults() - before)
+print(min(counts) / 8)
 model.stop(10.0)
 """
 
